@@ -1,0 +1,61 @@
+"""The model card: what a model is, what it takes, how it was made and how well it does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tfrz.config import write_yaml
+from tfrz.data.features import FeatureSpec
+
+if TYPE_CHECKING:
+    from tfrz.zoo.registry import ModelEntry
+
+
+def render_card(
+    entry: ModelEntry,
+    run_config: Any,
+    spec: FeatureSpec,
+    data: str,
+    metrics: Mapping[str, Mapping[str, float]],
+    num_parameters: int,
+) -> str:
+    """The card of one trained model, as Markdown.
+
+    Args:
+      entry: the model's row in the registry.
+      run_config: the resolved configuration.
+      spec: the raw features.
+      data: where the data came from, as given to `--data`.
+      metrics: set name ("validation", "test") to metric names and values.
+      num_parameters: trainable parameters, embeddings included.
+    """
+    lines = [
+        f"# {entry.name}: {entry.title}",
+        "",
+        f"Paper: {entry.paper.authors}, «{entry.paper.title}», {entry.paper.venue}, "
+        f"{entry.paper.url}",
+        "",
+        f"Trained on `{data}`; {num_parameters:,} parameters, embeddings included.",
+        "",
+        "## Inputs (raw)",
+        "",
+        "| feature | kind | dtype | values |",
+        "| --- | --- | --- | --- |",
+    ]
+    for feature in spec.features:
+        values = "many" if feature.multivalent else "one"
+        lines.append(f"| {feature.name} | {feature.kind} | {feature.dtype} | {values} |")
+    lines += ["", "## Metrics", ""]
+    names = sorted({name for values in metrics.values() for name in values})
+    if names:
+        lines += [f"| set | {' | '.join(names)} |", "| --- " * (len(names) + 1) + "|"]
+        for set_name, values in metrics.items():
+            cells = " | ".join(f"{values[n]:.4f}" if n in values else "" for n in names)
+            lines.append(f"| {set_name} | {cells} |")
+    else:
+        lines.append("Measured by the pipeline's Evaluator, after this card was written.")
+    lines += ["", "## Signatures", ""]
+    lines += [f"- `{signature}`" for signature in entry.signatures]
+    lines += ["", "## Configuration", "", "```yaml", write_yaml(run_config).rstrip(), "```", ""]
+    return "\n".join(lines)

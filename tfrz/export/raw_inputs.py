@@ -1,0 +1,43 @@
+"""Raw features as named dense tensors, the form of the `serving_raw` signatures.
+
+Missing is the empty string, NaN, or the smallest int64; lists are padded with it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from tfrz.data.features import FeatureSpec
+
+MISSING_INT = np.iinfo(np.int64).min
+
+
+def raw_input_signature(spec: FeatureSpec) -> dict[str, tf.TensorSpec]:
+    """Names to specs: `[batch]`, or `[batch, values]` for multivalent features."""
+    return {
+        feature.name: tf.TensorSpec(
+            [None, None] if feature.multivalent else [None],
+            tf.dtypes.as_dtype(feature.dtype),
+            name=feature.name,
+        )
+        for feature in spec.features
+    }
+
+
+def to_sparse(features: dict[str, tf.Tensor]) -> dict[str, tf.SparseTensor]:
+    """The same features as `tf.io.parse_example` would give them: missing values left out."""
+    sparse = {}
+    for name, value in features.items():
+        dense = value[:, tf.newaxis] if value.shape.rank == 1 else value
+        if dense.dtype == tf.string:
+            present = tf.not_equal(dense, "")
+        elif dense.dtype.is_floating:
+            present = tf.logical_not(tf.math.is_nan(dense))
+        else:
+            present = tf.not_equal(dense, MISSING_INT)
+        where = tf.where(present)
+        sparse[name] = tf.SparseTensor(
+            where, tf.gather_nd(dense, where), tf.shape(dense, out_type=tf.int64)
+        )
+    return sparse

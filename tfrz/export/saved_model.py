@@ -1,0 +1,81 @@
+"""Writing the SavedModel: signatures, assets, warm-up; built aside and renamed in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfrz.config import write_yaml
+from tfrz.data.features import FeatureSpec
+from tfrz.export.warmup import write_warmup
+from tfrz.files import atomic_directory
+
+
+def weight_names(model: keras.Model) -> dict[str, tf.Variable]:
+    """Names of a model's weights that do not depend on what else the process has built.
+
+    Keras numbers models of one class (`dcn_v2_1/...`); the first part of the path is left out.
+    """
+    named: dict[str, tf.Variable] = {}
+    for weight in model.weights:
+        path = getattr(weight, "path", weight.name).split(":")[0]
+        name = path.partition("/")[2] or path
+        if name in named:
+            raise ValueError(f"two weights are called {name}: give the layers names of their own")
+        named[name] = weight
+    return named
+
+
+def export_model(
+    version_directory: Path,
+    model: keras.Model,
+    task: Any,
+    transform: tf.Module,
+    spec: FeatureSpec,
+    run_config: Any,
+    vocabularies: Mapping[str, Sequence[str]],
+    card: str,
+    warmup: Sequence[bytes] = (),
+) -> None:
+    """Writes a SavedModel that TF Serving runs.
+
+    Args:
+      version_directory: where; its parent is TF Serving's base path, its name the version.
+      model: the trained model.
+      task: gives the signatures.
+      transform: raw sparse features to transformed ones; its tables and assets are saved along.
+      spec: the raw features.
+      run_config: saved as `assets/run_config.yaml`.
+      vocabularies: transformed name to terms in the order of their ids from 1; saved as
+        `assets/vocabularies.json` for a later warm start.
+      card: Markdown, saved as `assets/card.md`.
+      warmup: serialised raw examples.
+
+    Raises:
+      InputError: the place is taken or cannot be written.
+    """
+    module = tf.Module()
+    module.weights = {n.replace("/", "."): w for n, w in weight_names(model).items()}
+    module.transform = transform
+    signatures = task.signatures(model, transform, spec)
+    with atomic_directory(version_directory) as folder:
+        tf.saved_model.save(
+            module,
+            str(folder),
+            signatures=signatures,
+            # The graph must load on a server with other devices than the trainer's.
+            options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
+        )
+        assets = folder / "assets"
+        assets.mkdir(exist_ok=True)
+        (assets / "run_config.yaml").write_text(write_yaml(run_config))
+        (assets / "card.md").write_text(card)
+        (assets / "vocabularies.json").write_text(
+            json.dumps({name: list(terms) for name, terms in vocabularies.items()})
+        )
+        write_warmup(folder, warmup, run_config.name)

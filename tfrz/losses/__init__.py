@@ -1,0 +1,1 @@
+"""Losses that the systems of the zoo bring."""

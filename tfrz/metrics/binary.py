@@ -1,0 +1,120 @@
+"""Metrics of binary predictions: AUC, log loss and calibration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Mean binary cross-entropy: mean of log(1 + e^z) - y z, in nats.
+
+    Args:
+      labels: `[batch]`, 0 or 1.
+      logits: `[batch]`, log-odds z of the label 1.
+
+    Returns:
+      The mean; NaN for no rows.
+
+    Example:
+      >>> round(log_loss(np.array([1.0, 0.0]), np.array([0.0, 0.0])), 6)
+      0.693147
+    """
+    labels, logits = np.asarray(labels, np.float64), np.asarray(logits, np.float64)
+    if labels.size == 0:
+        return float("nan")
+    return float(np.mean(np.logaddexp(0.0, logits) - labels * logits))
+
+
+def auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve: P(s+ > s-) + P(s+ = s-) / 2, exactly, by ranks.
+
+    Args:
+      labels: `[batch]`, 0 or 1.
+      scores: `[batch]`, any increasing function of the probability.
+
+    Returns:
+      The area; NaN unless both labels occur.
+
+    Example:
+      >>> auc(np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8]))
+      0.75
+    """
+    labels, scores = np.asarray(labels) > 0.5, np.asarray(scores, np.float64)
+    positives, negatives = int(labels.sum()), int((~labels).sum())
+    if not positives or not negatives:
+        return float("nan")
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks = (last - (counts - 1) / 2.0)[inverse]
+    rank_sum = float(ranks[labels].sum())
+    return (rank_sum - positives * (positives + 1) / 2.0) / (positives * negatives)
+
+
+def calibration(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Mean predicted probability over mean label; 1 is calibrated in the large.
+
+    Args:
+      labels: `[batch]`, 0 or 1.
+      logits: `[batch]`, log-odds of the label 1.
+
+    Returns:
+      The ratio; NaN if no label is 1.
+
+    Example:
+      >>> calibration(np.array([1.0, 0.0]), np.array([0.0, 0.0]))
+      1.0
+    """
+    labels, logits = np.asarray(labels, np.float64), np.asarray(logits, np.float64)
+    if labels.sum() == 0:
+        return float("nan")
+    probabilities = np.exp(-np.logaddexp(0.0, -logits))
+    return float(probabilities.sum() / labels.sum())
+
+
+@keras.saving.register_keras_serializable(package="tfrz")
+class Calibration(keras.metrics.Metric):
+    """Mean prediction over mean label, streaming.
+
+    Formula: sum_i w_i p_i / sum_i w_i y_i.
+
+    Call arguments:
+      y_true: labels, any shape.
+      y_pred: probabilities, the same shape.
+      sample_weight: optional, the same shape.
+
+    Example:
+      >>> metric = Calibration()
+      >>> metric.update_state([1.0, 0.0], [0.75, 0.75])
+      >>> float(metric.result())
+      1.5
+    """
+
+    def __init__(self, name: str = "calibration", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        self.predicted = self.add_weight(name="predicted", shape=(), initializer="zeros")
+        self.observed = self.add_weight(name="observed", shape=(), initializer="zeros")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Adds a batch."""
+        labels = tf.reshape(tf.cast(y_true, self.dtype), [-1])
+        predictions = tf.reshape(tf.cast(y_pred, self.dtype), [-1])
+        if sample_weight is not None:
+            weights = tf.reshape(tf.cast(sample_weight, self.dtype), [-1])
+            labels, predictions = labels * weights, predictions * weights
+        self.predicted.assign_add(tf.reduce_sum(predictions))
+        self.observed.assign_add(tf.reduce_sum(labels))
+
+    def result(self) -> Any:
+        """The ratio so far; 0 before any label of 1."""
+        return tf.math.divide_no_nan(
+            tf.convert_to_tensor(self.predicted), tf.convert_to_tensor(self.observed)
+        )
+
+    def reset_state(self) -> None:
+        """Starts over."""
+        self.predicted.assign(0.0)
+        self.observed.assign(0.0)

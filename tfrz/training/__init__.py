@@ -1,0 +1,1 @@
+"""Training: batches in a fixed order, the loop, the XLA policy, warm starts."""

@@ -1,0 +1,89 @@
+"""The configuration of the training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from tfrz.config import require
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerConfig:
+    """How a model is trained.
+
+    Attributes:
+      epochs: passes over the training set at most.
+      batch_size: examples per step, over all replicas.
+      learning_rate: the highest learning rate.
+      optimizer: Adam, Adagrad or SGD, as Keras defines them.
+      learning_rate_schedule: constant, or half a cosine from `learning_rate` to 0 over all epochs.
+      clip_norm: bound on the global norm of the gradients; null for none.
+      embedding_l2: L2 penalty on the rows of embeddings that a batch looks up, summed over the
+        fields and averaged over the batch; 0 for none.
+      ema_decay: decay of the averaged weights that are evaluated and exported; null to use the
+        last weights. The decay at step t is min(ema_decay, (1 + t) / (10 + t)), so that short
+        runs do not evaluate near-initial weights.
+      early_stopping_patience: epochs without a better validation loss before the end; null for
+        never.
+      evaluations_per_epoch: how often in an epoch the validation set is evaluated.
+      dtype: Keras dtype policy of the model.
+      xla: compile the dense part of the step: auto is on for GPU and TPU, off for CPU.
+      strategy: the `tf.distribute` strategy.
+      seed: of initial weights, order of examples and dropout.
+      checkpoint_every_steps: a checkpoint to resume from each time so many steps are done.
+      steps_per_call: steps run inside one call of the compiled loop.
+      max_steps: stop after so many steps; null for no such bound.
+      warm_start: null, a SavedModel directory, or "latest_blessed" (pipeline only).
+      tensorboard: write TensorBoard summaries.
+    """
+
+    epochs: int = 3
+    batch_size: int = 1024
+    learning_rate: float = 1e-3
+    optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    clip_norm: float | None = 10.0
+    embedding_l2: float = 0.0
+    ema_decay: float | None = 0.9999
+    early_stopping_patience: int | None = 2
+    evaluations_per_epoch: int = 1
+    dtype: Literal["float32", "mixed_bfloat16"] = "float32"
+    xla: Literal["auto", "on", "off"] = "auto"
+    strategy: Literal["one_device", "mirrored", "multi_worker_mirrored"] = "one_device"
+    seed: int = 0
+    checkpoint_every_steps: int = 1000
+    steps_per_call: int = 20
+    max_steps: int | None = None
+    warm_start: str | None = None
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in (
+            "epochs",
+            "batch_size",
+            "evaluations_per_epoch",
+            "checkpoint_every_steps",
+            "steps_per_call",
+        ):
+            require(getattr(self, name) >= 1, f"trainer.{name}", "must be at least 1")
+        require(self.learning_rate > 0, "trainer.learning_rate", "must be above 0")
+        require(self.embedding_l2 >= 0, "trainer.embedding_l2", "must not be negative")
+        require(
+            self.clip_norm is None or self.clip_norm > 0, "trainer.clip_norm", "must be above 0"
+        )
+        require(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            "trainer.ema_decay",
+            "must be between 0 and 1",
+        )
+        require(
+            self.early_stopping_patience is None or self.early_stopping_patience >= 1,
+            "trainer.early_stopping_patience",
+            "must be at least 1, or null",
+        )
+        require(
+            self.max_steps is None or self.max_steps >= 1,
+            "trainer.max_steps",
+            "must be at least 1, or null",
+        )

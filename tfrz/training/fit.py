@@ -1,0 +1,378 @@
+"""The training loop: deterministic batches, averaged weights, checkpoints to resume from exactly.
+
+Keras' own `fit` resumes at the start of an epoch and forgets its early-stopping state. This loop
+keeps everything that decides the future in one checkpoint: weights, their averages, the best
+weights so far, the optimiser, the step and the history. A run that was killed and started again
+ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from tfrz.errors import InputError
+from tfrz.files import atomic_write
+from tfrz.training.batches import Batches
+from tfrz.training.compilation import compile_dense, use_xla
+from tfrz.training.config import TrainerConfig
+from tfrz.training.curves import save_curves
+
+logger = logging.getLogger(__name__)
+
+
+class Trainable(Protocol):
+    """What the loop needs to know of a task (see `tfrz.zoo.tasks`)."""
+
+    objective: str
+
+    def lookup(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Embedding lookups and all else that XLA shall not compile."""
+
+    def dense_loss(
+        self, model: keras.Model, looked_up: dict[str, tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Loss per example `[batch]`, and the regularisation of the step, a scalar."""
+
+    def predict(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """What `metrics` needs of a batch, `[batch, ...]` each."""
+
+    def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
+        """Metrics of the concatenated outputs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What came of a run.
+
+    Attributes:
+      history: one row per evaluation: step, epoch, training loss since the last, metrics.
+      best: the row whose weights the model now has.
+      steps_run: steps in all, those before a resume counted in.
+      epochs_run: epochs begun.
+      resumed_from: the step at which this process took up, 0 for a fresh start.
+    """
+
+    history: list[dict[str, float]]
+    best: dict[str, float]
+    steps_run: int
+    epochs_run: int
+    resumed_from: int
+
+
+def make_strategy(name: str) -> tf.distribute.Strategy:
+    """The `tf.distribute` strategy called `name` in the configuration."""
+    if name == "mirrored":
+        kinds = ("GPU", "TPU", "CPU")
+        devices = next(d for d in map(tf.config.list_logical_devices, kinds) if d)
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    if name == "multi_worker_mirrored":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def build_model(build: Callable[[], keras.Model], config: TrainerConfig) -> keras.Model:
+    """Calls `build` under the configured seed and distribution strategy."""
+    keras.utils.set_random_seed(config.seed)
+    with make_strategy(config.strategy).scope():
+        return build()
+
+
+def _make_optimizer(config: TrainerConfig, total_steps: int) -> keras.optimizers.Optimizer:
+    rate: Any = config.learning_rate
+    if config.learning_rate_schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, total_steps)
+    kinds = {
+        "adam": keras.optimizers.Adam,
+        "adagrad": keras.optimizers.Adagrad,
+        "sgd": keras.optimizers.SGD,
+    }
+    # Keras would otherwise compile the update on GPUs, and make embedding gradients dense.
+    return kinds[config.optimizer](
+        learning_rate=rate, global_clipnorm=config.clip_norm, jit_compile=False
+    )
+
+
+class _Loop:
+    """The variables and compiled functions of one run."""
+
+    def __init__(
+        self, model: keras.Model, task: Trainable, config: TrainerConfig, total_steps: int
+    ) -> None:
+        self.model, self.task, self.config = model, task, config
+        self.strategy = model.distribute_strategy
+        self.variables = model.trainable_variables
+        dense_loss = compile_dense(
+            lambda looked_up: task.dense_loss(model, looked_up), use_xla(config.xla)
+        )
+        with self.strategy.scope():
+            self.optimizer = _make_optimizer(config, total_steps)
+            self.optimizer.build(self.variables)
+            self.averages = self._copies("average") if config.ema_decay is not None else []
+            self.best = self._copies("best")
+        self._run_steps = self._compile(dense_loss)
+
+    def _copies(self, kind: str) -> list[tf.Variable]:
+        return [
+            tf.Variable(
+                variable,
+                trainable=False,
+                dtype=variable.dtype,
+                name=f"{kind}_{i}",
+                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            )
+            for i, variable in enumerate(self.variables)
+        ]
+
+    def _compile(self, dense_loss: Callable[..., Any]) -> Callable[..., tf.Tensor]:
+        batch_size = float(self.config.batch_size)
+        replicas = float(self.strategy.num_replicas_in_sync)
+
+        def replica_step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+            with tf.GradientTape() as tape:
+                per_example, regularization = dense_loss(self.task.lookup(self.model, batch))
+                loss = tf.reduce_sum(per_example) / batch_size + regularization / replicas
+            gradients = tape.gradient(loss, self.variables)
+            self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
+            if self.averages:
+                step = tf.cast(self.optimizer.iterations, tf.float32)
+                decay = tf.minimum(self.config.ema_decay, step / (9.0 + step))
+                for average, variable in zip(self.averages, self.variables, strict=True):
+                    average.assign_add(
+                        (tf.convert_to_tensor(variable) - average) * tf.cast(1 - decay, average.dtype)
+                    )
+            return loss
+
+        @tf.function(reduce_retracing=True)
+        def run_steps(iterator: Iterator[Any], count: tf.Tensor) -> tf.Tensor:
+            total = tf.constant(0.0)
+            for _ in tf.range(count):
+                losses = self.strategy.run(replica_step, args=(next(iterator),))
+                total += self.strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+            return total / tf.cast(count, tf.float32)
+
+        return run_steps
+
+    def iterator(self, dataset: tf.data.Dataset) -> Iterator[Any]:
+        """An iterator that hands each replica its share of every batch."""
+        if self.strategy.num_replicas_in_sync > 1:
+            return iter(self.strategy.experimental_distribute_dataset(dataset))
+        return iter(dataset)
+
+    def run(self, iterator: Iterator[Any], count: int) -> float:
+        """Mean loss of `count` steps."""
+        return float(self._run_steps(iterator, tf.constant(count)))
+
+    def weights_to_evaluate(self) -> list[np.ndarray]:
+        """The averaged weights, or the current ones if none are averaged."""
+        return [v.numpy() for v in (self.averages or self.variables)]
+
+    def assign(self, variables: list[tf.Variable], values: list[np.ndarray]) -> None:
+        """Sets variables to values."""
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+
+def evaluate(model: keras.Model, task: Trainable, batches: Batches) -> dict[str, float]:
+    """The task's metrics of `model` over all examples of `batches`."""
+    predict = tf.function(lambda batch: task.predict(model, batch), reduce_retracing=True)
+    collected: dict[str, list[np.ndarray]] = {}
+    for batch in batches.once():
+        for name, value in predict(batch).items():
+            collected.setdefault(name, []).append(value.numpy())
+    return task.metrics({name: np.concatenate(parts) for name, parts in collected.items()})
+
+
+class _Progress:
+    """Where the run stands: everything that decides the future but is not a tensor."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.best_row = -1
+        self.loss_sum = 0.0
+        self.loss_steps = 0
+        self.stopped = False
+
+    def dump(self) -> str:
+        return json.dumps(vars(self))
+
+    def load(self, text: str) -> None:
+        vars(self).update(json.loads(text))
+
+
+class _Checkpoints:
+    """Saves and restores a loop with its progress; does nothing without a folder."""
+
+    def __init__(self, directory: Path | None, loop: _Loop, progress: _Progress) -> None:
+        self._progress = progress
+        self._manager: tf.train.CheckpointManager | None = None
+        if directory is None:
+            return
+        self._text = tf.Variable("", dtype=tf.string, trainable=False)
+        self._checkpoint = tf.train.Checkpoint(
+            model=loop.model,
+            optimizer=loop.optimizer,
+            averages=loop.averages,
+            best=loop.best,
+            progress=self._text,
+        )
+        self._manager = tf.train.CheckpointManager(
+            self._checkpoint, str(directory / "checkpoints"), max_to_keep=2
+        )
+
+    def save(self) -> None:
+        if self._manager is not None:
+            self._text.assign(self._progress.dump())
+            self._manager.save(checkpoint_number=self._progress.step)
+
+    def restore(self) -> None:
+        if self._manager is not None and self._manager.latest_checkpoint:
+            status = self._checkpoint.restore(self._manager.latest_checkpoint)
+            status.assert_existing_objects_matched()
+            self._progress.load(self._text.numpy().decode())
+            logger.info("resumed at step %d", self._progress.step)
+
+
+def _boundaries(steps_per_epoch: int, per_epoch: int, total: int) -> Callable[[int], int]:
+    """The next step, after a given one, at which the validation set is evaluated."""
+
+    def following(step: int) -> int:
+        epoch, offset = divmod(step, steps_per_epoch)
+        for part in range(1, per_epoch + 1):
+            point = steps_per_epoch * part // per_epoch
+            if point > offset:
+                return min(epoch * steps_per_epoch + point, total)
+        return min((epoch + 1) * steps_per_epoch, total)
+
+    return following
+
+
+def _judge(loop: _Loop, progress: _Progress, objective: str, evaluations_of_patience: int) -> None:
+    """Keeps the weights if the last evaluation is the best, and decides whether to stop."""
+    values = [row[objective] for row in progress.history]
+    if progress.best_row < 0 or values[-1] < values[progress.best_row]:
+        progress.best_row = len(values) - 1
+        loop.assign(loop.best, loop.weights_to_evaluate())
+    elif evaluations_of_patience and len(values) - 1 - progress.best_row >= evaluations_of_patience:
+        progress.stopped = True
+
+
+def fit(
+    model: keras.Model,
+    task: Trainable,
+    train: Batches,
+    validation: Batches,
+    config: TrainerConfig,
+    directory: Path | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """Trains `model`; on return it has the best (averaged) weights by the task's objective.
+
+    Args:
+      model: built by `build_model`, so that its variables are made under the strategy.
+      task: losses and metrics.
+      train: the training set.
+      validation: the set by which weights are chosen and training is stopped.
+      config: how.
+      directory: takes `checkpoints/`, `tensorboard/`, `history.json` and `curves.png`. A run
+        found there is resumed. Without it nothing is written.
+      progress: show a bar on standard error.
+
+    Raises:
+      InputError: fewer examples than one batch, or the loss is no longer finite.
+    """
+    steps_per_epoch = train.steps_per_epoch
+    total = steps_per_epoch * config.epochs
+    if config.max_steps is not None:
+        total = min(total, config.max_steps)
+    loop = _Loop(model, task, config, total)
+    state = _Progress()
+    checkpoints = _Checkpoints(directory, loop, state)
+    checkpoints.restore()
+    resumed_from = state.step
+    writer = None
+    if directory is not None and config.tensorboard:
+        writer = tf.summary.create_file_writer(str(directory / "tensorboard"))
+    next_evaluation = _boundaries(steps_per_epoch, config.evaluations_per_epoch, total)
+    patience = (config.early_stopping_patience or 0) * config.evaluations_per_epoch
+    bar = tqdm(
+        total=total,
+        initial=state.step,
+        desc="training",
+        unit="step",
+        disable=not progress,
+        mininterval=0.5 if sys.stderr.isatty() else 10,
+    )
+    iterator: Iterator[Any] | None = None
+    try:
+        while state.step < total and not state.stopped:
+            epoch, offset = divmod(state.step, steps_per_epoch)
+            if iterator is None or offset == 0:
+                iterator = loop.iterator(train.epoch(epoch, skip=offset))
+            evaluation = next_evaluation(state.step)
+            every = config.checkpoint_every_steps
+            checkpoint = (state.step // every + 1) * every
+            count = min(config.steps_per_call, evaluation - state.step, checkpoint - state.step)
+            loss = loop.run(iterator, count)
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"the loss is {loss} at step {state.step + count}: "
+                    "lower trainer.learning_rate or trainer.clip_norm, or check numeric features"
+                )
+            state.step += count
+            state.loss_sum += loss * count
+            state.loss_steps += count
+            bar.update(count)
+            if writer is not None:
+                with writer.as_default(step=state.step):
+                    tf.summary.scalar("loss", loss)
+            if state.step == evaluation:
+                current = [v.numpy() for v in loop.variables]
+                loop.assign(loop.variables, loop.weights_to_evaluate())
+                metrics = evaluate(model, task, validation)
+                loop.assign(loop.variables, current)
+                state.history.append(
+                    {
+                        "step": state.step,
+                        "epoch": state.step / steps_per_epoch,
+                        "loss": state.loss_sum / state.loss_steps,
+                        **metrics,
+                    }
+                )
+                state.loss_sum, state.loss_steps = 0.0, 0
+                _judge(loop, state, task.objective, patience)
+                bar.set_postfix({k: f"{v:.4f}" for k, v in metrics.items()})
+                if writer is not None:
+                    with writer.as_default(step=state.step):
+                        for name, value in metrics.items():
+                            tf.summary.scalar(f"validation/{name}", value)
+            if state.step in (checkpoint, evaluation):
+                checkpoints.save()
+    except KeyboardInterrupt:
+        checkpoints.save()
+        raise
+    finally:
+        bar.close()
+    loop.assign(loop.variables, [v.numpy() for v in loop.best])
+    if directory is not None:
+        atomic_write(directory / "history.json", json.dumps(state.history, indent=1) + "\n")
+        save_curves(state.history, directory / "curves.png")
+    return FitResult(
+        history=state.history,
+        best=state.history[state.best_row],
+        steps_run=state.step,
+        epochs_run=-(-state.step // steps_per_epoch),
+        resumed_from=resumed_from,
+    )

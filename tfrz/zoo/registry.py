@@ -1,0 +1,157 @@
+"""The registry: one row per system. Everything that runs over the zoo reads these rows.
+
+A row names its parts by dotted path (`module:attribute`), so that listing the zoo imports neither
+TensorFlow nor TFX. The command line, the pipeline, the conformance battery, the benchmarks, the
+reproductions and the documentation pages find a system through its row and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from pathlib import Path
+from typing import Any, Literal
+
+from tfrz.config import did_you_mean, require
+from tfrz.errors import InputError
+
+RecordType = Literal["impression", "history", "list", "logged_action"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper:
+    """Where a system was published."""
+
+    title: str
+    authors: str
+    venue: str
+    url: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelEntry:
+    """One system of the zoo.
+
+    Attributes:
+      name: the word that users type.
+      title: one line for `tfrz list`.
+      paper: the publication.
+      record_type: what one training record is (see `tfrz.data.records`).
+      model: `module:class` of the `keras.Model`.
+      config: `module:class` of its configuration dataclass.
+      task: `module:class` of the record type's recipe (the pipeline's hook).
+      layers: `module:class` of the layers it brings; each passes the conformance battery.
+      losses: `module:class` of the losses it brings.
+      datasets: the words of `--data` that have a configuration of their own.
+      signatures: what its SavedModel answers to.
+      metrics: what the Evaluator reports.
+      blessing: `module:class` of pipeline components whose blessing the Pusher needs too.
+      bench: suites of `tfrz bench`.
+      reproduce: modules of `tfrz reproduce`.
+      configs: folder of the YAML files `<dataset>.yaml`; the package's own if not given.
+    """
+
+    name: str
+    title: str
+    paper: Paper
+    record_type: RecordType
+    model: str
+    config: str
+    task: str
+    layers: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ("simulated",)
+    signatures: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    blessing: tuple[str, ...] = ()
+    bench: tuple[str, ...] = ()
+    reproduce: tuple[str, ...] = ()
+    configs: str | None = None
+
+    def load(self, part: str) -> Any:
+        """The class that the row's field `part` ("model", "config" or "task") names."""
+        return resolve(getattr(self, part))
+
+    @property
+    def config_directory(self) -> Path:
+        """The folder of the row's YAML configurations."""
+        if self.configs is not None:
+            return Path(self.configs)
+        return Path(__file__).parent / "configs" / self.name
+
+
+def resolve(path: str) -> Any:
+    """The object at `module:attribute`."""
+    module, _, attribute = path.partition(":")
+    require(bool(module and attribute), path, "write a dotted path as module:attribute")
+    return getattr(importlib.import_module(module), attribute)
+
+
+_DCN_V2 = ModelEntry(
+    name="dcn_v2",
+    title="Deep & Cross Network V2 with mixtures of low-rank cross layers",
+    paper=Paper(
+        title=(
+            "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale "
+            "Learning to Rank Systems"
+        ),
+        authors="Wang, Shivanna, Cheng, Jain, Lin, Hong, Chi",
+        venue="WWW 2021",
+        url="https://arxiv.org/abs/2008.13535",
+    ),
+    record_type="impression",
+    model="tfrz.models.dcn_v2:DCNv2",
+    config="tfrz.models.dcn_v2:DCNv2Config",
+    task="tfrz.zoo.tasks.click:ClickTask",
+    layers=(
+        "tfrz.layers.cross:Cross",
+        "tfrz.layers.cross:LowRankCross",
+        "tfrz.layers.cross:MixtureOfLowRankCross",
+    ),
+    datasets=("simulated", "movielens-1m", "movielens-100k", "criteo", "avazu"),
+    signatures=(
+        "serving_default",
+        "serving_raw",
+        "score",
+        "classify",
+        "regress",
+        "transform_features",
+    ),
+    metrics=("auc", "log_loss", "calibration"),
+    bench=("cross",),
+    reproduce=("tfrz.reproduce.dcn_v2",),
+)
+
+_ENTRIES: dict[str, ModelEntry] = {entry.name: entry for entry in (_DCN_V2,)}
+
+
+def names() -> tuple[str, ...]:
+    """The names of all systems, in the order of the registry."""
+    return tuple(_ENTRIES)
+
+
+def get(name: str) -> ModelEntry:
+    """The row called `name`.
+
+    Raises:
+      InputError: there is none; the message names the nearest.
+    """
+    if name not in _ENTRIES:
+        raise InputError(f"unknown model {name!r}{did_you_mean(name, _ENTRIES)}")
+    return _ENTRIES[name]
+
+
+def register(entry: ModelEntry) -> None:
+    """Adds a row at run time: a model of your own joins the command line and the pipeline.
+
+    Raises:
+      InputError: the name is taken.
+    """
+    if entry.name in _ENTRIES:
+        raise InputError(f"a model called {entry.name!r} is registered already: choose another")
+    _ENTRIES[entry.name] = entry
+
+
+def unregister(name: str) -> None:
+    """Takes a row out again."""
+    _ENTRIES.pop(name, None)

@@ -1,0 +1,233 @@
+"""The configuration of one run: model, data, training, export, tuning, evaluation, pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from tfrz.config import apply_overrides, from_mapping, merge, read_yaml, require, to_mapping
+from tfrz.training.config import TrainerConfig
+from tfrz.zoo import registry
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """How records become training, validation and test sets.
+
+    Attributes:
+      seed: of the random split.
+      validation_fraction: share of the records held out to choose by (the pipeline's eval split).
+      test_fraction: share held out to report; `tfrz train` only.
+      max_corrupt_fraction: share of unreadable lines above which a run fails.
+      options: passed to the reader of the source, e.g. `rows` for simulated data.
+    """
+
+    seed: int = 0
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
+    max_corrupt_fraction: float = 0.001
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.validation_fraction < 1, "data.validation_fraction", "must be between 0 and 1"
+        )
+        require(0 <= self.test_fraction < 1, "data.test_fraction", "must be at least 0, under 1")
+        require(
+            self.validation_fraction + self.test_fraction < 1,
+            "data.validation_fraction + data.test_fraction",
+            "must leave something to train on (sum under 1)",
+        )
+        require(
+            0 <= self.max_corrupt_fraction <= 1,
+            "data.max_corrupt_fraction",
+            "must be between 0 and 1",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What goes beside the graph of a SavedModel.
+
+    Attributes:
+      warmup_requests: requests stored for TF Serving's warm-up; 0 for none.
+    """
+
+    warmup_requests: int = 8
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.warmup_requests <= 1000,
+            "export.warmup_requests",
+            "must be 0 to 1000 (TF Serving refuses more)",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TunerConfig:
+    """The search of the pipeline's Tuner.
+
+    Attributes:
+      enabled: whether the pipeline has a Tuner.
+      max_trials: configurations tried.
+      epochs_per_trial: epochs of each.
+      search_space: dotted names of this configuration to the values to try.
+    """
+
+    enabled: bool = False
+    max_trials: int = 8
+    epochs_per_trial: int = 1
+    search_space: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(self.max_trials >= 1, "tuner.max_trials", "must be at least 1")
+        require(self.epochs_per_trial >= 1, "tuner.epochs_per_trial", "must be at least 1")
+        require(
+            not self.enabled or bool(self.search_space),
+            "tuner.search_space",
+            "is empty: name what to search, e.g. {model.rank: [8, 16]}",
+        )
+        for name, values in self.search_space.items():
+            require(bool(values), f"tuner.search_space.{name}", "has no values")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatorConfig:
+    """What a model must reach to be blessed.
+
+    Attributes:
+      slices: tuples of raw feature names by whose values metrics are sliced.
+      min_auc: the overall AUC must be above this.
+      max_log_loss: the overall log loss must be below this, if given.
+      calibration_bounds: mean prediction over mean label must lie between these, if given.
+      min_slice_auc: every slice of `slices` must be above this AUC, if given.
+      min_slice_examples: slices with fewer examples are not held to `min_slice_auc`.
+      max_auc_drop: a candidate may be this much below the latest blessed model.
+    """
+
+    slices: tuple[tuple[str, ...], ...] = ()
+    min_auc: float = 0.6
+    max_log_loss: float | None = None
+    calibration_bounds: tuple[float, ...] | None = None
+    min_slice_auc: float | None = None
+    min_slice_examples: int = 100
+    max_auc_drop: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(0 <= self.min_auc < 1, "evaluator.min_auc", "must be at least 0, under 1")
+        require(self.max_auc_drop >= 0, "evaluator.max_auc_drop", "must not be negative")
+        require(self.min_slice_examples >= 0, "evaluator.min_slice_examples", "must be >= 0")
+        bounds = self.calibration_bounds
+        require(
+            bounds is None or (len(bounds) == 2 and bounds[0] < bounds[1]),
+            "evaluator.calibration_bounds",
+            "must be two numbers, the smaller first",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """How the TFX pipeline runs.
+
+    Attributes:
+      beam_runner: DirectRunner, or a runner that the Beam installation has.
+      beam_args: further Beam options, word for word (`--direct_num_workers=2`).
+      schema: inferred from the statistics, or imported from the source's feature spec.
+      enable_cache: reuse the outputs of a component whose inputs have not changed.
+    """
+
+    beam_runner: str = "DirectRunner"
+    beam_args: tuple[str, ...] = ()
+    schema: Literal["inferred", "imported"] = "inferred"
+    enable_cache: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines a run; saved beside each result and inside each SavedModel.
+
+    Attributes:
+      name: the model's name in the registry.
+      model: an instance of the configuration class of that model.
+    """
+
+    name: str
+    model: Any
+    data: DataConfig = DataConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    export: ExportConfig = ExportConfig()
+    tuner: TunerConfig = TunerConfig()
+    evaluator: EvaluatorConfig = EvaluatorConfig()
+    pipeline: PipelineConfig = PipelineConfig()
+
+
+def run_config_from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
+    """The `RunConfig` that plain values describe; the inverse of `run_config_to_mapping`.
+
+    Raises:
+      ConfigError: an unknown key, or a value of the wrong type or range.
+    """
+    values = dict(mapping)
+    entry = registry.get(str(values.get("name", "")))
+    model = from_mapping(entry.load("config"), values.pop("model", None), "model")
+    config = from_mapping(RunConfig, {**values, "model": model})
+    for dotted in config.tuner.search_space:
+        # A misspelt name must not cost an evening of trials: build one configuration with each.
+        first = config.tuner.search_space[dotted][0]
+        with_override(config, dotted, first)
+    return config
+
+
+def run_config_to_mapping(config: RunConfig) -> dict[str, Any]:
+    """Plain values (for YAML, JSON and TFX's `custom_config`)."""
+    return to_mapping(config)
+
+
+def with_override(config: RunConfig, dotted: str, value: Any) -> RunConfig:
+    """A copy of `config` with one dotted name set to `value`, checked like every value."""
+    mapping = run_config_to_mapping(config)
+    mapping["tuner"]["search_space"] = {}
+    mapping["tuner"]["enabled"] = False
+    change: Any = value
+    for key in reversed(dotted.split(".")):
+        change = {key: change}
+    return run_config_from_mapping(merge(mapping, change))
+
+
+def _plugins() -> Iterable[str]:
+    return filter(None, os.environ.get("TFRZ_PLUGINS", "").split(","))
+
+
+def load_run_config(
+    model: str, dataset: str = "simulated", overrides: Iterable[str] = ()
+) -> RunConfig:
+    """The configuration of `model` on `dataset`, with overrides.
+
+    Args:
+      model: a name of the registry.
+      dataset: the word of `--data` before the colon. A dataset without a file of its own takes
+        `simulated.yaml`'s model and trainer sections only if there is no `default.yaml`.
+      overrides: `section.key=value`, the value as YAML.
+
+    Raises:
+      InputError: the model is unknown.
+      ConfigError: a key is unknown or a value is out of range.
+    """
+    entry = registry.get(model)
+    directory = entry.config_directory
+    mapping: dict[str, Any] = {}
+    for name in ("default", dataset):
+        path = directory / f"{name}.yaml"
+        if path.exists():
+            mapping = merge(mapping, read_yaml(path))
+    mapping["name"] = model
+    return run_config_from_mapping(apply_overrides(mapping, overrides))
+
+
+def load_plugins() -> None:
+    """Imports the modules of `TFRZ_PLUGINS` (comma separated); they call `registry.register`."""
+    for name in _plugins():
+        importlib.import_module(name)

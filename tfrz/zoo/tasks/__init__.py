@@ -1,0 +1,1 @@
+"""One recipe per record type: loss, metrics, signatures and evaluation of its models."""

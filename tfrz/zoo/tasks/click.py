@@ -1,0 +1,264 @@
+"""The recipe of *impression* records: predict the probability of a click (or of any yes/no).
+
+Every model of this record type is constructed as `Model(config, vocabulary_sizes, multivalent,
+numeric, dtype=...)` and has `embed(inputs) -> [batch, dim]` and `interact(x0) -> logits [batch]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrz import metrics
+from tfrz.data.features import FeatureSpec, raw_feature_spec, transformed_name
+from tfrz.data.preprocessing import densify
+from tfrz.export.raw_inputs import raw_input_signature, to_sparse
+
+if TYPE_CHECKING:
+    from tfrz.zoo.registry import ModelEntry
+    from tfrz.zoo.run_config import RunConfig
+
+Transform = Callable[[dict[str, tf.SparseTensor]], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInputs:
+    """What a model must know of its transformed inputs.
+
+    Attributes:
+      vocabulary_sizes: rows of the embedding of each categorical input, ids 0 and OOV included.
+      multivalent: those of them that come as `[batch, values]`, padded with 0.
+      numeric: inputs that come as float32 `[batch]`.
+      label: name of the transformed label.
+    """
+
+    vocabulary_sizes: dict[str, int]
+    multivalent: tuple[str, ...] = ()
+    numeric: tuple[str, ...] = ()
+    label: str = "label_xf"
+
+    @classmethod
+    def from_spec(cls, spec: FeatureSpec, vocabulary_sizes: Mapping[str, int]) -> ModelInputs:
+        """The inputs that a feature spec and its fitted vocabularies give."""
+        return cls(
+            vocabulary_sizes=dict(vocabulary_sizes),
+            multivalent=tuple(transformed_name(f.name) for f in spec.multivalent),
+            numeric=tuple(transformed_name(f.name) for f in spec.numeric),
+            label=transformed_name(spec.label),
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All inputs of the model, the label not among them."""
+        return (*self.vocabulary_sizes, *self.numeric)
+
+
+class ClickTask:
+    """Binary log loss over impressions.
+
+    Args:
+      entry: the model's row in the registry.
+      config: the run's configuration.
+    """
+
+    objective = "log_loss"
+
+    def __init__(self, entry: ModelEntry, config: RunConfig) -> None:
+        self.entry, self.config = entry, config
+        self._label = "label_xf"
+
+    def build(self, inputs: ModelInputs) -> keras.Model:
+        """A model with all its variables made."""
+        self._label = inputs.label
+        model = self.entry.load("model")(
+            self.config.model,
+            inputs.vocabulary_sizes,
+            multivalent=inputs.multivalent,
+            numeric=inputs.numeric,
+            dtype=self.config.trainer.dtype,
+        )
+        model(self.example_inputs(inputs))
+        return model
+
+    @staticmethod
+    def example_inputs(inputs: ModelInputs, batch_size: int = 2) -> dict[str, tf.Tensor]:
+        """A batch of zeros of the right shapes and dtypes."""
+        batch: dict[str, tf.Tensor] = {}
+        for name in inputs.vocabulary_sizes:
+            shape = [batch_size, 1] if name in inputs.multivalent else [batch_size]
+            batch[name] = tf.zeros(shape, tf.int64)
+        for name in inputs.numeric:
+            batch[name] = tf.zeros([batch_size], tf.float32)
+        return batch
+
+    # What the training loop asks for.
+
+    def lookup(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Embeddings `[batch, dim]` and labels `[batch]`."""
+        return {
+            "x0": model.embed(batch, training=True),
+            "label": tf.cast(batch[self._label], tf.float32),
+        }
+
+    def dense_loss(
+        self, model: keras.Model, looked_up: dict[str, tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Cross-entropy per example `[batch]` and the regularisation, a scalar."""
+        x0 = looked_up["x0"]
+        logits = tf.cast(model.interact(x0, training=True), tf.float32)
+        loss = tf.nn.sigmoid_cross_entropy_with_logits(looked_up["label"], logits)
+        penalty = tf.constant(0.0)
+        for value in model.losses:
+            penalty += tf.cast(value, tf.float32)
+        if self.config.trainer.embedding_l2:
+            squares = tf.reduce_sum(tf.square(tf.cast(x0, tf.float32)), axis=-1)
+            penalty += self.config.trainer.embedding_l2 * tf.reduce_mean(squares)
+        return loss, penalty
+
+    def predict(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Logits and labels, `[batch]` each."""
+        return {
+            "logits": model(batch, training=False),
+            "label": tf.cast(batch[self._label], tf.float32),
+        }
+
+    def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
+        """AUC, log loss and calibration."""
+        labels, logits = outputs["label"], outputs["logits"]
+        return {
+            "auc": metrics.auc(labels, logits),
+            "log_loss": metrics.log_loss(labels, logits),
+            "calibration": metrics.calibration(labels, logits),
+        }
+
+    # What a warm start asks for.
+
+    def vocabulary_weights(self, model: keras.Model) -> dict[str, tf.Variable]:
+        """The embedding whose rows are the ids of each categorical input."""
+        return {name: layer.embeddings for name, layer in model.embeddings.items()}
+
+    # What the export asks for.
+
+    def signatures(
+        self, model: keras.Model, transform: Transform, spec: FeatureSpec
+    ) -> dict[str, Any]:
+        """The signatures of DESIGN's contract for a binary model.
+
+        Args:
+          model: the trained model.
+          transform: raw sparse features to transformed ones.
+          spec: the raw features.
+
+        Returns:
+          Names to functions with an input signature. `examples` and `inputs` are serialised
+          `tf.Example`s `[batch]`; scores are float32 `[batch]`.
+        """
+        parse_spec = raw_feature_spec(spec, label=False)
+        examples = tf.TensorSpec([None], tf.string, name="examples")
+        inputs = tf.TensorSpec([None], tf.string, name="inputs")
+
+        def transformed(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+            return densify(transform(tf.io.parse_example(serialized, parse_spec)))
+
+        def probability(features: dict[str, tf.Tensor]) -> tf.Tensor:
+            return tf.sigmoid(tf.cast(model(features, training=False), tf.float32))
+
+        @tf.function(input_signature=[examples])
+        def serving_default(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"scores": probability(transformed(examples))}
+
+        @tf.function(input_signature=[raw_input_signature(spec)])
+        def serving_raw(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            return {"scores": probability(densify(transform(to_sparse(features))))}
+
+        @tf.function(input_signature=[inputs])
+        def classify(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            p = probability(transformed(inputs))
+            classes = tf.tile(tf.constant([["0", "1"]]), [tf.shape(p)[0], 1])
+            return {"classes": classes, "scores": tf.stack([1.0 - p, p], axis=1)}
+
+        @tf.function(input_signature=[inputs])
+        def regress(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"outputs": probability(transformed(inputs))}
+
+        @tf.function(input_signature=[examples])
+        def transform_features(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+            return transformed(examples)
+
+        return {
+            "serving_default": serving_default,
+            "serving_raw": serving_raw,
+            "score": serving_raw,
+            "classify": classify,
+            "regress": regress,
+            "transform_features": transform_features,
+        }
+
+    # What the Evaluator asks for.
+
+    def eval_config(self, label: str, has_baseline: bool) -> Any:
+        """TFMA's `EvalConfig`: metrics, slices and the thresholds of a blessing.
+
+        Args:
+          label: the raw label feature.
+          has_baseline: whether there is a blessed model to compare with.
+        """
+        import tensorflow_model_analysis as tfma
+
+        wanted = self.config.evaluator
+        slices = [tfma.SlicingSpec()]
+        slices += [tfma.SlicingSpec(feature_keys=list(keys)) for keys in wanted.slices]
+
+        def lower(bound: float) -> tfma.GenericValueThreshold:
+            return tfma.GenericValueThreshold(lower_bound={"value": bound})
+
+        auc = tfma.MetricConfig(
+            class_name="AUC",
+            config='"num_thresholds": 10000',
+            threshold=tfma.MetricThreshold(
+                value_threshold=lower(wanted.min_auc),
+                change_threshold=tfma.GenericChangeThreshold(
+                    direction=tfma.MetricDirection.HIGHER_IS_BETTER,
+                    absolute={"value": -wanted.max_auc_drop},
+                )
+                if has_baseline
+                else None,
+            ),
+        )
+        if wanted.min_slice_auc is not None and wanted.slices:
+            auc.per_slice_thresholds.append(
+                tfma.PerSliceMetricThreshold(
+                    slicing_specs=slices[1:],
+                    threshold=tfma.MetricThreshold(value_threshold=lower(wanted.min_slice_auc)),
+                )
+            )
+        log_loss = tfma.MetricConfig(class_name="BinaryCrossentropy")
+        if wanted.max_log_loss is not None:
+            log_loss.threshold.value_threshold.upper_bound.value = wanted.max_log_loss
+        calibration = tfma.MetricConfig(class_name="Calibration")
+        if wanted.calibration_bounds is not None:
+            low, high = wanted.calibration_bounds
+            calibration.threshold.value_threshold.lower_bound.value = low
+            calibration.threshold.value_threshold.upper_bound.value = high
+        # TFMA skips the blessing thresholds of slices that are too small, not their metrics.
+        return tfma.EvalConfig(
+            model_specs=[
+                tfma.ModelSpec(
+                    signature_name="serving_default", prediction_key="scores", label_key=label
+                )
+            ],
+            slicing_specs=slices,
+            metrics_specs=[
+                tfma.MetricsSpec(
+                    metrics=[tfma.MetricConfig(class_name="ExampleCount"), auc, log_loss, calibration]
+                )
+            ],
+            options=tfma.Options(
+                min_slice_size={"value": wanted.min_slice_examples} if wanted.slices else None
+            ),
+        )
