@@ -99,9 +99,16 @@ def _make_optimizer(config: TrainerConfig, total_steps: int) -> keras.optimizers
         "sgd": keras.optimizers.SGD,
     }
     # Keras would otherwise compile the update on GPUs, and make embedding gradients dense.
-    return kinds[config.optimizer](
-        learning_rate=rate, global_clipnorm=config.clip_norm, jit_compile=False
-    )
+    return kinds[config.optimizer](learning_rate=rate, jit_compile=False)
+
+
+def _sum_duplicates(gradient: Any) -> Any:
+    """An embedding's gradient with one row per id: its norm is then the gradient's norm."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    ids, positions = tf.unique(gradient.indices)
+    rows = tf.math.unsorted_segment_sum(gradient.values, positions, tf.size(ids))
+    return tf.IndexedSlices(rows, ids, gradient.dense_shape)
 
 
 class _Loop:
@@ -144,13 +151,23 @@ class _Loop:
                 per_example, regularization = dense_loss(self.task.lookup(self.model, batch))
                 loss = tf.reduce_sum(per_example) / batch_size + regularization / replicas
             gradients = tape.gradient(loss, self.variables)
-            self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
+            if replicas > 1:
+                replica = tf.distribute.get_replica_context()
+                gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+            if self.config.clip_norm is not None:
+                # Keras clips before it sums the rows of one id, and so clips another norm.
+                gradients = [_sum_duplicates(g) for g in gradients]
+                gradients, _ = tf.clip_by_global_norm(gradients, self.config.clip_norm)
+            self.optimizer.apply_gradients(
+                zip(gradients, self.variables, strict=True), skip_gradients_aggregation=True
+            )
             if self.averages:
                 step = tf.cast(self.optimizer.iterations, tf.float32)
                 decay = tf.minimum(self.config.ema_decay, step / (9.0 + step))
                 for average, variable in zip(self.averages, self.variables, strict=True):
                     average.assign_add(
-                        (tf.convert_to_tensor(variable) - average) * tf.cast(1 - decay, average.dtype)
+                        (tf.convert_to_tensor(variable) - average)
+                        * tf.cast(1 - decay, average.dtype)
                     )
             return loss
 

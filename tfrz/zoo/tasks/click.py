@@ -16,12 +16,18 @@ import tensorflow as tf
 
 from tfrz import metrics
 from tfrz.data.features import FeatureSpec, raw_feature_spec, transformed_name
-from tfrz.data.preprocessing import densify
+from tfrz.data.preprocessing import Preprocessor, densify, transform_table
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
+from tfrz.training.batches import ArrayBatches
+from tfrz.zoo.tasks.prepared import Prepared
 
 if TYPE_CHECKING:
+    from tfrz.data.readers.base import Reader
     from tfrz.zoo.registry import ModelEntry
     from tfrz.zoo.run_config import RunConfig
+
+# Larger than a training batch: evaluation keeps no activations for a backward pass.
+_EVALUATION_BATCH = 8192
 
 Transform = Callable[[dict[str, tf.SparseTensor]], dict[str, Any]]
 
@@ -95,6 +101,39 @@ class ClickTask:
         for name in inputs.numeric:
             batch[name] = tf.zeros([batch_size], tf.float32)
         return batch
+
+    def prepare(self, reader: Reader) -> Prepared:
+        """Reads, splits and transforms a source in this process.
+
+        Vocabularies and moments come from the training part alone.
+
+        Raises:
+          InputError: the source cannot be read, or too many of its lines are corrupt.
+        """
+        from tfrz.data.readers import read_table
+        from tfrz.data.splits import split_table
+
+        data = self.config.data
+        table, corrupt = read_table(reader, data.max_corrupt_fraction)
+        held_out = (data.validation_fraction, data.test_fraction)
+        parts = split_table(table, (1.0 - sum(held_out), *held_out), data.seed)
+        spec = reader.feature_spec()
+        transform = Preprocessor.fit(parts[0], spec)
+        trainer = self.config.trainer
+        columns = [transform_table(transform, part) for part in parts]
+        return Prepared(
+            train=ArrayBatches(columns[0], trainer.batch_size, trainer.seed),
+            validation=ArrayBatches(columns[1], _EVALUATION_BATCH),
+            test=ArrayBatches(columns[2], _EVALUATION_BATCH),
+            inputs=ModelInputs.from_spec(spec, transform.vocabulary_sizes),
+            transform=transform,
+            vocabularies={
+                transformed_name(name): terms for name, terms in transform.vocabularies.items()
+            },
+            spec=spec,
+            examples=to_examples(parts[1], spec, limit=1000),
+            corrupt_lines=len(corrupt),
+        )
 
     # What the training loop asks for.
 
@@ -255,7 +294,12 @@ class ClickTask:
             slicing_specs=slices,
             metrics_specs=[
                 tfma.MetricsSpec(
-                    metrics=[tfma.MetricConfig(class_name="ExampleCount"), auc, log_loss, calibration]
+                    metrics=[
+                        tfma.MetricConfig(class_name="ExampleCount"),
+                        auc,
+                        log_loss,
+                        calibration,
+                    ]
                 )
             ],
             options=tfma.Options(

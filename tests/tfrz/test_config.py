@@ -1,0 +1,94 @@
+"""Configuration: names, types, ranges, overrides, round trips."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfrz.config import apply_overrides, from_mapping, read_yaml, require, to_mapping, write_yaml
+from tfrz.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    rate: float = 0.1
+    units: tuple[int, ...] = (4,)
+    kind: Literal["full", "low"] = "full"
+
+    def __post_init__(self) -> None:
+        require(self.rate > 0, "inner.rate", "must be above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    name: str = "x"
+    steps: int = 3
+    bound: int | None = None
+    flag: bool = False
+    inner: Inner = Inner()
+
+
+@given(
+    steps=st.integers(),
+    rate=st.floats(min_value=1e-6, max_value=1e6),
+    units=st.lists(st.integers(), max_size=4),
+    bound=st.none() | st.integers(),
+)
+def test_yaml_round_trip(tmp_path_factory, steps, rate, units, bound):
+    config = Outer(steps=steps, bound=bound, inner=Inner(rate=rate, units=tuple(units)))
+    path = tmp_path_factory.mktemp("yaml") / "c.yaml"
+    path.write_text(write_yaml(config))
+    assert from_mapping(Outer, read_yaml(path)) == config
+    assert from_mapping(Outer, to_mapping(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("inner.rat=1", "unknown key inner.rat; did you mean 'rate'"),
+        ("step=1", "unknown key step; did you mean 'steps'"),
+        ("inner.rate=fast", "inner.rate: expected a number"),
+        ("inner.rate=-1", "inner.rate: must be above 0"),
+        ("steps=1.5", "steps: expected a whole number"),
+        ("steps=true", "steps: expected a whole number"),
+        ("flag=1", "flag: expected bool"),
+        ("inner.units=7", "inner.units: expected a list"),
+        ("inner.units=[a]", "inner.units[0]: expected a whole number"),
+        ("inner.kind=ful", "did you mean 'full'"),
+        ("inner=3", "inner: expected a mapping"),
+        ("steps", "write it as section.key=value"),
+        ("=3", "write it as section.key=value"),
+        ("steps=[", "the value is not YAML"),
+    ],
+)
+def test_a_bad_override_is_one_clear_line(override, message):
+    with pytest.raises(ConfigError) as error:
+        from_mapping(Outer, apply_overrides({}, [override]))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_overrides_reach_nested_values_and_keep_the_others():
+    mapping = apply_overrides({"inner": {"rate": 2.0}}, ["inner.units=[1, 2]", "bound=null"])
+    assert from_mapping(Outer, mapping) == Outer(inner=Inner(rate=2.0, units=(1, 2)))
+
+
+def test_exponents_without_a_dot_are_numbers():
+    assert from_mapping(Outer, apply_overrides({}, ["inner.rate=1e-3"])).inner.rate == 1e-3
+
+
+@pytest.mark.parametrize("content", ["[1", "- a", "3"])
+def test_a_file_that_is_no_mapping_is_named(tmp_path, content):
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"c\.yaml"):
+        read_yaml(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read .*none\.yaml"):
+        read_yaml(tmp_path / "none.yaml")

@@ -1,0 +1,95 @@
+"""`tfrz`: finds the commands, runs one, turns bad input into one line and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from tfrz.config import did_you_mean
+from tfrz.errors import InputError
+
+# Shown in this order; the module of `serving-config` is `tfrz.cli.serving_config`.
+_ORDER = (
+    "list",
+    "describe",
+    "train",
+    "pipeline",
+    "serve",
+    "predict",
+    "reproduce",
+    "tune",
+    "compress",
+    "data",
+    "serving-config",
+    "bench",
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every command does."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see '{self.prog} --help'", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _commands() -> dict[str, str]:
+    folder = os.path.dirname(__file__)
+    files = {name[:-3].replace("_", "-") for name in os.listdir(folder) if name.endswith(".py")}
+    return {name: f"tfrz.cli.{name.replace('-', '_')}" for name in _ORDER if name in files}
+
+
+def _quiet_libraries() -> None:
+    """Keeps TensorFlow's start-up chatter off standard error unless the user asked for it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+
+def _help(commands: dict[str, str]) -> str:
+    lines = ["usage: tfrz COMMAND ...", "", "The TensorFlow Recommender Zoo.", "", "commands:"]
+    for name, module in commands.items():
+        lines.append(f"  {name:<15} {importlib.import_module(module).HELP}")
+    return "\n".join([*lines, "", "'tfrz COMMAND --help' tells more."])
+
+
+def _run(arguments: Sequence[str]) -> int:
+    commands = _commands()
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help(commands))
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        import tfrz
+
+        print(f"tfrz {tfrz.__version__}")
+        return 0
+    name = arguments[0]
+    if name not in commands:
+        raise InputError(f"unknown command {name!r}{did_you_mean(name, commands)}")
+    module = importlib.import_module(commands[name])
+    parser = _Parser(prog=f"tfrz {name}", description=module.HELP)
+    module.add_arguments(parser)
+    from tfrz.zoo.registry import load_plugins
+
+    load_plugins()
+    return int(module.run(parser.parse_args(list(arguments[1:]))))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status: 0, 1 (did not hold) or 2 (bad input)."""
+    _quiet_libraries()
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except InputError as error:
+        print(f"tfrz: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tfrz: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`tfrz list | head`): that is no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

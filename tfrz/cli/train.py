@@ -1,0 +1,78 @@
+"""`tfrz train MODEL --data DATA --out DIR`: trains in this process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+
+HELP = "train a model in this process"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments."""
+    parser.add_argument("model", help="a name that 'tfrz list' shows")
+    parser.add_argument(
+        "--data",
+        default="simulated",
+        help="simulated (default), NAME:PATH such as movielens-1m:ml-1m.zip, or a file of your own",
+    )
+    parser.add_argument("--features", help="feature spec (YAML) of a file of your own")
+    parser.add_argument(
+        "--out",
+        required=True,
+        help="folder of the result; an unfinished run found there is resumed",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="a configuration value, e.g. trainer.epochs=5",
+    )
+    parser.add_argument("--seed", type=int, help="sets data.seed and trainer.seed")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no log")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains and prints the metrics."""
+    from tfrz.cli.tables import format_table
+    from tfrz.zoo.train import train
+
+    logging.basicConfig(
+        level=logging.WARNING if args.quiet else logging.INFO,
+        format="%(message)s",
+        stream=sys.stderr,
+    )
+    for noisy in ("absl", "tensorflow", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    overrides = list(args.overrides)
+    if args.seed is not None:
+        overrides += [f"data.seed={args.seed}", f"trainer.seed={args.seed}"]
+    result = train(
+        args.model,
+        data=args.data,
+        features=args.features,
+        out=args.out,
+        overrides=overrides,
+        progress=not args.quiet,
+    )
+    if args.json:
+        print(json.dumps(result, indent=1))
+        return 0
+    names = list(result["metrics"]["validation"])
+    rows = [
+        (set_name, *(f"{values[n]:.4f}" for n in names))
+        for set_name, values in result["metrics"].items()
+    ]
+    print(format_table(("set", *names), rows))
+    print(
+        f"\n{result['parameters']:,} parameters, {result['steps']} steps, "
+        f"{result['seconds']['fit']:.1f} s of training at "
+        f"{result['examples_per_second']:,.0f} examples per second"
+    )
+    print(f"model: {result['model']}\ncard:  {args.out}/card.md")
+    return 0

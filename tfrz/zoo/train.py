@@ -1,0 +1,152 @@
+"""Training one model from a source of records to an exported SavedModel, in this process."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tfrz.config import read_yaml, write_yaml
+from tfrz.errors import ConfigError, InputError
+from tfrz.files import atomic_write, require_writable_directory
+from tfrz.zoo import registry
+from tfrz.zoo.run_config import load_run_config, run_config_to_mapping
+
+logger = logging.getLogger(__name__)
+
+
+def _differing(old: Any, new: Any, where: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = list(dict.fromkeys((*old, *new)))
+        return [
+            path
+            for name in names
+            for path in _differing(old.get(name), new.get(name), f"{where}.{name}".strip("."))
+        ]
+    return [] if old == new else [where]
+
+
+def _claim(out: Path, described: dict[str, Any]) -> None:
+    """Makes `out` the folder of this run, or refuses to mix it with another."""
+    require_writable_directory(out)
+    if (out / "metrics.json").exists():
+        raise InputError(f"{out} holds a finished run: choose another --out")
+    stored = out / "config.yaml"
+    if stored.exists():
+        different = _differing(read_yaml(stored), described)
+        if different:
+            raise ConfigError(
+                f"{out} holds a run with another {', '.join(different[:3])}: repeat its "
+                "configuration to resume it, or choose another --out"
+            )
+    else:
+        atomic_write(stored, write_yaml(described))
+
+
+def train(
+    model: str,
+    data: str = "simulated",
+    out: str | Path = "runs/train",
+    features: str | None = None,
+    overrides: Iterable[str] = (),
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Trains `model` on `data` and exports it.
+
+    Args:
+      model: a name of the registry.
+      data: as `--data` of the command line.
+      out: takes `config.yaml`, `metrics.json`, `curves.png`, `card.md`, `history.json`,
+        `checkpoints/`, `tensorboard/` and `model/<version>/`. An unfinished run is resumed.
+      features: feature spec of a file of the user's own.
+      overrides: `section.key=value`.
+      progress: show a bar on standard error.
+
+    Returns:
+      What `metrics.json` holds: metrics per set, seconds per stage, the model's place.
+
+    Raises:
+      InputError: bad input of any kind, before anything is written where possible.
+    """
+    # These pull in TensorFlow: a misspelt option above should be told in no time.
+    from tfrz.data.readers import open_source
+    from tfrz.export.card import render_card
+    from tfrz.export.saved_model import export_model
+    from tfrz.training.fit import build_model, evaluate, fit
+    from tfrz.training.warm_start import warm_start
+
+    entry = registry.get(model)
+    config = load_run_config(model, data.partition(":")[0], overrides)
+    reader = open_source(data, features, **config.data.options)
+    if reader.record_type != entry.record_type:
+        raise InputError(
+            f"{model} learns from {entry.record_type} records, {data} has {reader.record_type} "
+            "records: see 'tfrz list'"
+        )
+    if config.trainer.warm_start == "latest_blessed":
+        raise ConfigError(
+            "trainer.warm_start: latest_blessed needs the pipeline; name a SavedModel directory"
+        )
+    out = Path(out)
+    _claim(out, {"data_source": data, **run_config_to_mapping(config)})
+    task = entry.load("task")(entry, config)
+    seconds: dict[str, float] = {}
+
+    started = time.perf_counter()
+    prepared = task.prepare(reader)
+    seconds["data"] = time.perf_counter() - started
+    logger.info(
+        "%s: %s training, %s validation, %s test examples (%.1f s)",
+        data,
+        *(f"{s.num_examples:,}" for s in (prepared.train, prepared.validation, prepared.test)),
+        seconds["data"],
+    )
+
+    keras_model = build_model(lambda: task.build(prepared.inputs), config.trainer)
+    if config.trainer.warm_start is not None:
+        warm_start(keras_model, task, prepared.vocabularies, config.trainer.warm_start)
+    started = time.perf_counter()
+    result = fit(
+        keras_model, task, prepared.train, prepared.validation, config.trainer, out, progress
+    )
+    seconds["fit"] = time.perf_counter() - started
+    metrics = {"validation": {k: v for k, v in result.best.items() if k in entry.metrics}}
+    if prepared.test.num_examples:
+        metrics["test"] = evaluate(keras_model, task, prepared.test)
+
+    started = time.perf_counter()
+    parameters = sum(int(w.shape.num_elements()) for w in keras_model.trainable_weights)
+    card = render_card(entry, config, prepared.spec, data, metrics, parameters)
+    version = out / "model" / "1"
+    # Left by a run that was stopped between the export and the metrics: the export is whole.
+    if not version.exists():
+        export_model(
+            version,
+            keras_model,
+            task,
+            prepared.transform,
+            prepared.spec,
+            config,
+            prepared.vocabularies,
+            card,
+            prepared.examples[: config.export.warmup_requests],
+        )
+    atomic_write(out / "card.md", card)
+    seconds["export"] = time.perf_counter() - started
+    steps = result.steps_run - result.resumed_from
+    described = {
+        "model": str(version),
+        "metrics": metrics,
+        "parameters": parameters,
+        "steps": result.steps_run,
+        "epochs": result.epochs_run,
+        "resumed_from": result.resumed_from,
+        "corrupt_lines": prepared.corrupt_lines,
+        "seconds": seconds,
+        "examples_per_second": steps * config.trainer.batch_size / max(seconds["fit"], 1e-9),
+    }
+    atomic_write(out / "metrics.json", json.dumps(described, indent=1) + "\n")
+    return described
