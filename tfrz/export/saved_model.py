@@ -17,17 +17,15 @@ from tfrz.files import atomic_directory
 
 
 def weight_names(model: keras.Model) -> dict[str, tf.Variable]:
-    """Names of a model's weights that do not depend on what else the process has built.
-
-    Keras numbers models of one class (`dcn_v2_1/...`); the first part of the path is left out.
-    """
+    """`<layer>.<weight>` to weight: names that do not depend on what else the process built."""
     named: dict[str, tf.Variable] = {}
-    for weight in model.weights:
-        path = getattr(weight, "path", weight.name).split(":")[0]
-        name = path.partition("/")[2] or path
-        if name in named:
-            raise ValueError(f"two weights are called {name}: give the layers names of their own")
-        named[name] = weight
+    for layer in model.layers:
+        for weight in layer.weights:
+            path = getattr(weight, "path", weight.name).split(":")[0]
+            name = f"{layer.name}.{path.rpartition('/')[2]}"
+            if name in named:
+                raise ValueError(f"two weights are called {name}: give the layers their own names")
+            named[name] = weight
     return named
 
 
@@ -60,7 +58,7 @@ def export_model(
       InputError: the place is taken or cannot be written.
     """
     module = tf.Module()
-    module.weights = {n.replace("/", "."): w for n, w in weight_names(model).items()}
+    module.weights = weight_names(model)
     module.transform = transform
     signatures = task.signatures(model, transform, spec)
     with atomic_directory(version_directory) as folder:

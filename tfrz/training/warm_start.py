@@ -97,7 +97,7 @@ def warm_start(
     embeddings = {id(w): name for name, w in task.vocabulary_weights(model).items()}
     copied, fresh, remapped = [], [], {}
     for name, weight in weight_names(model).items():
-        key = f"weights/{name.replace('/', '.')}/.ATTRIBUTES/VARIABLE_VALUE"
+        key = f"weights/{name}/.ATTRIBUTES/VARIABLE_VALUE"
         old = reader.get_tensor(key) if reader.has_tensor(key) else None
         feature = embeddings.get(id(weight))
         if old is not None and feature is not None and feature in old_terms:

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrz import metrics
+from tfrz.data.columns import to_examples
 from tfrz.data.features import FeatureSpec, raw_feature_spec, transformed_name
 from tfrz.data.preprocessing import Preprocessor, densify, transform_table
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse

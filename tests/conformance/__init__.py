@@ -1,0 +1,5 @@
+"""The battery that every layer and model of the registry passes.
+
+A system joins it with a row in the registry and a module `tests/conformance/cases/<model>.py` that
+gives `LAYER_CASES` (see `case.LayerCase`) and `MODEL_CASES` (see `case.ModelCase`).
+"""

@@ -1,0 +1,69 @@
+"""What a system gives to the battery, and how the battery finds it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tfrz.zoo import registry
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCase:
+    """One way to construct and call a layer.
+
+    Attributes:
+      layer: the class's `module:name`, as in the registry.
+      name: tells the case from the layer's others.
+      arguments: of the constructor; dtype comes from the battery.
+      inputs: shapes of the call's tensors, without the batch.
+      oracle: NumPy float64: (weights by short name, *inputs) to the output.
+    """
+
+    layer: str
+    name: str
+    arguments: dict[str, Any]
+    inputs: tuple[tuple[int, ...], ...]
+    oracle: Callable[..., np.ndarray]
+
+    def make(self, dtype: str) -> Any:
+        """A new layer."""
+        return registry.resolve(self.layer)(dtype=dtype, **self.arguments)
+
+    def batch(self, size: int, seed: int = 0, dtype: str = "float64") -> list[np.ndarray]:
+        """Random inputs of moderate size."""
+        rng = np.random.default_rng(seed)
+        return [rng.uniform(-1, 1, (size, *shape)).astype(dtype) for shape in self.inputs]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCase:
+    """One configuration of a model.
+
+    Attributes:
+      model: its name in the registry.
+      name: tells the case from the model's others.
+      overrides: of the run's configuration, as `--set` takes them.
+      oracle: NumPy float64: (model, batch of NumPy arrays) to logits; None where there is none.
+    """
+
+    model: str
+    name: str
+    overrides: tuple[str, ...]
+    oracle: Callable[..., np.ndarray] | None = None
+
+
+def _cases(attribute: str) -> list[Any]:
+    found = []
+    for name in registry.names():
+        module = importlib.import_module(f"tests.conformance.cases.{name}")
+        found += list(getattr(module, attribute))
+    return found
+
+
+LAYER_CASES: list[LayerCase] = _cases("LAYER_CASES")
+MODEL_CASES: list[ModelCase] = _cases("MODEL_CASES")

@@ -1,0 +1,216 @@
+"""What every model of the zoo must do, from construction to a served answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.conformance.case import MODEL_CASES, ModelCase
+from tfrz.data.readers import open_source
+from tfrz.zoo import registry
+from tfrz.zoo.run_config import load_run_config
+from tfrz.zoo.train import train
+
+cases = pytest.mark.parametrize("case", MODEL_CASES, ids=lambda c: f"{c.model}-{c.name}")
+ROWS = "data.options={rows: 2000}"
+
+
+class Built:
+    """A model of a case with the data it was built for."""
+
+    def __init__(self, case: ModelCase, dtype: str = "float32") -> None:
+        overrides = (ROWS, "trainer.batch_size=64", f"trainer.dtype={dtype}", *case.overrides)
+        entry = registry.get(case.model)
+        config = load_run_config(case.model, "simulated", overrides)
+        self.task = entry.load("task")(entry, config)
+        reader = open_source("simulated", None, **config.data.options)
+        self.prepared = self.task.prepare(reader)
+        keras.utils.set_random_seed(7)
+        self.model = self.task.build(self.prepared.inputs)
+        whole = next(iter(self.prepared.validation.once()))
+        self.batch = {name: whole[name][:16] for name in self.prepared.inputs.names}
+
+    def rows(self, selection: slice) -> dict[str, tf.Tensor]:
+        """Some rows of the batch."""
+        return {name: value[selection] for name, value in self.batch.items()}
+
+
+@pytest.fixture(scope="module")
+def built():
+    cache: dict[tuple[str, str, str], Built] = {}
+
+    def get(case: ModelCase, dtype: str = "float32") -> Built:
+        key = (case.model, case.name, dtype)
+        if key not in cache:
+            cache[key] = Built(case, dtype)
+        return cache[key]
+
+    return get
+
+
+@cases
+def test_a_batch_of_one_equals_the_row_of_a_larger_batch(case, built):
+    one = built(case)
+    together = one.model(one.batch).numpy()
+    for row in range(3):
+        alone = one.model(one.rows(slice(row, row + 1))).numpy()
+        np.testing.assert_allclose(alone[0], together[row], rtol=1e-5, atol=1e-6)
+
+
+@cases
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 2e-2)])
+def test_it_computes_what_the_oracle_computes(case, dtype, tolerance, built):
+    if case.oracle is None:
+        return
+    one = built(case, dtype)
+    output = one.model(one.batch)
+    assert output.dtype == tf.float32
+    expected = case.oracle(one.model, {k: v.numpy() for k, v in one.batch.items()})
+    scale = max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(output.numpy(), expected, rtol=0, atol=tolerance * scale)
+
+
+@cases
+def test_a_model_made_from_its_config_computes_the_same(case, built):
+    one = built(case)
+    copy = type(one.model).from_config(one.model.get_config())
+    copy(one.batch)
+    copy.set_weights(one.model.get_weights())
+    np.testing.assert_array_equal(copy(one.batch).numpy(), one.model(one.batch).numpy())
+
+
+@cases
+def test_a_saved_model_is_equal_to_the_bit(case, built, tmp_path):
+    one = built(case)
+    path = str(tmp_path / "model.keras")
+    one.model.save(path)
+    copy = keras.models.load_model(path)
+    np.testing.assert_array_equal(copy(one.batch).numpy(), one.model(one.batch).numpy())
+
+
+@cases
+def test_xla_of_the_dense_part_changes_nothing(case, built):
+    one = built(case)
+    embedded = one.model.embed(one.batch)
+    compiled = tf.function(one.model.interact, jit_compile=True)(embedded)
+    np.testing.assert_allclose(compiled.numpy(), one.model(one.batch).numpy(), atol=1e-5)
+
+
+@cases
+def test_every_weight_gets_a_finite_gradient(case, built):
+    one = built(case)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.square(one.model(one.batch) - 1.0))
+    variables = one.model.trainable_variables
+    for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
+        assert gradient is not None, variable.name
+        assert np.isfinite(tf.convert_to_tensor(gradient).numpy()).all(), variable.name
+
+
+_FRESH = """
+import json, sys
+import tensorflow as tf
+loaded = tf.saved_model.load(sys.argv[1])
+examples = [bytes.fromhex(e) for e in json.load(open(sys.argv[2]))]
+raw = json.load(open(sys.argv[3]))
+default = loaded.signatures["serving_default"](examples=tf.constant(examples))
+inputs = loaded.signatures["serving_raw"].structured_input_signature[1]
+tensors = {n: tf.constant(raw[n], spec.dtype) for n, spec in inputs.items()}
+answers = {
+    "default": default["scores"].numpy().tolist(),
+    "raw": loaded.signatures["serving_raw"](**tensors)["scores"].numpy().tolist(),
+    "empty": loaded.signatures["serving_default"](
+        examples=tf.constant([tf.train.Example().SerializeToString()] * 2))["scores"].numpy().tolist(),
+    "signatures": sorted(loaded.signatures),
+}
+print(json.dumps(answers))
+"""
+
+
+def _raw_columns(serialized: list[bytes], spec) -> dict[str, list]:
+    """The same rows as named raw values, lists padded, missing as the contract writes it."""
+    from tfrz.export.raw_inputs import MISSING_INT
+
+    missing = {"string": "", "int64": int(MISSING_INT), "float32": float("nan")}
+    columns: dict[str, list] = {}
+    for feature in spec.features:
+        values = []
+        for one in serialized:
+            stored = tf.train.Example.FromString(one).features.feature[feature.name]
+            kind = stored.WhichOneof("kind")
+            row = list(getattr(stored, kind).value) if kind else []
+            values.append([v.decode() if isinstance(v, bytes) else v for v in row])
+        width = max([1, *map(len, values)])
+        padded = [row + [missing[feature.dtype]] * (width - len(row)) for row in values]
+        columns[feature.name] = padded if feature.multivalent else [row[0] for row in padded]
+    return columns
+
+
+@pytest.mark.parametrize(
+    "case",
+    [next(c for c in MODEL_CASES if c.model == name) for name in registry.names()],
+    ids=lambda c: c.model,
+)
+def test_the_exported_model_answers_in_a_fresh_process_as_the_trainer_did(case, tmp_path):
+    out = tmp_path / "run"
+    overrides = (ROWS, "trainer.epochs=1", "trainer.batch_size=64", *case.overrides)
+    result = train(case.model, out=out, overrides=overrides, progress=False)
+    version = out / "model" / "1"
+    assert result["model"] == str(version)
+
+    # The trainer's own output, from its checkpoint's data: the same rows through the same model.
+    entry = registry.get(case.model)
+    config = load_run_config(case.model, "simulated", overrides)
+    task = entry.load("task")(entry, config)
+    prepared = task.prepare(open_source("simulated", None, **config.data.options))
+    from tfrz.training.warm_start import warm_start
+
+    model = task.build(prepared.inputs)
+    report = warm_start(model, task, prepared.vocabularies, version)
+    assert not report.fresh
+    examples = prepared.examples[:20]
+    parse = task.signatures(model, prepared.transform, prepared.spec)
+    expected = parse["serving_default"](tf.constant(examples))["scores"].numpy()
+    rows = next(iter(prepared.validation.once()))
+    direct = tf.sigmoid(model({n: rows[n][:20] for n in prepared.inputs.names})).numpy()
+    np.testing.assert_allclose(expected, direct, atol=1e-6)
+
+    unknown = tf.train.Example()
+    for feature in prepared.spec.features:
+        values = unknown.features.feature[feature.name]
+        if feature.dtype == "string":
+            values.bytes_list.value.append(b"never seen before")
+        elif feature.dtype == "int64":
+            values.int64_list.value.append(987654321)
+        else:
+            values.float_list.value.append(0.0)
+    sent = [*examples, unknown.SerializeToString()]
+    (tmp_path / "e.json").write_text(json.dumps([e.hex() for e in sent]))
+    (tmp_path / "r.json").write_text(json.dumps(_raw_columns(sent, prepared.spec)))
+    done = subprocess.run(
+        [sys.executable, "-c", _FRESH, str(version), str(tmp_path / "e.json"),
+         str(tmp_path / "r.json")],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers = json.loads(done.stdout.splitlines()[-1])
+    expected = parse["serving_default"](tf.constant(sent))["scores"].numpy()
+    np.testing.assert_allclose(answers["default"], expected, atol=1e-6)
+    np.testing.assert_allclose(answers["raw"], expected, atol=1e-6)
+    np.testing.assert_allclose(
+        answers["empty"],
+        parse["serving_default"](tf.constant([b"", b""]))["scores"].numpy(),
+        atol=1e-6,
+    )
+    assert set(entry.signatures) <= set(answers["signatures"])
+    for name in ("run_config.yaml", "card.md", "vocabularies.json"):
+        assert (version / "assets" / name).exists()
+    assert (version / "assets.extra" / "tf_serving_warmup_requests").exists()

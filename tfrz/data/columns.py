@@ -1,0 +1,72 @@
+"""Arrow columns of lists: building them, and turning them into sparse tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+
+from tfrz.data.features import FeatureSpec
+
+ARROW = {"string": pa.binary(), "int64": pa.int64(), "float32": pa.float32()}
+
+
+def one_each(values: Any, dtype: str) -> pa.ListArray:
+    """A column with one value a row; null (for floats also NaN) is a missing value."""
+    flat = values if isinstance(values, pa.Array) else pa.array(values)
+    if dtype == "float32" and pa.types.is_floating(flat.type):
+        flat = pa.array(np.asarray(flat.to_numpy(zero_copy_only=False), np.float32), from_pandas=True)
+    flat = flat.cast(ARROW[dtype])
+    present = np.asarray(flat.is_valid())
+    offsets = np.concatenate([[0], np.cumsum(present)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), flat.drop_null())
+
+
+def to_sparse(column: pa.ListArray | pa.ChunkedArray) -> tf.SparseTensor:
+    """A column of lists as the sparse tensor that `tf.io.parse_example` would give."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+        if isinstance(column, pa.ChunkedArray):
+            column = pa.concat_arrays(column.chunks)
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    lengths = np.diff(offsets)
+    values = column.values.slice(offsets[0], offsets[-1] - offsets[0])
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    positions = np.arange(len(rows)) - np.repeat(offsets[:-1] - offsets[0], lengths)
+    if pa.types.is_binary(values.type):
+        flat = tf.constant(values.to_numpy(zero_copy_only=False), tf.string)
+    else:
+        flat = tf.constant(values.to_numpy(zero_copy_only=False))
+    return tf.SparseTensor(
+        np.stack([rows, positions], axis=1).astype(np.int64),
+        flat,
+        (len(lengths), max(1, int(lengths.max(initial=0)))),
+    )
+
+
+def raw_sparse(table: pa.Table, spec: FeatureSpec, label: bool = True) -> dict[str, tf.SparseTensor]:
+    """The raw form of all features of `table`."""
+    names = [f.name for f in spec.features] + ([spec.label] if label else [])
+    return {name: to_sparse(table.column(name)) for name in names}
+
+
+def to_examples(table: pa.Table, spec: FeatureSpec, limit: int) -> list[bytes]:
+    """The first `limit` rows, without the label, as serialised `tf.Example`s."""
+    rows: list[Mapping[str, Any]] = table.slice(0, limit).to_pylist()
+    serialized = []
+    for row in rows:
+        example = tf.train.Example()
+        for feature in spec.features:
+            stored = example.features.feature[feature.name]
+            values = row[feature.name] or []
+            if feature.dtype == "string":
+                stored.bytes_list.value.extend(values)
+            elif feature.dtype == "int64":
+                stored.int64_list.value.extend(values)
+            else:
+                stored.float_list.value.extend(values)
+        serialized.append(example.SerializeToString(deterministic=True))
+    return serialized

@@ -1,0 +1,226 @@
+"""The transform from raw features to what models take: one definition for TFT and in process.
+
+`preprocess` says what happens to each feature. What it needs to know of the whole data set, a
+vocabulary or the moments of a column, it asks of an `Analyzers`: in the pipeline these are
+TensorFlow Transform's (`tfrz.data.transform_analyzers`), in process those of a `Preprocessor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import tensorflow as tf
+
+from tfrz.data.columns import raw_sparse
+from tfrz.data.features import Feature, FeatureSpec, transformed_name
+
+
+class Analyzers(Protocol):
+    """What must be known of the whole data set."""
+
+    def vocabulary(self, feature: Feature, tokens: tf.SparseTensor) -> tf.SparseTensor:
+        """Ids of string tokens: 1..V by falling frequency, then the out-of-vocabulary buckets."""
+
+    def moments(self, feature: Feature, values: tf.SparseTensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mean and variance of the values that are there."""
+
+
+def _tokens(feature: Feature, values: tf.SparseTensor) -> tf.SparseTensor:
+    """Raw categorical values as strings, empty ones left out as missing."""
+    tokens = values.values if feature.dtype == "string" else tf.strings.as_string(values.values)
+    sparse = tf.SparseTensor(values.indices, tokens, values.dense_shape)
+    return tf.sparse.retain(sparse, tf.not_equal(tokens, ""))
+
+
+def _first(values: tf.SparseTensor, default: Any) -> tf.Tensor:
+    """The first value of each row, `[batch]`."""
+    batch = values.dense_shape[0]
+    rows = values.indices[:, 0]
+    # Rows come in order: a value is its row's first if the row before it is another.
+    first = tf.concat([tf.ones([1], tf.bool), rows[1:] != rows[:-1]], axis=0)[: tf.shape(rows)[0]]
+    rows, kept = tf.boolean_mask(rows, first), tf.boolean_mask(values.values, first)
+    empty = tf.fill([batch], tf.cast(default, values.dtype))
+    return tf.tensor_scatter_nd_update(empty, rows[:, tf.newaxis], kept)
+
+
+def _numbers(feature: Feature, values: tf.SparseTensor) -> tf.SparseTensor:
+    """Numeric values after the logarithm, those without one left out as missing."""
+    values = tf.sparse.retain(values, tf.math.is_finite(values.values))
+    if feature.log_offset is None:
+        return values
+    shifted = values.values + feature.log_offset
+    present = shifted > 0
+    logs = tf.math.log(tf.where(present, shifted, tf.ones_like(shifted)))
+    return tf.sparse.retain(tf.SparseTensor(values.indices, logs, values.dense_shape), present)
+
+
+def preprocess(
+    inputs: Mapping[str, tf.SparseTensor],
+    spec: FeatureSpec,
+    analyzers: Analyzers,
+    with_label: bool = True,
+) -> dict[str, Any]:
+    """Transforms a batch.
+
+    Args:
+      inputs: raw features, sparse `[batch, values]` as `tf.io.parse_example` gives them.
+      spec: what they are.
+      analyzers: vocabularies and moments.
+      with_label: whether the label is among the inputs.
+
+    Returns:
+      Names with `_xf` to: int64 `[batch]` for categorical features (0 missing, 1..V the
+      vocabulary, then out of vocabulary), sparse int64 for multivalent ones, float32 `[batch]`
+      for numeric ones (0 where missing) and for the label.
+    """
+    outputs: dict[str, Any] = {}
+    for feature in spec.features:
+        name = transformed_name(feature.name)
+        if feature.kind == "numeric":
+            values = _numbers(feature, inputs[feature.name])
+            if feature.standardize:
+                mean, variance = analyzers.moments(feature, values)
+                scaled = (values.values - mean) * tf.math.rsqrt(tf.maximum(variance, 1e-12))
+                values = tf.SparseTensor(values.indices, scaled, values.dense_shape)
+            outputs[name] = _first(values, 0.0)
+            continue
+        ids = analyzers.vocabulary(feature, _tokens(feature, inputs[feature.name]))
+        outputs[name] = ids if feature.multivalent else _first(ids, 0)
+    if with_label:
+        outputs[transformed_name(spec.label)] = _first(
+            tf.sparse.retain(
+                inputs[spec.label], tf.math.is_finite(inputs[spec.label].values)
+            ),
+            0.0,
+        )
+    return outputs
+
+
+def densify(features: Mapping[str, Any]) -> dict[str, tf.Tensor]:
+    """Sparse ids padded with 0 to `[batch, values]`; the rest as it is."""
+    return {
+        name: tf.sparse.to_dense(value) if isinstance(value, tf.SparseTensor) else value
+        for name, value in features.items()
+    }
+
+
+def _ranked_terms(column: pa.ChunkedArray, feature: Feature) -> list[bytes]:
+    """Terms by falling frequency, ties by falling bytes: TensorFlow Transform's order."""
+    flat = pc.list_flatten(column)
+    if feature.dtype == "int64":
+        flat = flat.cast(pa.string())
+    counts = pc.value_counts(flat.cast(pa.binary()).drop_null())
+    pairs = [
+        (count, term)
+        for term, count in zip(
+            counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True
+        )
+        # TensorFlow Transform leaves these out: a vocabulary file has a term a line.
+        if count >= feature.min_count and term and b"\n" not in term and b"\r" not in term
+    ]
+    pairs.sort(reverse=True)
+    return [term for _, term in pairs[: feature.vocabulary_size]]
+
+
+class Preprocessor(tf.Module):
+    """The transform, fitted to a table in this process; saved along in a SavedModel.
+
+    Args:
+      spec: the raw features.
+      vocabularies: feature name to terms in the order of their ids from 1.
+      moments: name of each standardised feature to its mean and variance.
+    """
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        vocabularies: Mapping[str, list[bytes]],
+        moments: Mapping[str, tuple[float, float]],
+    ) -> None:
+        super().__init__()
+        self._spec = spec
+        self._terms = {name: tuple(terms) for name, terms in vocabularies.items()}
+        self._moments = dict(moments)
+        self._tables = {}
+        for feature in spec.categorical:
+            terms = list(vocabularies[feature.name])
+            # A table may not be empty; the empty string is never looked up.
+            keys = tf.constant(terms or [b""], tf.string)
+            ids = tf.range(len(terms) or 1, dtype=tf.int64)
+            self._tables[feature.name] = tf.lookup.StaticVocabularyTable(
+                tf.lookup.KeyValueTensorInitializer(keys, ids), feature.oov_buckets
+            )
+
+    @classmethod
+    def fit(cls, table: pa.Table, spec: FeatureSpec) -> Preprocessor:
+        """Vocabularies and moments of the rows of `table`."""
+        vocabularies = {f.name: _ranked_terms(table.column(f.name), f) for f in spec.categorical}
+        moments = {}
+        for feature in spec.numeric:
+            if feature.standardize:
+                column = raw_sparse(
+                    table.select([feature.name]), FeatureSpec((feature,), "_"), label=False
+                )
+                values = _numbers(feature, column[feature.name]).values.numpy().astype(np.float64)
+                moments[feature.name] = (
+                    (float(values.mean()), float(values.var())) if values.size else (0.0, 1.0)
+                )
+        return cls(spec, vocabularies, moments)
+
+    @property
+    def vocabularies(self) -> dict[str, list[str]]:
+        """Feature name to terms in the order of their ids from 1."""
+        return {
+            name: [term.decode("utf-8", "backslashreplace") for term in terms]
+            for name, terms in self._terms.items()
+        }
+
+    @property
+    def vocabulary_sizes(self) -> dict[str, int]:
+        """Transformed name to ids in all: padding, vocabulary, out-of-vocabulary buckets."""
+        return {
+            transformed_name(f.name): 1 + max(len(self._terms[f.name]), 1) + f.oov_buckets
+            for f in self._spec.categorical
+        }
+
+    def vocabulary(self, feature: Feature, tokens: tf.SparseTensor) -> tf.SparseTensor:
+        """See `Analyzers`."""
+        ids = self._tables[feature.name].lookup(tokens.values) + 1
+        return tf.SparseTensor(tokens.indices, ids, tokens.dense_shape)
+
+    def moments(self, feature: Feature, values: tf.SparseTensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """See `Analyzers`."""
+        mean, variance = self._moments[feature.name]
+        return tf.constant(mean, tf.float32), tf.constant(variance, tf.float32)
+
+    def __call__(
+        self, inputs: Mapping[str, tf.SparseTensor], with_label: bool = False
+    ) -> dict[str, Any]:
+        """`preprocess` with what was fitted."""
+        return preprocess(inputs, self._spec, self, with_label)
+
+
+def transform_table(
+    preprocessor: Preprocessor, table: pa.Table, batch_size: int = 131_072
+) -> dict[str, np.ndarray]:
+    """All rows of `table`, label included, as arrays; lists padded with 0 to the longest."""
+    spec = preprocessor._spec
+    parts: dict[str, list[np.ndarray]] = {}
+    transform = tf.function(
+        lambda raw: densify(preprocessor(raw, with_label=True)), reduce_retracing=True
+    )
+    for start in range(0, max(table.num_rows, 1), batch_size):
+        batch = transform(raw_sparse(table.slice(start, batch_size), spec))
+        for name, value in batch.items():
+            parts.setdefault(name, []).append(value.numpy())
+    columns = {}
+    for name, arrays in parts.items():
+        if arrays[0].ndim == 2:
+            width = max(1, *(a.shape[1] for a in arrays))
+            arrays = [np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in arrays]
+        columns[name] = np.concatenate(arrays)
+    return columns
