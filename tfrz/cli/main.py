@@ -45,7 +45,7 @@ def _commands() -> dict[str, str]:
 
 def _quiet_libraries() -> None:
     """Keeps TensorFlow's start-up chatter off standard error unless the user asked for it."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 

@@ -39,6 +39,7 @@ def export_model(
     vocabularies: Mapping[str, Sequence[str]],
     card: str,
     warmup: Sequence[bytes] = (),
+    replace: bool = False,
 ) -> None:
     """Writes a SavedModel that TF Serving runs.
 
@@ -53,6 +54,7 @@ def export_model(
         `assets/vocabularies.json` for a later warm start.
       card: Markdown, saved as `assets/card.md`.
       warmup: serialised raw examples.
+      replace: put it in the place of what is there, instead of refusing.
 
     Raises:
       InputError: the place is taken or cannot be written.
@@ -61,7 +63,7 @@ def export_model(
     module.weights = weight_names(model)
     module.transform = transform
     signatures = task.signatures(model, transform, spec)
-    with atomic_directory(version_directory) as folder:
+    with atomic_directory(version_directory, replace) as folder:
         tf.saved_model.save(
             module,
             str(folder),

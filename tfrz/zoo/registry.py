@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,3 +156,16 @@ def register(entry: ModelEntry) -> None:
 def unregister(name: str) -> None:
     """Takes a row out again."""
     _ENTRIES.pop(name, None)
+
+
+def load_plugins() -> None:
+    """Imports the modules that `TFRZ_PLUGINS` names (comma separated); they call `register`.
+
+    Raises:
+      InputError: one of them cannot be imported.
+    """
+    for name in filter(None, os.environ.get("TFRZ_PLUGINS", "").split(",")):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise InputError(f"TFRZ_PLUGINS names {name}, which does not import: {error}") from error

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -197,10 +195,6 @@ def with_override(config: RunConfig, dotted: str, value: Any) -> RunConfig:
     return run_config_from_mapping(merge(mapping, change))
 
 
-def _plugins() -> Iterable[str]:
-    return filter(None, os.environ.get("TFRZ_PLUGINS", "").split(","))
-
-
 def load_run_config(
     model: str, dataset: str = "simulated", overrides: Iterable[str] = ()
 ) -> RunConfig:
@@ -225,9 +219,3 @@ def load_run_config(
             mapping = merge(mapping, read_yaml(path))
     mapping["name"] = model
     return run_config_from_mapping(apply_overrides(mapping, overrides))
-
-
-def load_plugins() -> None:
-    """Imports the modules of `TFRZ_PLUGINS` (comma separated); they call `registry.register`."""
-    for name in _plugins():
-        importlib.import_module(name)

@@ -79,6 +79,11 @@ class ClickTask:
         self.entry, self.config = entry, config
         self._label = "label_xf"
 
+    @staticmethod
+    def model_inputs(spec: FeatureSpec, vocabulary_sizes: Mapping[str, int]) -> ModelInputs:
+        """What `build` takes, from a feature spec and its fitted vocabularies."""
+        return ModelInputs.from_spec(spec, vocabulary_sizes)
+
     def build(self, inputs: ModelInputs) -> keras.Model:
         """A model with all its variables made."""
         self._label = inputs.label
@@ -126,7 +131,7 @@ class ClickTask:
             train=ArrayBatches(columns[0], trainer.batch_size, trainer.seed),
             validation=ArrayBatches(columns[1], _EVALUATION_BATCH),
             test=ArrayBatches(columns[2], _EVALUATION_BATCH),
-            inputs=ModelInputs.from_spec(spec, transform.vocabulary_sizes),
+            inputs=self.model_inputs(spec, transform.vocabulary_sizes),
             transform=transform,
             vocabularies={
                 transformed_name(name): terms for name, terms in transform.vocabularies.items()

@@ -1,0 +1,74 @@
+# The commands of the README. Everything happens in .venv beside this file.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.made-from-lock
+IMPORT_VENV := .venv-import
+IMPORT_STAMP := $(IMPORT_VENV)/.made-from-lock
+UV_VERSION := 0.13.9
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: help setup demo test test-import lint format bench docs lock build-files clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(STAMP) ## make .venv from requirements.lock
+
+$(STAMP): requirements.lock setup.cfg tools/find_python.sh
+	@start=$$(date +%s); \
+	python=$$(bash tools/find_python.sh 3.10) || exit 2; \
+	echo "set-up: $$($$python --version) into $(VENV)"; \
+	rm -rf $(VENV) && $$python -m venv $(VENV) && \
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION) && \
+	tools=$$(date +%s); \
+	echo "set-up: installing $$(grep -c == requirements.lock) packages of requirements.lock"; \
+	$(BIN)/uv pip install -q --python $(BIN)/python -r requirements.lock && \
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-build-isolation --no-deps -e . && \
+	touch $(STAMP) && end=$$(date +%s) && \
+	echo "set-up: done in $$((end - start)) s, of which download and installation $$((end - tools)) s"
+
+demo: ## train, evaluate, push and serve DCN-V2 on simulated ratings
+	@start=$$(date +%s); $(MAKE) --no-print-directory setup && \
+	$(BIN)/python -m tfx_pipelines.demo --root runs/demo --setup-seconds $$(($$(date +%s) - start))
+
+test: setup ## all tests of the reference lane
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+$(IMPORT_STAMP): requirements-import.lock tools/find_python.sh
+	@python=$$(bash tools/find_python.sh 3.12 3.13 3.11) || exit 2; \
+	rm -rf $(IMPORT_VENV) && $$python -m venv $(IMPORT_VENV) && \
+	$(IMPORT_VENV)/bin/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION) && \
+	$(IMPORT_VENV)/bin/uv pip install -q --python $(IMPORT_VENV)/bin/python -r requirements-import.lock && \
+	touch $(IMPORT_STAMP)
+
+test-import: $(IMPORT_STAMP) ## layers, losses, metrics and models on the newest TensorFlow
+	$(IMPORT_VENV)/bin/python -m pytest -q tests/tfrz/layers tests/tfrz/models tests/tfrz/metrics \
+	  tests/conformance/test_layers.py tfrz/layers tfrz/metrics tfrz/models
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## let ruff lay out the code
+	$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format .
+
+bench: setup ## the benchmarks (minutes; leave the machine alone meanwhile)
+	$(BIN)/tfrz bench cross
+
+docs: setup ## the pages made from the registry and the stored results
+	$(BIN)/python docs/build.py
+
+lock: setup ## resolve requirements*.in anew
+	$(BIN)/uv pip compile -q --python-version 3.10 --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock" requirements.in -o requirements.lock
+	$(BIN)/uv pip compile -q --python-version 3.12 --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock" requirements-import.in -o requirements-import.lock
+
+build-files: setup ## list every Python file in the BUILD files
+	$(BIN)/python tools/update_build.py
+
+clean: ## remove environments and caches
+	rm -rf $(VENV) $(IMPORT_VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

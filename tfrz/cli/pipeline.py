@@ -1,0 +1,103 @@
+"""`tfrz pipeline run|compile MODEL`: the TFX pipeline."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "run a model's TFX pipeline here, or compile it for Kubeflow"
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a name that 'tfrz list' shows")
+    parser.add_argument(
+        "--data",
+        default="simulated",
+        help="simulated (default), NAME:PATH such as movielens-1m:ml-1m.zip, or a file of your own",
+    )
+    parser.add_argument("--features", help="feature spec (YAML) of a file of your own")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="a configuration value, e.g. evaluator.min_auc=0.8",
+    )
+    parser.add_argument(
+        "--beam-arg",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="an option of Beam, e.g. --beam-arg=--direct_num_workers=2",
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments."""
+    commands = parser.add_subparsers(dest="action", required=True, metavar="run|compile")
+    run_parser = commands.add_parser("run", help="run it with TFX's LocalDagRunner")
+    _common(run_parser)
+    run_parser.add_argument("--root", required=True, help="folder of artifacts and pushed models")
+    run_parser.add_argument("--seed", type=int, help="sets data.seed and trainer.seed")
+    run_parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    run_parser.add_argument("--quiet", action="store_true", help="no progress")
+    compile_parser = commands.add_parser("compile", help="write the Kubeflow v2 specification")
+    _common(compile_parser)
+    compile_parser.add_argument("--out", required=True, help="the JSON file to write")
+    compile_parser.add_argument(
+        "--root", default="gs://your-bucket/tfrz", help="where the cluster writes artifacts"
+    )
+    compile_parser.add_argument(
+        "--image", default="your-registry/tfrz:0.1.0", help="image that the cluster runs"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs or compiles; 1 if the model was not blessed."""
+    import json
+
+    from tfrz.cli.tables import format_table
+    from tfrz.zoo.run_config import load_run_config
+
+    overrides = list(args.overrides)
+    if getattr(args, "seed", None) is not None:
+        overrides += [f"data.seed={args.seed}", f"trainer.seed={args.seed}"]
+    if args.beam_arg:
+        overrides.append(f"pipeline.beam_args={json.dumps(args.beam_arg)}")
+    config = load_run_config(args.model, args.data.partition(":")[0], overrides)
+    if args.action == "compile":
+        from tfx_pipelines.kubeflow_runner import compile_pipeline
+
+        compile_pipeline(config, args.data, args.root, args.out, args.features, args.image)
+        print(args.out)
+        return 0
+    from tfx_pipelines.local_runner import result_to_json, run_pipeline
+
+    result = run_pipeline(config, args.data, args.root, args.features, progress=not args.quiet)
+    if args.json:
+        print(result_to_json(result))
+        return 0 if result.pushed else 1
+    rows = []
+    for component in result.components:
+        outcome = component.outcome
+        if component.name == "Evaluator":
+            outcome += ", blessed" if result.blessed else ", NOT blessed"
+        if component.name == "Pusher" and not result.pushed:
+            outcome += ", nothing pushed"
+        rows.append((component.name, outcome, f"{component.seconds:.1f}"))
+    print(format_table(("component", "outcome", "seconds"), rows))
+    print()
+    print(
+        format_table(
+            ("metric", "value"),
+            [(n, f"{v:.4f}") for n, v in result.metrics.items() if n != "example_count"],
+        )
+    )
+    print(f"\n{result.seconds:.0f} s in all; log: {result.log}")
+    if result.pushed:
+        print(f"pushed: {result.pushed}")
+        return 0
+    for refusal in result.refusals:
+        print(f"not blessed: {refusal}")
+    print("nothing was pushed")
+    return 1

@@ -1,0 +1,43 @@
+"""Compiles a pipeline for Kubeflow Pipelines v2 (and Vertex AI), offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tfx import v1 as tfx
+
+from tfrz.files import atomic_write
+from tfrz.zoo.run_config import RunConfig
+from tfx_pipelines.configs import Places
+from tfx_pipelines.local_runner import open_checked
+from tfx_pipelines.pipeline import create_pipeline
+
+
+def compile_pipeline(
+    config: RunConfig, data: str, root: str, out: str | Path, features: str | None, image: str
+) -> None:
+    """Writes the pipeline's specification as JSON.
+
+    Args:
+      config: the run's configuration.
+      data: as `--data` of the command line; the path must be one that the cluster reads.
+      root: where the cluster writes artifacts, e.g. `gs://bucket/pipelines`.
+      out: the file to write.
+      features: feature spec of a file of the user's own.
+      image: container image that has tfrz and its lock installed.
+
+    Raises:
+      InputError: bad input.
+    """
+    reader = open_checked(config, data, features)
+    pipeline = create_pipeline(config, data, features, reader, Places(Path(root)))
+    part = Path(out).with_name(Path(out).name + ".part.json")
+    runner = tfx.orchestration.experimental.KubeflowV2DagRunner(
+        config=tfx.orchestration.experimental.KubeflowV2DagRunnerConfig(default_image=image),
+        output_dir=str(part.parent),
+        output_filename=part.name,
+    )
+    runner.run(pipeline)
+    text = part.read_text()
+    part.unlink()
+    atomic_write(out, text)

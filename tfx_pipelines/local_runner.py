@@ -1,0 +1,262 @@
+"""Runs a pipeline on this machine, shows where it is, and says what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tfrz.config import require
+from tfrz.data.readers import open_source
+from tfrz.errors import InputError
+from tfrz.files import require_writable_directory
+from tfrz.zoo import registry
+from tfrz.zoo.run_config import RunConfig
+from tfx_pipelines.configs import Places
+
+_BAD_INPUT = re.compile(r"tfrz\.errors\.(?:InputError|ConfigError): (?P<line>[^\n]*)")
+
+
+@dataclasses.dataclass
+class ComponentRun:
+    """What one component did.
+
+    Attributes:
+      name: of the component.
+      outcome: "ran" or "cached".
+      seconds: it took.
+    """
+
+    name: str
+    outcome: str = "ran"
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineResult:
+    """What came of a run.
+
+    Attributes:
+      components: in the order they ran.
+      blessed: whether the Evaluator blessed the model.
+      refusals: the thresholds that the model missed.
+      metrics: of the Evaluator, over all examples.
+      slices: the same by slice.
+      pushed: the version that was pushed, or that an unchanged run had pushed before.
+      seconds: in all.
+      root: where things are.
+      log: the libraries' log.
+    """
+
+    components: list[ComponentRun]
+    blessed: bool
+    refusals: list[str]
+    metrics: dict[str, float]
+    slices: dict[str, dict[str, float]]
+    pushed: str | None
+    seconds: float
+    root: str
+    log: str
+
+
+class _Watch(logging.Handler):
+    """Reads TFX's log to tell where the run is; writes all of it to a file."""
+
+    def __init__(self, path: Path, progress: bool) -> None:
+        super().__init__()
+        self.components: list[ComponentRun] = []
+        self._file = path.open("w")
+        self._progress = progress
+        self._started = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        self._file.write(f"{record.levelname} {record.name}: {message}\n")
+        self._file.flush()
+        if match := re.fullmatch(r"Component (\S+) is (running|finished)\.", message):
+            name, state = match.groups()
+            if state == "running":
+                self.components.append(ComponentRun(name))
+                self._started = time.perf_counter()
+                self._say(f"{name} ...")
+            else:
+                component = self.components[-1]
+                component.seconds = time.perf_counter() - self._started
+                self._say(f"{name} {component.outcome} ({component.seconds:.1f} s)")
+        elif message.startswith("A cached execution") and self.components:
+            self.components[-1].outcome = "cached"
+
+    def _say(self, text: str) -> None:
+        if self._progress:
+            print(f"  {text}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@contextlib.contextmanager
+def _logs_to(path: Path, progress: bool) -> Iterator[_Watch]:
+    """Sends everything that the libraries log to a file for the time of a run."""
+    watch = _Watch(path, progress)
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    absl = logging.getLogger("absl")
+    absl_before, propagate = list(absl.handlers), absl.propagate
+    root.handlers, absl.handlers, absl.propagate = [watch], [], True
+    root.setLevel(logging.INFO)
+    try:
+        yield watch
+    finally:
+        root.handlers, absl.handlers, absl.propagate = before, absl_before, propagate
+        root.setLevel(level)
+        watch.close()
+
+
+def _latest(folder: Path) -> Path | None:
+    """The newest execution's folder of an artifact."""
+    numbered = [p for p in folder.glob("*") if p.name.isdigit()] if folder.exists() else []
+    return max(numbered, key=lambda p: int(p.name), default=None)
+
+
+def _evaluation(places: Places) -> tuple[dict[str, float], dict[str, dict[str, float]], list[str]]:
+    """Overall metrics, those of slices, and the missed thresholds of the latest evaluation."""
+    import tensorflow_model_analysis as tfma
+
+    folder = _latest(places.artifacts / "Evaluator" / "evaluation")
+    if folder is None:
+        return {}, {}, []
+    names = {"auc": "auc", "binary_crossentropy": "log_loss", "calibration": "calibration"}
+    overall: dict[str, float] = {}
+    slices: dict[str, dict[str, float]] = {}
+    result = tfma.load_eval_result(str(folder))
+    for key, outputs in result.slicing_metrics:
+        values = {
+            names.get(name, name): float(value["doubleValue"])
+            for output in outputs.values()
+            for sub in output.values()
+            for name, value in sub.items()
+            if "doubleValue" in value
+        }
+        if key:
+            slices[", ".join(f"{k}={v}" for k, v in key)] = values
+        else:
+            overall = values
+    refusals = []
+    validation = tfma.load_validation_result(str(folder))
+    for one in validation.metric_validations_per_slice:
+        keys = ", ".join(
+            f"{k.column}={k.bytes_value.decode() or k.int64_value}"
+            for k in one.slice_key.single_slice_keys
+        )
+        for failure in one.failures:
+            value = failure.metric_value.double_value.value
+            refusals.append(
+                f"{names.get(failure.metric_key.name, failure.metric_key.name)} {value:.4f} "
+                f"misses its threshold on {keys or 'all examples'}"
+            )
+    return overall, slices, refusals
+
+
+def _pushed(places: Places, model: str) -> list[int]:
+    folder = places.serving(model)
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+
+
+def _check_slices(config: RunConfig, names: set[str]) -> None:
+    for keys in config.evaluator.slices:
+        for key in keys:
+            require(key in names, "evaluator.slices", f"the data has no feature {key!r}")
+
+
+def open_checked(config: RunConfig, data: str, features: str | None) -> Any:
+    """The reader of `data`, after everything that can be checked before a run.
+
+    Raises:
+      InputError: the data is missing, of another format or of another record type.
+    """
+    reader = open_source(data, features, **config.data.options)
+    entry = registry.get(config.name)
+    if reader.record_type != entry.record_type:
+        raise InputError(
+            f"{config.name} learns from {entry.record_type} records, {data} has "
+            f"{reader.record_type} records: see 'tfrz list'"
+        )
+    reader.shards()
+    _check_slices(config, {f.name for f in reader.feature_spec().features})
+    return reader
+
+
+def run_pipeline(
+    config: RunConfig,
+    data: str,
+    root: str | Path,
+    features: str | None = None,
+    progress: bool = True,
+) -> PipelineResult:
+    """Runs the pipeline of `config.name` with TFX's LocalDagRunner.
+
+    Args:
+      config: the run's configuration.
+      data: as `--data` of the command line.
+      root: takes `artifacts/`, `metadata.sqlite`, `logs/` and `serving/<model>/<version>/`.
+      features: feature spec of a file of the user's own.
+      progress: name the components on standard error as they run.
+
+    Raises:
+      InputError: bad input, before anything runs where possible.
+    """
+    reader = open_checked(config, data, features)
+    places = Places(require_writable_directory(root).resolve())
+    places.logs.mkdir(exist_ok=True)
+    log = places.logs / time.strftime("%Y%m%d-%H%M%S.log")
+    started = time.perf_counter()
+    if progress:
+        print("  loading TFX ...", file=sys.stderr, flush=True)
+    with _logs_to(log, progress) as watch:
+        from tfx.orchestration.local.local_dag_runner import LocalDagRunner
+
+        from tfx_pipelines.pipeline import create_pipeline, describe
+
+        logging.getLogger("tfrz").info("configuration: %s", describe(config))
+        before = _pushed(places, config.name)
+        pipeline = create_pipeline(config, data, features, reader, places)
+        try:
+            LocalDagRunner().run(pipeline)
+        except Exception as error:
+            logging.getLogger("tfrz").exception("the pipeline failed")
+            # Beam wraps what a worker raises in an error of its own, as text.
+            if match := _BAD_INPUT.search(f"{type(error).__module__}.{type(error).__qualname__}: "
+                                          f"{error}"):
+                line = re.split(r" \[while running| \[\[?while", match["line"])[0]
+                raise InputError(line.replace("\\n", " ").rstrip("'\"")) from error
+            raise
+        metrics, slices, refusals = _evaluation(places)
+    blessing = _latest(places.artifacts / "Evaluator" / "blessing")
+    blessed = blessing is not None and (blessing / "BLESSED").exists()
+    after = _pushed(places, config.name)
+    unchanged = bool(watch.components) and watch.components[-1].outcome == "cached"
+    pushed = after[-1] if after and (len(after) > len(before) or (unchanged and blessed)) else None
+    return PipelineResult(
+        components=watch.components,
+        blessed=blessed,
+        refusals=refusals,
+        metrics=metrics,
+        slices=slices,
+        pushed=None if pushed is None else str(places.serving(config.name) / str(pushed)),
+        seconds=time.perf_counter() - started,
+        root=str(places.root),
+        log=str(log),
+    )
+
+
+def result_to_json(result: PipelineResult) -> str:
+    """The result as JSON."""
+    return json.dumps(dataclasses.asdict(result), indent=1)

@@ -1,0 +1,158 @@
+"""Trainer's callback, and what the Tuner shares with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import logging
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_transform as tft
+
+from tfrz.config import from_mapping
+from tfrz.data.features import FeatureSpec, raw_feature_spec
+from tfrz.data.transform_analyzers import (
+    vocabularies_from_transform,
+    vocabulary_sizes_from_transform,
+)
+from tfrz.export.card import render_card
+from tfrz.export.saved_model import export_model
+from tfrz.training.batches import ExampleBatches
+from tfrz.training.fit import build_model, fit
+from tfrz.training.warm_start import warm_start
+from tfrz.zoo import registry
+from tfrz.zoo.run_config import RunConfig, run_config_from_mapping, with_override
+
+logger = logging.getLogger(__name__)
+
+
+class TransformGraph(tf.Module):
+    """The graph that Transform wrote, for raw features without the label."""
+
+    def __init__(self, output: tft.TFTransformOutput) -> None:
+        super().__init__()
+        self.layer = output.transform_features_layer()
+
+    def __call__(self, inputs: dict[str, tf.SparseTensor]) -> dict[str, Any]:
+        """Transformed features."""
+        return dict(self.layer(dict(inputs)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Workspace:
+    """What the callbacks make of their arguments."""
+
+    config: RunConfig
+    task: Any
+    spec: FeatureSpec
+    transform: tft.TFTransformOutput
+    train: ExampleBatches
+    validation: ExampleBatches
+
+    def inputs(self) -> Any:
+        """What the task's `build` takes."""
+        sizes = vocabulary_sizes_from_transform(self.transform, self.spec)
+        return self.task.model_inputs(self.spec, sizes)
+
+
+def _files(patterns: list[str]) -> list[str]:
+    return sorted(path for pattern in patterns for path in glob.glob(pattern))
+
+
+def open_workspace(fn_args: Any, config: RunConfig | None = None) -> Workspace:
+    """The workspace of a component's `fn_args`."""
+    custom = fn_args.custom_config
+    config = config or run_config_from_mapping(custom["run_config"])
+    entry = registry.get(config.name)
+    output = tft.TFTransformOutput(fn_args.transform_graph_path)
+    parse_spec = output.transformed_feature_spec()
+    trainer = config.trainer
+    return Workspace(
+        config=config,
+        task=entry.load("task")(entry, config),
+        spec=from_mapping(FeatureSpec, custom["feature_spec"]),
+        transform=output,
+        train=ExampleBatches(
+            _files(fn_args.train_files), parse_spec, trainer.batch_size, seed=trainer.seed
+        ),
+        validation=ExampleBatches(_files(fn_args.eval_files), parse_spec, 8192, shuffle=False),
+    )
+
+
+def _raw_examples(output: tft.TFTransformOutput, spec: FeatureSpec, limit: int) -> list[bytes]:
+    """Requests for the warm-up, from the most frequent terms of each vocabulary."""
+    vocabularies = vocabularies_from_transform(output, spec)
+    serialized = []
+    for row in range(limit):
+        example = tf.train.Example()
+        for feature in spec.features:
+            stored = example.features.feature[feature.name]
+            if feature.kind == "numeric":
+                stored.float_list.value.append(float(row))
+                continue
+            terms = vocabularies[f"{feature.name}_xf"] or [""]
+            term = terms[row % len(terms)]
+            if feature.dtype == "int64":
+                stored.int64_list.value.append(int(term or 0))
+            else:
+                stored.bytes_list.value.append(term.encode())
+        serialized.append(example.SerializeToString())
+    return serialized
+
+
+def _with_hyperparameters(config: RunConfig, hyperparameters: dict[str, Any] | None) -> RunConfig:
+    """The configuration with what the Tuner found."""
+    if not hyperparameters:
+        return config
+    tuner, evaluator = config.tuner, config.evaluator
+    for name, value in hyperparameters["values"].items():
+        if "." in name and not name.startswith("tuner/"):
+            config = with_override(config, name, value)
+    return dataclasses.replace(config, tuner=tuner, evaluator=evaluator)
+
+
+def run_fn(fn_args: Any) -> None:
+    """Trains and writes the SavedModel to `fn_args.serving_model_dir`."""
+    config = run_config_from_mapping(fn_args.custom_config["run_config"])
+    config = _with_hyperparameters(config, fn_args.hyperparameters)
+    workspace = open_workspace(fn_args, config)
+    task, spec = workspace.task, workspace.spec
+    inputs = workspace.inputs()
+    model = build_model(lambda: task.build(inputs), config.trainer)
+    vocabularies = vocabularies_from_transform(workspace.transform, spec)
+    if fn_args.base_model:
+        report = warm_start(model, task, vocabularies, fn_args.base_model)
+        Path(fn_args.model_run_dir).mkdir(parents=True, exist_ok=True)
+        (Path(fn_args.model_run_dir) / "warm_start.txt").write_text(f"{report}\n")
+    run_directory = Path(fn_args.model_run_dir)
+    result = fit(
+        model, task, workspace.train, workspace.validation, config.trainer, run_directory,
+        progress=bool(fn_args.custom_config.get("progress", False)),
+    )
+    entry = registry.get(config.name)
+    parameters = sum(int(w.shape.num_elements()) for w in model.trainable_weights)
+    card = render_card(
+        entry,
+        config,
+        spec,
+        fn_args.custom_config["data"],
+        {"validation": {k: v for k, v in result.best.items() if k in entry.metrics}},
+        parameters,
+    )
+    export_model(
+        Path(fn_args.serving_model_dir),
+        model,
+        task,
+        TransformGraph(workspace.transform),
+        spec,
+        config,
+        vocabularies,
+        card,
+        _raw_examples(workspace.transform, spec, config.export.warmup_requests),
+        replace=True,
+    )
+
+
+__all__ = ["TransformGraph", "Workspace", "open_workspace", "raw_feature_spec", "run_fn"]

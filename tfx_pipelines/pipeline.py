@@ -1,0 +1,144 @@
+"""The pipeline: made from a model's row and configuration, the same for every system."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tfx import v1 as tfx
+from tfx.types.standard_artifacts import Model, ModelBlessing
+
+from tfrz.config import to_mapping
+from tfrz.data.readers import Reader
+from tfrz.zoo import registry
+from tfrz.zoo.run_config import RunConfig, run_config_to_mapping
+from tfx_pipelines.components.example_gen import ReaderExampleGen
+from tfx_pipelines.configs import Places
+
+
+def _beam_args(config: RunConfig) -> list[str]:
+    return [f"--runner={config.pipeline.beam_runner}", *config.pipeline.beam_args]
+
+
+def _imported_schema(reader: Reader, folder: Path) -> str:
+    """A schema made from the reader's feature spec, for those who do not want it inferred."""
+    from google.protobuf import text_format
+    from tensorflow_metadata.proto.v0 import schema_pb2
+
+    spec = reader.feature_spec()
+    kinds = {"string": schema_pb2.BYTES, "int64": schema_pb2.INT, "float32": schema_pb2.FLOAT}
+    schema = schema_pb2.Schema()
+    for feature in spec.features:
+        schema.feature.add(name=feature.name, type=kinds[feature.dtype])
+    schema.feature.add(name=spec.label, type=schema_pb2.FLOAT)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "schema.pbtxt"
+    path.write_text(text_format.MessageToString(schema))
+    return str(path)
+
+
+def create_pipeline(
+    config: RunConfig, data: str, features: str | None, reader: Reader, places: Places
+) -> tfx.dsl.Pipeline:
+    """ExampleGen to Pusher for one model.
+
+    Args:
+      config: the run's configuration.
+      data: as `--data` of the command line.
+      features: feature spec of a file of the user's own.
+      reader: what `data` opens.
+      places: where things go.
+    """
+    entry = registry.get(config.name)
+    task = entry.load("task")(entry, config)
+    spec = reader.feature_spec()
+    example_gen = ReaderExampleGen(
+        data,
+        features,
+        config.data.options,
+        reader,
+        config.data.validation_fraction,
+        config.data.max_corrupt_fraction,
+        str(places.corrupt_lines),
+    )
+    examples = example_gen.outputs["examples"]
+    statistics_gen = tfx.components.StatisticsGen(examples=examples)
+    statistics = statistics_gen.outputs["statistics"]
+    if config.pipeline.schema == "imported":
+        schema_gen = tfx.components.ImportSchemaGen(
+            schema_file=_imported_schema(reader, places.root / "schema")
+        )
+    else:
+        # Any value may be missing at serving time, so no feature has a fixed shape.
+        schema_gen = tfx.components.SchemaGen(statistics=statistics, infer_feature_shape=False)
+    schema = schema_gen.outputs["schema"]
+    example_validator = tfx.components.ExampleValidator(statistics=statistics, schema=schema)
+    transform = tfx.components.Transform(
+        examples=examples,
+        schema=schema,
+        preprocessing_fn="tfx_pipelines.modules.preprocessing.preprocessing_fn",
+        custom_config={"feature_spec": to_mapping(spec)},
+        disable_statistics=True,
+    )
+    components = [example_gen, statistics_gen, schema_gen, example_validator, transform]
+    custom_config = {
+        "run_config": run_config_to_mapping(config),
+        "feature_spec": to_mapping(spec),
+        "data": data,
+    }
+    resolver = tfx.dsl.Resolver(
+        strategy_class=tfx.dsl.experimental.LatestBlessedModelStrategy,
+        model=tfx.dsl.Channel(type=Model),
+        model_blessing=tfx.dsl.Channel(type=ModelBlessing),
+    ).with_id("Resolver")
+    trained = {
+        "examples": transform.outputs["transformed_examples"],
+        "transform_graph": transform.outputs["transform_graph"],
+        "train_args": tfx.proto.TrainArgs(),
+        "eval_args": tfx.proto.EvalArgs(),
+        "custom_config": custom_config,
+    }
+    hyperparameters = None
+    if config.tuner.enabled:
+        tuner = tfx.components.Tuner(tuner_fn="tfx_pipelines.modules.tuner.tuner_fn", **trained)
+        hyperparameters = tuner.outputs["best_hyperparameters"]
+        components.append(tuner)
+    warm = config.trainer.warm_start == "latest_blessed"
+    trainer = tfx.components.Trainer(
+        run_fn="tfx_pipelines.modules.trainer.run_fn",
+        base_model=resolver.outputs["model"] if warm else None,
+        hyperparameters=hyperparameters,
+        **trained,
+    )
+    evaluator = tfx.components.Evaluator(
+        examples=examples,
+        model=trainer.outputs["model"],
+        baseline_model=resolver.outputs["model"],
+        eval_config=task.eval_config(spec.label, has_baseline=True),
+        example_splits=["eval"],
+    )
+    pusher = tfx.components.Pusher(
+        model=trainer.outputs["model"],
+        model_blessing=evaluator.outputs["blessing"],
+        push_destination=tfx.proto.PushDestination(
+            filesystem=tfx.proto.PushDestination.Filesystem(
+                base_directory=str(places.serving(config.name))
+            )
+        ),
+    )
+    components += [resolver, trainer, evaluator, pusher]
+    return tfx.dsl.Pipeline(
+        pipeline_name=config.name,
+        pipeline_root=str(places.artifacts),
+        components=components,
+        enable_cache=config.pipeline.enable_cache,
+        metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
+            str(places.metadata)
+        ),
+        beam_pipeline_args=_beam_args(config),
+    )
+
+
+def describe(config: RunConfig) -> str:
+    """The configuration as one line of JSON, for logs."""
+    return json.dumps(run_config_to_mapping(config), sort_keys=True)
