@@ -16,16 +16,25 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import cross_baselines, cross_pipeline
-from benchmarks.measure import PairedTimings, in_fresh_process, resident_bytes, time_paired
+from benchmarks import cross_pipeline
+from benchmarks.measure import (
+    PairedTimings,
+    forget_peak_resident_bytes,
+    in_fresh_process,
+    peak_resident_bytes,
+    resident_bytes,
+    time_paired,
+)
 from benchmarks.report import Bound, Figure, Section
-from benchmarks.runner import Options, Part, Skip, main
+from benchmarks.runner import Options, Part, main
 
 TITLE = "Mixture of low-rank cross layers (DCN-V2)"
 
 MIXTURE = "mixture"
 LOOP = "loop over experts"
 BROADCAST = "[batch, experts, dim]"
+FACTORED_LOOP = "loop, x0 factored out"
+EXPERT_MAJOR = "[experts, batch, dim]"
 FULL = "Cross (full rank)"
 TFRS = "TFRS Cross (full rank)"
 TFRS_LOW_RANK = "TFRS Cross (low rank)"
@@ -95,17 +104,32 @@ def make_mixture(sizes: Sizes, dtype: str = "float32") -> Any:
     return MixtureOfLowRankCross(
         num_experts=sizes.num_experts,
         rank=sizes.rank,
-        activation="tanh",
         gate="softmax",
-        inner_map=True,
+        expert_activation="tanh",
+        use_inner_map=True,
         dtype=dtype,
     )
 
 
 def _tfrs_cross() -> Any:
-    from tensorflow_recommenders.layers.feature_interaction.dcn import Cross
-
+    """The layer class of TFRS; None, with a line that says so, where it is not installed."""
+    try:
+        from tensorflow_recommenders.layers.feature_interaction.dcn import Cross
+    except ImportError:
+        print("TFRS is not installed: its layers are left out", file=sys.stderr)
+        return None
     return Cross
+
+
+def _baselines() -> dict[str, Any]:
+    from benchmarks import cross_baselines
+
+    return {
+        LOOP: cross_baselines.LoopMixture,
+        BROADCAST: cross_baselines.BroadcastMixture,
+        FACTORED_LOOP: cross_baselines.FactoredLoopMixture,
+        EXPERT_MAJOR: cross_baselines.ExpertMajorMixture,
+    }
 
 
 def make_stacks(
@@ -113,36 +137,30 @@ def make_stacks(
 ) -> dict[str, list[Any]]:
     """One stack of layers for each candidate (all of them, or those named).
 
-    TFRS is left out where it is not installed.
+    The mixture and its other forms start from the same weights. TFRS is left out where it is not
+    installed.
     """
+    import keras
+    import tensorflow as tf
+
+    from benchmarks.cross_baselines import MixtureWeights
     from tfrz.layers.cross import Cross
 
-    rng = np.random.default_rng(seed)
-    random = cross_baselines.MixtureWeights.random
-
-    def weights() -> cross_baselines.MixtureWeights:
-        return random(sizes.dim, sizes.num_experts, sizes.rank, rng)
-
-    makers: dict[str, Callable[[], Any]] = {
-        MIXTURE: lambda: make_mixture(sizes),
-        LOOP: lambda: cross_baselines.LoopMixture(weights()),
-        BROADCAST: lambda: cross_baselines.BroadcastMixture(weights()),
-        FULL: Cross,
-    }
-    try:
-        tfrs_cross = _tfrs_cross()
-    except ImportError:
-        print("TFRS is not installed: its layers are left out", file=sys.stderr)
-    else:
-        makers[TFRS] = tfrs_cross
-        makers[TFRS_LOW_RANK] = lambda: tfrs_cross(
-            projection_dim=min(sizes.num_experts * sizes.rank, sizes.dim // 2)
-        )
-    return {
-        name: [make() for _ in range(sizes.num_layers)]
-        for name, make in makers.items()
-        if names is None or name in names
-    }
+    keras.utils.set_random_seed(seed)
+    mixtures = [make_mixture(sizes) for _ in range(sizes.num_layers)]
+    for layer in mixtures:
+        layer(tf.zeros((1, sizes.dim)))
+    weights = [MixtureWeights.of(layer) for layer in mixtures]
+    stacks = {MIXTURE: mixtures}
+    stacks |= {name: [kind(w) for w in weights] for name, kind in _baselines().items()}
+    stacks[FULL] = [Cross() for _ in mixtures]
+    wanted = set(stacks) | {TFRS, TFRS_LOW_RANK} if names is None else set(names)
+    if wanted & {TFRS, TFRS_LOW_RANK} and (tfrs_cross := _tfrs_cross()) is not None:
+        stacks[TFRS] = [tfrs_cross() for _ in mixtures]
+        # As many parameters as U and V of the mixture.
+        projection = sizes.num_experts * sizes.rank
+        stacks[TFRS_LOW_RANK] = [tfrs_cross(projection_dim=projection) for _ in mixtures]
+    return {name: stack for name, stack in stacks.items() if name in wanted}
 
 
 def apply_stack(layers: Sequence[Any], x0: Any) -> Any:
@@ -172,8 +190,8 @@ def make_forward(layers: Sequence[Any], x0: Any, xla: bool = False) -> Callable[
 
 def make_step(
     layers: Sequence[Any], x0: Any, target: Any, xla: bool = False, learning_rate: float = 1e-3
-) -> Callable[[], float]:
-    """A compiled training step on fixed inputs; gives the loss before the update."""
+) -> Callable[..., float]:
+    """A compiled training step, on these inputs or others; gives the loss before the update."""
     import keras
     import tensorflow as tf
 
@@ -200,8 +218,8 @@ def make_step(
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return loss, of_x0
 
-    def run() -> float:
-        loss, _ = step(x0, target)
+    def run(x: Any = x0, y: Any = target) -> float:
+        loss, _ = step(x, y)
         _synchronize()
         return float(loss)
 
@@ -213,8 +231,9 @@ def _inputs(sizes: Sizes, seed: int) -> tuple[Any, Any]:
 
     rng = np.random.default_rng(seed)
     x0 = rng.normal(0.0, 0.5, (sizes.batch, sizes.dim)).astype("float32")
-    # A target that a cross layer can learn: products of neighbours.
+    # What a cross layer can learn, products of neighbours, and noise that nothing can.
     target = np.mean(x0[:, 1:] * x0[:, :-1], axis=1) * 8.0 + np.mean(x0, axis=1)
+    target += rng.normal(0.0, 0.05, sizes.batch)
     return tf.constant(x0), tf.constant(target.astype("float32"))
 
 
@@ -227,7 +246,7 @@ def _on_cpu() -> bool:
 def ratio_figures(
     timings: PairedTimings, bounds: Mapping[str, Bound], judged: bool
 ) -> tuple[Figure, ...]:
-    """The mixture's time over that of every other candidate, with the bounds where there are any."""
+    """The mixture's time over that of each other candidate, with the bounds there are."""
     return tuple(
         Figure(
             f"{MIXTURE} / {name}",
@@ -343,12 +362,13 @@ def child_peak_memory(name: str, sizes: dict[str, int], seed: int) -> dict[str, 
     gpu = bool(tf.config.list_physical_devices("GPU"))
     if gpu:
         tf.config.experimental.reset_memory_stats("GPU:0")
+    forget_peak_resident_bytes()
     before = resident_bytes()
     for _ in range(3):
         step()
     if gpu:
         return {"bytes": float(tf.config.experimental.get_memory_info("GPU:0")["peak"])}
-    return {"bytes": float(resident_bytes() - before)}
+    return {"bytes": float(peak_resident_bytes() - before)}
 
 
 def measure_memory(options: Options) -> Section:
@@ -377,20 +397,22 @@ def measure_memory(options: Options) -> Section:
 
 
 def loss_curve(sizes: Sizes, dtype: str, steps: int, seed: int) -> list[float]:
-    """Losses of a small regression, from the same initial weights for every `dtype`."""
+    """Losses of a small noisy regression, a new batch each step.
+
+    Initial weights and batches are the same for every `dtype`.
+    """
     import keras
 
     keras.utils.set_random_seed(seed)
-    x0, target = _inputs(sizes, seed)
     layers = [make_mixture(sizes, dtype) for _ in range(sizes.num_layers)]
-    step = make_step(layers, x0, target)
-    return [step() for _ in range(steps)]
+    step = make_step(layers, *_inputs(sizes, seed))
+    return [step(*_inputs(sizes, seed + 1 + i)) for i in range(steps)]
 
 
 def curve_gap(reference: Sequence[float], other: Sequence[float]) -> float:
-    """How far two loss curves are apart: the greatest gap as a share of the first loss."""
-    gaps = np.abs(np.subtract(reference, other))
-    return float(np.max(gaps) / abs(reference[0]))
+    """How far two loss curves are apart: the greatest gap as a share of the reference's loss."""
+    gaps = np.abs(np.subtract(reference, other)) / np.abs(reference)
+    return float(np.max(gaps))
 
 
 def measure_bfloat16(options: Options) -> Section:
@@ -422,10 +444,10 @@ def measure_bfloat16(options: Options) -> Section:
             Figure("step, bfloat16 / float32", step.of_medians, "x", faster, _judged(options)),
             Figure("forward, bfloat16 / float32", forward.of_medians, "x"),
             Figure(
-                "loss curves, greatest gap / first loss",
+                "loss curves, greatest gap of a step",
                 100 * curve_gap(reference, other),
                 "%",
-                Bound(2.0, "at most"),
+                Bound(5.0, "at most"),
                 not options.quick,
             ),
             Figure("float32, last loss / first", reference[-1] / reference[0]),

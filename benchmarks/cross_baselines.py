@@ -1,9 +1,10 @@
-"""The two usual ways to write a mixture of low-rank cross layers, to compare the fused one with.
+"""The usual ways to write a mixture of low-rank cross layers, to compare the fused one with.
 
-Both compute eq. 4 of DCN-V2 with a softmax gate, term by term as the paper writes it, and are what
-a careful programmer arrives at without rearranging the formula: `LoopMixture` adds up the experts
-one by one, as open implementations do, but without stacking them in memory; `BroadcastMixture` holds
-all experts in one `[batch, experts, dim]` tensor.
+All compute eq. 4 of DCN-V2 with a softmax gate. `LoopMixture` and `BroadcastMixture` do so term by
+term, as the paper writes it: the former adds up the experts one by one (and, unlike the open
+implementations, does not stack them in memory), the latter holds all experts in one
+`[batch, experts, dim]` tensor. `FactoredLoopMixture` and `ExpertMajorMixture` are what these become
+when x0 is taken out of the sum, or the axes are put in the order that matrix products like best.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+
+from tfrz.layers.cross import MixtureOfLowRankCross
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,20 +38,19 @@ class MixtureWeights:
     gate: np.ndarray
 
     @classmethod
-    def random(
-        cls, dim: int, num_experts: int, rank: int, rng: np.random.Generator
-    ) -> MixtureWeights:
-        """Weights of the scale that He initialisation gives, biases and gates included."""
-
-        def normal(fan_in: int, *shape: int) -> np.ndarray:
-            return rng.normal(0.0, (2.0 / fan_in) ** 0.5, shape).astype("float32")
-
+    def of(cls, layer: MixtureOfLowRankCross) -> MixtureWeights:
+        """The weights of a built `MixtureOfLowRankCross`."""
+        experts, rank = layer.num_experts, layer.rank
+        down, up = (
+            np.moveaxis(np.array(factor).reshape(-1, experts, rank), 1, 0)
+            for factor in (layer.V, layer.U)
+        )
         return cls(
-            down=normal(dim, num_experts, dim, rank),
-            inner=normal(rank, num_experts, rank, rank),
-            up=normal(rank, num_experts, rank, dim),
-            bias=normal(dim, dim),
-            gate=normal(dim, dim, num_experts),
+            down=down,
+            inner=np.array(layer.C).swapaxes(1, 2),
+            up=up.swapaxes(1, 2),
+            bias=np.array(layer.b),
+            gate=np.array(layer.A).T,
         )
 
 
@@ -115,3 +117,32 @@ class BroadcastMixture(_Mixture):
         hidden = self.activation(tf.einsum("bkr,krs->bks", hidden, self.inner))
         experts = x0[:, None, :] * (tf.einsum("bks,ksd->bkd", hidden, self.up) + self.bias)
         return tf.reduce_sum(gates[:, :, None] * experts, axis=1) + x
+
+
+class FactoredLoopMixture(LoopMixture):
+    """Expert after expert, with x0 taken out of the sum: x0 * sum_i G_i (U_i z_i + b) + x."""
+
+    def call(self, x0: tf.Tensor, x: tf.Tensor | None = None) -> tf.Tensor:
+        """`[batch, dim]` twice to `[batch, dim]`."""
+        x = x0 if x is None else x
+        gates = tf.nn.softmax(tf.matmul(x, self.gate))
+        total = None
+        for i, (down, inner, up) in enumerate(zip(self.down, self.inner, self.up, strict=True)):
+            hidden = self.activation(tf.matmul(x, down))
+            hidden = self.activation(tf.matmul(hidden, inner))
+            expert = gates[:, i : i + 1] * (tf.matmul(hidden, up) + self.bias)
+            total = expert if total is None else total + expert
+        return x0 * total + x
+
+
+class ExpertMajorMixture(BroadcastMixture):
+    """All experts at once, as one tensor `[experts, batch, dim]`: plain batched products."""
+
+    def call(self, x0: tf.Tensor, x: tf.Tensor | None = None) -> tf.Tensor:
+        """`[batch, dim]` twice to `[batch, dim]`."""
+        x = x0 if x is None else x
+        gates = tf.nn.softmax(tf.matmul(x, self.gate))
+        hidden = self.activation(tf.matmul(x, self.down))
+        hidden = self.activation(tf.matmul(hidden, self.inner))
+        experts = x0 * (tf.matmul(hidden, self.up) + self.bias)
+        return tf.reduce_sum(tf.transpose(gates)[:, :, None] * experts, axis=0) + x

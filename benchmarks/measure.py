@@ -7,6 +7,7 @@ reported is the ratio to a named baseline of the same run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -139,11 +140,20 @@ def time_paired(
     return PairedTimings({name: Timing(tuple(times)) for name, times in seconds.items()})
 
 
+# Leaves without the interpreter's shutdown, in which TensorFlow and Beam complain at length.
 _CHILD = """
-import importlib, json, sys
-module, name = sys.argv[1].split(":")
-result = getattr(importlib.import_module(module), name)(**json.loads(sys.argv[2]))
-print("\\n" + json.dumps(result))
+import importlib, json, os, sys, traceback
+status = 1
+try:
+    module, name = sys.argv[1].split(":")
+    result = getattr(importlib.import_module(module), name)(**json.loads(sys.argv[2]))
+    print("\\n" + json.dumps(result))
+    status = 0
+except BaseException:
+    traceback.print_exc()
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(status)
 """
 
 
@@ -169,9 +179,34 @@ def in_fresh_process(target: str, **arguments: Any) -> Any:
     return json.loads(done.stdout.rstrip().rsplit("\n", 1)[-1])
 
 
+def _resident(field: str) -> int | None:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(field):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    return None
+
+
 def resident_bytes() -> int:
-    """The most memory this process ever had resident."""
+    """The memory that this process has resident now (on Linux; elsewhere at most so far)."""
+    return _resident("VmRSS:") or peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process ever had resident."""
+    # Not `ru_maxrss` on Linux: a child inherits that of the process which forked it.
+    peak = _resident("VmHWM:")
+    if peak is not None:
+        return peak
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else 1024 * used
+
+
+def forget_peak_resident_bytes() -> None:
+    """Lets `peak_resident_bytes` start anew from what is resident now, where Linux allows it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

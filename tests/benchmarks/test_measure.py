@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
-from benchmarks.measure import PairedTimings, Timing, in_fresh_process, resident_bytes, time_paired
+from benchmarks.measure import (
+    PairedTimings,
+    Timing,
+    forget_peak_resident_bytes,
+    in_fresh_process,
+    peak_resident_bytes,
+    resident_bytes,
+    time_paired,
+)
 
 
 class Clock:
@@ -90,8 +99,25 @@ def test_a_failing_process_says_why() -> None:
         in_fresh_process("json:loads", s="{")
 
 
-def test_resident_bytes_grow_with_what_is_held() -> None:
+def child_memory(mebibytes: int) -> list[int]:
+    """Resident before, at most while so much is held, and after the peak was forgotten."""
     before = resident_bytes()
-    held = bytearray(os.urandom(1)) * (256 << 20)
-    assert resident_bytes() - before > 128 << 20
-    assert len(held) == 256 << 20
+    held = b"x" * (mebibytes << 20)
+    size = len(held)
+    del held
+    peak = peak_resident_bytes()
+    forget_peak_resident_bytes()
+    return [before, peak, peak_resident_bytes(), size]
+
+
+def test_the_peak_of_a_fresh_process_is_its_own() -> None:
+    """Not what the parent once held, which Linux hands down in `ru_maxrss`."""
+    parents = b"x" * (600 << 20)
+    before, peak, forgotten, size = in_fresh_process(
+        "tests.benchmarks.test_measure:child_memory", mebibytes=200
+    )
+    assert size == 200 << 20
+    assert 150 << 20 < peak - before < 400 << 20
+    assert len(parents) == 600 << 20
+    if sys.platform == "linux":
+        assert forgotten < peak

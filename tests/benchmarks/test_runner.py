@@ -133,5 +133,5 @@ def test_every_suite_of_the_registry_can_be_loaded() -> None:
 
 
 def test_a_suite_without_a_module_is_bad_input() -> None:
-    with pytest.raises(InputError, match="no module benchmarks.nothing"):
+    with pytest.raises(InputError, match=r"no module benchmarks\.nothing"):
         runner.load_suite("nothing")
