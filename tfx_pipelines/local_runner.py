@@ -106,17 +106,18 @@ class _Watch(logging.Handler):
 def _logs_to(path: Path, progress: bool) -> Iterator[_Watch]:
     """Sends everything that the libraries log to a file for the time of a run."""
     watch = _Watch(path, progress)
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    absl = logging.getLogger("absl")
-    absl_before, propagate = list(absl.handlers), absl.propagate
-    root.handlers, absl.handlers, absl.propagate = [watch], [], True
-    root.setLevel(logging.INFO)
+    # Each with a level of its own: libraries change the root logger's while they run.
+    loggers = [logging.getLogger(name) for name in ("", "absl", "tensorflow", "tfrz")]
+    before = [(one.handlers, one.propagate, one.level) for one in loggers]
+    for one in loggers:
+        one.handlers, one.propagate = ([], True) if one.name != "root" else ([watch], True)
+        one.setLevel(logging.INFO)
     try:
         yield watch
     finally:
-        root.handlers, absl.handlers, absl.propagate = before, absl_before, propagate
-        root.setLevel(level)
+        for one, (handlers, propagate, level) in zip(loggers, before, strict=True):
+            one.handlers, one.propagate = handlers, propagate
+            one.setLevel(level)
         watch.close()
 
 

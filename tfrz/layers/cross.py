@@ -409,20 +409,17 @@ class MixtureOfLowRankCross(_CrossBase):
         codes = self._codes(x)
         if self.gate == "constant":
             codes = codes * tf.cast(self.gate_constant, codes.dtype)
-            gate_sum: Any = self.gate_constant * self.num_experts
+            gate_sum = tf.cast(self.gate_constant * self.num_experts, codes.dtype)
         else:
             gates = self.gates(x)
-            shape = tf.shape(codes)
             split = tf.reshape(codes, (-1, self.num_experts, self.rank))
-            codes = tf.reshape(split * gates[:, :, None], shape)
-            # Softmax gates sum to one: what is added is the bias itself.
-            gate_sum = 1.0 if self.gate == "softmax" else tf.reduce_sum(gates, 1, keepdims=True)
+            codes = tf.reshape(split * gates[:, :, None], tf.shape(codes))
+            gate_sum = tf.reduce_sum(gates, axis=1, keepdims=True)
         transformed = tf.matmul(codes, self.U, transpose_b=True)
         if self.use_bias:
-            bias = tf.convert_to_tensor(self.b)
-            transformed = transformed + tf.cast(gate_sum, transformed.dtype) * tf.cast(
-                bias, transformed.dtype
-            )
+            # Softmax gates sum to one: what is added is the bias itself.
+            bias = self.b if self.gate == "softmax" else gate_sum * self.b
+            transformed = transformed + bias
         return self._cross(x0, transformed, x)
 
     def get_config(self) -> dict[str, Any]:

@@ -1,0 +1,329 @@
+"""JSON requests to arrays and arrays to JSON answers: sections 7.5 and 8 of the contract."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfrz.serving.model import dtype_word
+from tfrz.serving.status import RequestError, invalid
+
+_FLOATS = (tf.float32, tf.float64)
+_RANGES = {
+    tf.int64: (-(2**63), 2**63 - 1),
+    tf.uint32: (0, 2**32 - 1),
+    tf.uint64: (0, 2**64 - 1),
+}
+_INT32 = (-(2**31), 2**31 - 1)
+_INTEGERS = (tf.int8, tf.int16, tf.int32, tf.int64, tf.uint8, tf.uint32, tf.uint64)
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """The JSON object of a request; for a key given twice the first one counts.
+
+    Raises:
+      RequestError: INVALID_ARGUMENT.
+    """
+
+    def first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return dict(reversed(pairs))
+
+    try:
+        text = body.decode("utf-8", "surrogateescape")
+        if not text.strip():
+            raise invalid("JSON Parse error: The document is empty")
+        document = json.loads(text, object_pairs_hook=first_wins)
+    except json.JSONDecodeError as error:
+        raise invalid(f"JSON Parse error: {error.msg} at offset: {error.pos}") from error
+    except RecursionError as error:
+        raise invalid("JSON Parse error: Nesting is too deep at offset: 0") from error
+    if not isinstance(document, dict):
+        raise invalid(f"JSON Value: {show(document)} Is not object")
+    return document
+
+
+def show(value: Any) -> str:
+    """A JSON value as messages print it."""
+    return json.dumps(value, indent=4, ensure_ascii=False)
+
+
+def type_name(value: Any) -> str:
+    """The kind of a JSON value as messages name it."""
+    if value is None:
+        return "Null"
+    if isinstance(value, bool):
+        return str(value)
+    kinds = {dict: "Object", list: "Array", str: "String"}
+    return kinds.get(type(value), "Number")
+
+
+def _is_b64(value: Any) -> bool:
+    return isinstance(value, dict) and "b64" in value
+
+
+def _element(value: Any, dtype: tf.DType) -> Any:
+    """One value in its dtype."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if dtype in _FLOATS and number:
+        try:
+            return float(value)
+        except OverflowError:
+            return math.copysign(math.inf, value)
+    if dtype in _INTEGERS and number and isinstance(value, int):
+        low, high = _RANGES.get(dtype, _INT32)
+        if low <= value <= high:
+            return value
+    if dtype == tf.bool and isinstance(value, bool):
+        return value
+    if dtype == tf.string and isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape")
+    if dtype == tf.string and _is_b64(value):
+        text = value["b64"]
+        if len(value) != 1 or not isinstance(text, str):
+            raise invalid(f"JSON Value: {show(value)} not formatted correctly for base64 data")
+        try:
+            return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        except binascii.Error as error:
+            raise invalid("Unable to base64 decode") from error
+    if dtype not in (*_FLOATS, *_INTEGERS, tf.bool, tf.string):
+        raise RequestError(
+            _unimplemented(), f"Conversion of JSON Value: {show(value)} to type: {dtype_word(dtype)}"
+        )
+    raise invalid(
+        f"JSON Value: {show(value)} Type: {type_name(value)} is not of expected type: "
+        f"{dtype_word(dtype)}"
+    )
+
+
+def _unimplemented() -> Any:
+    import grpc
+
+    return grpc.StatusCode.UNIMPLEMENTED
+
+
+def _shape(value: Any) -> list[int]:
+    """The shape that the first elements of nested lists promise."""
+    shape = []
+    while isinstance(value, list):
+        shape.append(len(value))
+        if not value:
+            break
+        value = value[0]
+    return shape
+
+
+def _flatten(value: Any, shape: list[int], level: int, dtype: tf.DType, out: list[Any]) -> None:
+    if not isinstance(value, list):
+        if level != len(shape):
+            raise invalid(
+                f"JSON Value: {show(value)} found at incorrect level: {level + 1} in the JSON DOM. "
+                f"Expected at level: {len(shape)}"
+            )
+        out.append(_element(value, dtype))
+        return
+    if level >= len(shape):
+        raise invalid(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
+    if len(value) != shape[level]:
+        raise invalid(
+            f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: "
+            f"{shape[level]}"
+        )
+    for item in value:
+        _flatten(item, shape, level + 1, dtype, out)
+
+
+def to_array(value: Any, dtype: tf.DType) -> np.ndarray:
+    """Nested lists, or a bare value, as an array.
+
+    Raises:
+      RequestError: INVALID_ARGUMENT (ragged, or of another type), or UNIMPLEMENTED.
+    """
+    shape = _shape(value)
+    flat: list[Any] = []
+    _flatten(value, shape, 0, dtype, flat)
+    if dtype in (tf.int8, tf.int16, tf.uint8):
+        return np.array(flat, np.int64).astype(dtype.as_numpy_dtype).reshape(shape)
+    array = np.empty(len(flat), object) if dtype == tf.string else None
+    if array is not None:
+        array[:] = flat
+        return array.reshape(shape)
+    with np.errstate(over="ignore"):
+        return np.array(flat, dtype.as_numpy_dtype).reshape(shape)
+
+
+def _row_inputs(
+    instances: Any, document: Mapping[str, Any], signature: Any
+) -> dict[str, np.ndarray]:
+    inputs = signature.inputs
+    if not isinstance(instances, list):
+        raise invalid(f"JSON Value: {show(document)} Expecting 'instances' to be an list/array")
+    if not instances:
+        raise invalid(f"JSON Value: {show(document)} No values in 'instances' array")
+
+    def is_object(value: Any) -> bool:
+        return isinstance(value, dict) and not _is_b64(value)
+
+    objects = is_object(instances[0])
+    if not objects and len(inputs) > 1:
+        raise invalid(
+            "instances is a plain list, but expecting list of objects as multiple input tensors "
+            "required as per tensorinfo_map"
+        )
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in inputs}
+    for i, row in enumerate(instances):
+        if is_object(row) != objects:
+            raise invalid(
+                f"Expecting object but got list at item {i} of input list"
+                if objects
+                else f"Expecting value/list but got object at item {i} of input list"
+            )
+        values = row if objects else {next(iter(inputs)): row}
+        for key in values:
+            if key not in inputs:
+                raise invalid(
+                    f"Failed to process element: {i} key: {key} of 'instances' list. Error: "
+                    f"INVALID_ARGUMENT: JSON object: does not have named input: {key}"
+                )
+        if set(values) != set(inputs):
+            raise invalid(
+                f"Failed to process element: {i} of 'instances' list. JSON object: {show(row)} "
+                f"keys must be equal to: {','.join(sorted(inputs))}"
+            )
+        for name, value in values.items():
+            dtype = tf.dtypes.as_dtype(inputs[name].dtype)
+            try:
+                array = to_array(value, dtype)
+                first = rows[name][0] if rows[name] else array
+                if array.size != first.size:
+                    raise invalid(f"Expecting tensor size: {first.size} but got: {array.size}")
+                if array.shape != first.shape:
+                    a, b = (str(list(x.shape)).replace(" ", "") for x in (first, array))
+                    raise invalid(f"Expecting shape {a} but got: {b}")
+            except RequestError as error:
+                raise invalid(
+                    f"Failed to process element: {i} of 'instances' list. Error: "
+                    f"{error.code.name}: {error.message}"
+                ) from error
+            rows[name].append(array)
+    return {name: np.stack(arrays) for name, arrays in rows.items()}
+
+
+def _column_inputs(value: Any, signature: Any) -> dict[str, np.ndarray]:
+    inputs = signature.inputs
+    dtypes = {name: tf.dtypes.as_dtype(info.dtype) for name, info in inputs.items()}
+    objects = isinstance(value, dict) and not _is_b64(value)
+    if not objects:
+        if len(inputs) > 1:
+            raise invalid(
+                "inputs is a plain value/list, but expecting an object as multiple input tensors "
+                "required as per tensorinfo_map"
+            )
+        (name,) = inputs
+        return {name: to_array(value, dtypes[name])}
+    for name in sorted(inputs):
+        if name not in value:
+            raise invalid(f"Missing named input: {name} in 'inputs' object.")
+    return {name: to_array(value[name], dtypes[name]) for name in inputs}
+
+
+def predict_inputs(
+    document: Mapping[str, Any], signature: Any, name: str
+) -> tuple[bool, dict[str, np.ndarray]]:
+    """Whether the request is in row form, and the arrays of its inputs.
+
+    Raises:
+      RequestError: the form or a value is wrong.
+    """
+    rows, columns = "instances" in document, "inputs" in document
+    if rows and columns:
+        raise invalid(
+            f"JSON Value: {show(document)} Not formatted correctly expecting only one of 'inputs' "
+            "or 'instances' keys to exist "
+        )
+    if not rows and not columns:
+        raise invalid("Missing 'inputs' or 'instances' key")
+    if not signature.inputs:
+        raise invalid(f"Failed to get input map for signature: {name}")
+    if rows:
+        return True, _row_inputs(document["instances"], document, signature)
+    return False, _column_inputs(document["inputs"], signature)
+
+
+def _number(value: np.generic) -> str:
+    """The shortest of six digits that reads back the same, else all that are needed."""
+    if np.isnan(value):
+        return "NaN"
+    if np.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    kind = type(value)
+    text = f"{value:.6g}"
+    if kind(text) != value:
+        text = f"{value:.{9 if kind is np.float32 else 17}g}"
+    return text if any(c in text for c in ".e") else text + ".0"
+
+
+def _write(array: np.ndarray, as_bytes: bool) -> str:
+    if array.ndim:
+        return "[" + ", ".join(_write(item, as_bytes) for item in array) + "]"
+    value = array[()]
+    if isinstance(value, bytes):
+        if as_bytes:
+            return json.dumps({"b64": base64.b64encode(value).decode()})
+        return json.dumps(value.decode("utf-8", "surrogateescape"), ensure_ascii=False)
+    if isinstance(value, np.floating):
+        return _number(value)
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    return str(int(value))
+
+
+def _writable(name: str, array: np.ndarray) -> np.ndarray:
+    dtype = tf.string if array.dtype == object else tf.dtypes.as_dtype(array.dtype)
+    if dtype not in (*_FLOATS, *_INTEGERS, tf.bool, tf.string):
+        raise invalid(f"Failed to write JSON value for tensor type: {dtype_word(dtype)}")
+    return array
+
+
+def predict_answer(row_form: bool, outputs: Mapping[str, np.ndarray]) -> bytes:
+    """The body of an answer.
+
+    Raises:
+      RequestError: an output has no rows, or a dtype that JSON cannot carry.
+    """
+    texts: dict[str, Any] = {}
+    batch: int | None = None
+    for name, array in outputs.items():
+        _writable(name, array)
+        as_bytes = name.endswith("_bytes")
+        if not row_form:
+            texts[name] = _write(array, as_bytes)
+            continue
+        if array.ndim == 0:
+            raise invalid(f"Tensor name: {name} has no shape information ")
+        if batch is not None and len(array) != batch:
+            raise invalid(
+                f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {batch}"
+            )
+        batch = len(array)
+        texts[name] = [_write(row, as_bytes) for row in array]
+    if not row_form:
+        if len(texts) == 1:
+            body = next(iter(texts.values()))
+        else:
+            body = "{" + ", ".join(f"{json.dumps(n)}: {t}" for n, t in texts.items()) + "}"
+        return f'{{"outputs": {body}}}'.encode("utf-8", "surrogateescape")
+    if len(texts) == 1:
+        rows = next(iter(texts.values()))
+    else:
+        rows = [
+            "{" + ", ".join(f"{json.dumps(n)}: {t[i]}" for n, t in texts.items()) + "}"
+            for i in range(batch or 0)
+        ]
+    return f'{{"predictions": [{", ".join(rows)}]}}'.encode("utf-8", "surrogateescape")

@@ -1,0 +1,159 @@
+"""One loaded version of a model: tensors are fed and fetched by name, as the contract's 6.1 has it.
+
+A `tf.saved_model.load`ed signature would convert dtypes and check shapes, which the production
+server does not: what passes here must pass there, and the reverse.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import tensorflow as tf
+
+from tfrz.serving.status import RequestError, invalid
+
+_CODES = {
+    code.value[0]: code for code in grpc.StatusCode if code is not grpc.StatusCode.OK
+}
+
+
+_WORDS = {"float32": "float", "float64": "double", "float16": "half"}
+
+
+def dtype_word(dtype: tf.DType) -> str:
+    """The dtype as messages spell it: `float`, `double`, `half`, `int64`, ..."""
+    return _WORDS.get(dtype.name, dtype.name)
+
+
+def is_saved_model(path: Path) -> bool:
+    """Whether the folder holds a SavedModel."""
+    return any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt"))
+
+
+class LoadedModel:
+    """A SavedModel in memory.
+
+    Args:
+      path: its folder.
+      tags: of the meta graph.
+    """
+
+    def __init__(self, path: Path, tags: Sequence[str] = ("serve",)) -> None:
+        self.path = path
+        self._graph = tf.Graph()
+        with self._graph.as_default():
+            self._session = tf.compat.v1.Session(graph=self._graph)
+            meta = tf.compat.v1.saved_model.loader.load(self._session, list(tags), str(path))
+        self.signatures = dict(meta.signature_def)
+        self._callables: dict[tuple[str, tuple[str, ...]], Any] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Frees the memory. No request may be running."""
+        self._session.close()
+
+    def signature(self, name: str) -> Any:
+        """The signature called `name`; the empty name is `serving_default`.
+
+        Raises:
+          RequestError: FAILED_PRECONDITION, there is none.
+        """
+        name = name or "serving_default"
+        if name not in self.signatures:
+            raise RequestError(
+                grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.'
+            )
+        return self.signatures[name]
+
+    def _callable(self, name: str, outputs: tuple[str, ...]) -> tuple[list[str], Any]:
+        """Names of the inputs in the order of their feeds, and the function of their values."""
+        signature = self.signatures[name]
+        order = sorted(signature.inputs, key=lambda key: signature.inputs[key].name)
+        key = (name, outputs)
+        with self._lock:
+            if key not in self._callables:
+                self._callables[key] = self._session.make_callable(
+                    [signature.outputs[output].name for output in outputs],
+                    [signature.inputs[one].name for one in order],
+                )
+        return order, self._callables[key]
+
+    def run(
+        self, name: str, inputs: Mapping[str, np.ndarray], output_filter: Sequence[str] = ()
+    ) -> dict[str, np.ndarray]:
+        """Runs a signature.
+
+        Args:
+          name: of the signature.
+          inputs: a value for each of its inputs; dtypes must be the signature's.
+          output_filter: the outputs wanted; all if empty. Others are not computed.
+
+        Raises:
+          RequestError: with the contract's codes and texts.
+        """
+        name = name or "serving_default"
+        signature = self.signature(name)
+        wanted, sent = sorted(signature.inputs), sorted(inputs)
+        missing = sorted(set(wanted) - set(sent))
+        if len(sent) > len(wanted) or (len(sent) < len(wanted) and not signature.defaults):
+            extra = sorted(set(sent) - set(wanted))
+            raise invalid(
+                f"input size does not match signature: {len(sent)}!={len(wanted)} "
+                f"len({{{','.join(sent)}}}) != len({{{','.join(wanted)}}}). "
+                f"Sent extra: {{{','.join(extra)}}}. "
+                f"Missing but required: {{{','.join(missing)}}}."
+            )
+        values = dict(inputs)
+        for one in missing:
+            if one not in signature.defaults:
+                names = ",".join(wanted)
+                raise invalid(
+                    f"Signature input alias: {one}(feed name: {signature.inputs[one].name}) not "
+                    "found in request and no default value provided. Inputs expected to be in "
+                    f"the request {{{names}}}, or default input alias set: "
+                    f"{{{','.join(sorted(signature.defaults))}}}"
+                )
+            values[one] = tf.make_ndarray(signature.defaults[one])
+        surplus = set(sent) - set(wanted)
+        if surplus:
+            names = ",".join(sent)
+            raise invalid(
+                f"Inputs contains invalid name. Used request inputs: "
+                f"{{{','.join(sorted(set(sent) - surplus))}}}, request input: {{{names}}}"
+            )
+        outputs = self._outputs(signature, output_filter)
+        order, function = self._callable(name, outputs)
+        for i, one in enumerate(order):
+            expected = tf.dtypes.as_dtype(signature.inputs[one].dtype)
+            given = (
+                tf.string if values[one].dtype == object else tf.dtypes.as_dtype(values[one].dtype)
+            )
+            if given != expected:
+                raise invalid(
+                    f"Expects arg[{i}] to be {dtype_word(expected)} but {dtype_word(given)} "
+                    "is provided"
+                )
+        try:
+            results = function(*[values[one] for one in order])
+        except tf.errors.OpError as error:
+            code = _CODES.get(error.error_code, grpc.StatusCode.UNKNOWN)
+            raise RequestError(code, error.message) from error
+        return dict(zip(outputs, map(np.asarray, results), strict=True))
+
+    @staticmethod
+    def _outputs(signature: Any, output_filter: Sequence[str]) -> tuple[str, ...]:
+        for i, name in enumerate(output_filter):
+            if name not in signature.outputs:
+                names = ",".join(sorted(signature.outputs))
+                raise invalid(
+                    f"output tensor alias not found in signature: {name} Outputs expected to be "
+                    f"in the set {{{names}}}."
+                )
+            if name in output_filter[:i]:
+                raise invalid(f"duplicate output tensor alias: {name}")
+        return tuple(output_filter) or tuple(sorted(signature.outputs))

@@ -1,0 +1,59 @@
+"""TensorProtos: read in every form that clients write, written in the form that they read."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from tfrz.serving.status import invalid
+
+_FIELDS = {
+    tf.float32: "float_val",
+    tf.float64: "double_val",
+    tf.int64: "int64_val",
+    tf.bool: "bool_val",
+    tf.uint32: "uint32_val",
+    tf.uint64: "uint64_val",
+    tf.int32: "int_val",
+    tf.int16: "int_val",
+    tf.int8: "int_val",
+    tf.uint8: "int_val",
+}
+
+
+def from_proto(name: str, proto: tf.compat.v1.TensorProto) -> np.ndarray:
+    """The array of a TensorProto.
+
+    Raises:
+      RequestError: INVALID_ARGUMENT, it does not decode.
+    """
+    try:
+        array = tf.make_ndarray(proto)
+        if proto.dtype == 0:
+            raise ValueError("no dtype")
+    except (TypeError, ValueError, KeyError) as error:
+        raise invalid(f"tensor parsing error: {name}") from error
+    return array
+
+
+def to_proto(array: np.ndarray) -> tf.compat.v1.TensorProto:
+    """The TensorProto with one entry per element in the typed field.
+
+    `tf.make_tensor_proto` would write `tensor_content`; clients read `float_val`.
+    """
+    if array.dtype == object or array.dtype.kind in "SU":
+        proto = tf.compat.v1.TensorProto(dtype=tf.string.as_datatype_enum)
+        proto.string_val.extend(
+            v if isinstance(v, bytes) else str(v).encode() for v in array.ravel().tolist()
+        )
+    else:
+        dtype = tf.dtypes.as_dtype(array.dtype)
+        proto = tf.compat.v1.TensorProto(dtype=dtype.as_datatype_enum)
+        if dtype in (tf.float16, tf.bfloat16):
+            proto.half_val.extend(array.ravel().view(np.uint16).tolist())
+        else:
+            field = _FIELDS[dtype]
+            getattr(proto, field).extend(array.ravel().tolist())
+    for size in array.shape:
+        proto.tensor_shape.dim.add(size=size)
+    return proto
