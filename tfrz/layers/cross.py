@@ -92,6 +92,11 @@ class _CrossBase(keras.layers.Layer):
             raise ValueError(f"x0 has {dim} features but x has {x_shape[-1]}: they must be equal")
         return int(dim)
 
+    def _inputs(self, x0: tf.Tensor, x: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        """Both in the compute dtype: Keras 2 casts the first argument of a call only."""
+        x0 = tf.cast(x0, self.compute_dtype)
+        return x0, x0 if x is None else tf.cast(x, self.compute_dtype)
+
     @abc.abstractmethod
     def squared_norm(self) -> tf.Tensor:
         """Squared Frobenius norm of the layer's matrix, a scalar."""
@@ -172,7 +177,7 @@ class Cross(_CrossBase):
 
     def call(self, x0: tf.Tensor, x: tf.Tensor | None = None) -> tf.Tensor:
         """Crosses `x` with `x0`."""
-        x = x0 if x is None else x
+        x0, x = self._inputs(x0, x)
         transformed = tf.matmul(x, self.W, transpose_b=True)
         if self.use_bias:
             transformed = transformed + self.b
@@ -247,7 +252,7 @@ class LowRankCross(_CrossBase):
 
     def call(self, x0: tf.Tensor, x: tf.Tensor | None = None) -> tf.Tensor:
         """Crosses `x` with `x0`."""
-        x = x0 if x is None else x
+        x0, x = self._inputs(x0, x)
         transformed = tf.matmul(tf.matmul(x, self.V), self.U, transpose_b=True)
         if self.use_bias:
             transformed = transformed + self.b
@@ -405,7 +410,7 @@ class MixtureOfLowRankCross(_CrossBase):
 
     def call(self, x0: tf.Tensor, x: tf.Tensor | None = None) -> tf.Tensor:
         """Crosses `x` with `x0`."""
-        x = x0 if x is None else x
+        x0, x = self._inputs(x0, x)
         codes = self._codes(x)
         if self.gate == "constant":
             codes = codes * tf.cast(self.gate_constant, codes.dtype)

@@ -1,0 +1,1 @@
+"""NumPy float64 oracles, written from the specifications and not from the code."""
