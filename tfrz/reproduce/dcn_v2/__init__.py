@@ -1,1 +1,9 @@
-"""DCN-V2 experiments."""
+"""DCN-V2: the experiments of its sections 6 and 7 that fit a small machine."""
+
+from tfrz.reproduce.dcn_v2 import movielens, polynomials, synthetic_ctr
+
+EXPERIMENTS = (
+    *polynomials.EXPERIMENTS,
+    *synthetic_ctr.EXPERIMENTS,
+    *movielens.EXPERIMENTS,
+)
