@@ -66,59 +66,84 @@ class PipelineResult:
     log: str
 
 
-class _Watch(logging.Handler):
-    """Reads TFX's log to tell where the run is; writes all of it to a file."""
+def _dag_runner(progress: bool, done: list[ComponentRun]) -> Any:
+    """TFX's local runner, which also tells what each component did.
 
-    def __init__(self, path: Path, progress: bool) -> None:
-        super().__init__()
-        self.components: list[ComponentRun] = []
-        self._file = path.open("w")
-        self._progress = progress
-        self._started = 0.0
+    The same steps as LocalDagRunner's; it has no hook, and its log is switched off by the
+    libraries that the components load.
+    """
+    import datetime
 
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        self._file.write(f"{record.levelname} {record.name}: {message}\n")
-        self._file.flush()
-        if match := re.fullmatch(r"Component (\S+) is (running|finished)\.", message):
-            name, state = match.groups()
-            if state == "running":
-                self.components.append(ComponentRun(name))
-                self._started = time.perf_counter()
-                self._say(f"{name} ...")
-            else:
-                component = self.components[-1]
-                component.seconds = time.perf_counter() - self._started
-                self._say(f"{name} {component.outcome} ({component.seconds:.1f} s)")
-        elif message.startswith("A cached execution") and self.components:
-            self.components[-1].outcome = "cached"
+    from ml_metadata.proto import metadata_store_pb2
+    from tfx.dsl.compiler.constants import PIPELINE_RUN_ID_PARAMETER_NAME
+    from tfx.orchestration import metadata
+    from tfx.orchestration.local import runner_utils
+    from tfx.orchestration.portable import launcher, runtime_parameter_utils, tfx_runner
+    from tfx.utils import telemetry_utils
 
-    def _say(self, text: str) -> None:
-        if self._progress:
+    def say(text: str) -> None:
+        if progress:
             print(f"  {text}", file=sys.stderr, flush=True)
 
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+    class WatchedDagRunner(tfx_runner.IrBasedRunner):
+        def run_with_ir(self, pipeline: Any, run_options: Any = None) -> None:
+            del run_options
+            runtime_parameter_utils.substitute_runtime_parameter(
+                pipeline,
+                {PIPELINE_RUN_ID_PARAMETER_NAME: datetime.datetime.now().isoformat()},
+            )
+            deployment = runner_utils.extract_local_deployment_config(pipeline)
+            choice = deployment.metadata_connection_config
+            connection = metadata.Metadata(getattr(choice, choice.WhichOneof("connection_config")))
+            with telemetry_utils.scoped_labels({telemetry_utils.LABEL_TFX_RUNNER: "local"}):
+                for node in pipeline.nodes:
+                    self._launch(pipeline, node.pipeline_node, deployment, connection)
+
+        def _launch(self, pipeline: Any, node: Any, deployment: Any, connection: Any) -> None:
+            name = node.node_info.id
+            say(f"{name} ...")
+            started = time.perf_counter()
+            execution = launcher.Launcher(
+                pipeline_node=node,
+                mlmd_connection=connection,
+                pipeline_info=pipeline.pipeline_info,
+                pipeline_runtime_spec=pipeline.runtime_spec,
+                executor_spec=runner_utils.extract_executor_spec(deployment, name),
+                custom_driver_spec=runner_utils.extract_custom_driver_spec(deployment, name),
+            ).launch()
+            outcome = "ran"
+            if execution is not None and execution.execution_id is not None:
+                with connection as handle:
+                    (stored,) = handle.store.get_executions_by_id([execution.execution_id])
+                if stored.last_known_state == metadata_store_pb2.Execution.CACHED:
+                    outcome = "cached"
+            done.append(ComponentRun(name, outcome, time.perf_counter() - started))
+            say(f"{name} {outcome} ({done[-1].seconds:.1f} s)")
+
+    return WatchedDagRunner()
 
 
 @contextlib.contextmanager
-def _logs_to(path: Path, progress: bool) -> Iterator[_Watch]:
+def _logs_to(path: Path) -> Iterator[None]:
     """Sends everything that the libraries log to a file for the time of a run."""
-    watch = _Watch(path, progress)
+    import tensorflow as tf
+
+    tf.get_logger()  # Made at its first use, with a handler of its own.
+    file = logging.FileHandler(path)
+    file.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     # Each with a level of its own: libraries change the root logger's while they run.
     loggers = [logging.getLogger(name) for name in ("", "absl", "tensorflow", "tfrz")]
     before = [(one.handlers, one.propagate, one.level) for one in loggers]
     for one in loggers:
-        one.handlers, one.propagate = ([], True) if one.name != "root" else ([watch], True)
+        one.handlers, one.propagate = [file] if one.name == "root" else [], True
         one.setLevel(logging.INFO)
     try:
-        yield watch
+        yield
     finally:
         for one, (handlers, propagate, level) in zip(loggers, before, strict=True):
             one.handlers, one.propagate = handlers, propagate
             one.setLevel(level)
-        watch.close()
+        file.close()
 
 
 def _latest(folder: Path) -> Path | None:
@@ -221,16 +246,15 @@ def run_pipeline(
     started = time.perf_counter()
     if progress:
         print("  loading TFX ...", file=sys.stderr, flush=True)
-    with _logs_to(log, progress) as watch:
-        from tfx.orchestration.local.local_dag_runner import LocalDagRunner
-
+    components: list[ComponentRun] = []
+    with _logs_to(log):
         from tfx_pipelines.pipeline import create_pipeline, describe
 
         logging.getLogger("tfrz").info("configuration: %s", describe(config))
         before = _pushed(places, config.name)
         pipeline = create_pipeline(config, data, features, reader, places)
         try:
-            LocalDagRunner().run(pipeline)
+            _dag_runner(progress, components).run(pipeline)
         except Exception as error:
             logging.getLogger("tfrz").exception("the pipeline failed")
             # Beam wraps what a worker raises in an error of its own, as text.
@@ -243,10 +267,10 @@ def run_pipeline(
     blessing = _latest(places.artifacts / "Evaluator" / "blessing")
     blessed = blessing is not None and (blessing / "BLESSED").exists()
     after = _pushed(places, config.name)
-    unchanged = bool(watch.components) and watch.components[-1].outcome == "cached"
+    unchanged = bool(components) and components[-1].outcome == "cached"
     pushed = after[-1] if after and (len(after) > len(before) or (unchanged and blessed)) else None
     return PipelineResult(
-        components=watch.components,
+        components=components,
         blessed=blessed,
         refusals=refusals,
         metrics=metrics,

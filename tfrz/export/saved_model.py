@@ -17,12 +17,12 @@ from tfrz.files import atomic_directory
 
 
 def weight_names(model: keras.Model) -> dict[str, tf.Variable]:
-    """`<layer>.<weight>` to weight: names that do not depend on what else the process built."""
+    """`<layer>-<weight>` to weight: names that do not depend on what else the process built."""
     named: dict[str, tf.Variable] = {}
     for layer in model.layers:
         for weight in layer.weights:
             path = getattr(weight, "path", weight.name).split(":")[0]
-            name = f"{layer.name}.{path.rpartition('/')[2]}"
+            name = f"{layer.name}-{path.rpartition('/')[2]}"
             if name in named:
                 raise ValueError(f"two weights are called {name}: give the layers their own names")
             named[name] = weight
