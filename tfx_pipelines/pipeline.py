@@ -128,7 +128,7 @@ def create_pipeline(
     )
     components += [resolver, trainer, evaluator, pusher]
     return tfx.dsl.Pipeline(
-        pipeline_name=config.name,
+        pipeline_name=config.name.replace("_", "-"),  # Kubeflow takes no underscore
         pipeline_root=str(places.artifacts),
         components=components,
         enable_cache=config.pipeline.enable_cache,

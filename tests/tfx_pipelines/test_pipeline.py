@@ -88,7 +88,7 @@ def test_every_component_runs_and_the_model_is_pushed(place, first):
     ).split()
     assert sorted(names) == sorted(wanted)
     assert {c.outcome for c in first.components if c.name != "Resolver"} == {"ran"}
-    assert first.blessed
+    assert first.blessed, first.refusals
     assert first.refusals == []
     assert first.metrics["auc"] > 0.65
     assert set(first.slices) == {"group=a", "group=b"}

@@ -269,10 +269,10 @@ def _number(value: np.generic) -> str:
     return text if any(c in text for c in ".e") else text + ".0"
 
 
-def _write(array: np.ndarray, as_bytes: bool) -> str:
-    if array.ndim:
+def _write(array: Any, as_bytes: bool) -> str:
+    if isinstance(array, np.ndarray) and array.ndim:
         return "[" + ", ".join(_write(item, as_bytes) for item in array) + "]"
-    value = array[()]
+    value = array[()] if isinstance(array, np.ndarray) else array
     if isinstance(value, bytes):
         if as_bytes:
             return json.dumps({"b64": base64.b64encode(value).decode()})

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import config_pb2
 
 from tfrz.serving.status import RequestError, invalid
 
@@ -77,10 +78,12 @@ class LoadedModel:
         key = (name, outputs)
         with self._lock:
             if key not in self._callables:
-                self._callables[key] = self._session.make_callable(
-                    [signature.outputs[output].name for output in outputs],
-                    [signature.inputs[one].name for one in order],
+                # Session.run would hold the values to the placeholders' shapes.
+                options = config_pb2.CallableOptions(
+                    feed=[signature.inputs[one].name for one in order],
+                    fetch=[signature.outputs[output].name for output in outputs],
                 )
+                self._callables[key] = self._session._make_callable_from_options(options)
         return order, self._callables[key]
 
     def run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
 
 from tfrz.serving.status import invalid
 
@@ -21,7 +22,7 @@ _FIELDS = {
 }
 
 
-def from_proto(name: str, proto: tf.compat.v1.TensorProto) -> np.ndarray:
+def from_proto(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
     """The array of a TensorProto.
 
     Raises:
@@ -36,19 +37,19 @@ def from_proto(name: str, proto: tf.compat.v1.TensorProto) -> np.ndarray:
     return array
 
 
-def to_proto(array: np.ndarray) -> tf.compat.v1.TensorProto:
+def to_proto(array: np.ndarray) -> tensor_pb2.TensorProto:
     """The TensorProto with one entry per element in the typed field.
 
     `tf.make_tensor_proto` would write `tensor_content`; clients read `float_val`.
     """
     if array.dtype == object or array.dtype.kind in "SU":
-        proto = tf.compat.v1.TensorProto(dtype=tf.string.as_datatype_enum)
+        proto = tensor_pb2.TensorProto(dtype=tf.string.as_datatype_enum)
         proto.string_val.extend(
             v if isinstance(v, bytes) else str(v).encode() for v in array.ravel().tolist()
         )
     else:
         dtype = tf.dtypes.as_dtype(array.dtype)
-        proto = tf.compat.v1.TensorProto(dtype=dtype.as_datatype_enum)
+        proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum)
         if dtype in (tf.float16, tf.bfloat16):
             proto.half_val.extend(array.ravel().view(np.uint16).tolist())
         else:

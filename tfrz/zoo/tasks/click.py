@@ -259,38 +259,38 @@ class ClickTask:
         slices = [tfma.SlicingSpec()]
         slices += [tfma.SlicingSpec(feature_keys=list(keys)) for keys in wanted.slices]
 
-        def lower(bound: float) -> tfma.GenericValueThreshold:
-            return tfma.GenericValueThreshold(lower_bound={"value": bound})
-
-        auc = tfma.MetricConfig(
-            class_name="AUC",
-            config='"num_thresholds": 10000',
-            threshold=tfma.MetricThreshold(
-                value_threshold=lower(wanted.min_auc),
-                change_threshold=tfma.GenericChangeThreshold(
-                    direction=tfma.MetricDirection.HIGHER_IS_BETTER,
-                    absolute={"value": -wanted.max_auc_drop},
-                )
-                if has_baseline
-                else None,
-            ),
-        )
-        if wanted.min_slice_auc is not None and wanted.slices:
-            auc.per_slice_thresholds.append(
-                tfma.PerSliceMetricThreshold(
-                    slicing_specs=slices[1:],
-                    threshold=tfma.MetricThreshold(value_threshold=lower(wanted.min_slice_auc)),
-                )
+        def bounded(low: float | None, high: float | None) -> Any:
+            bounds = {"lower_bound": low, "upper_bound": high}
+            return tfma.GenericValueThreshold(
+                **{name: {"value": value} for name, value in bounds.items() if value is not None}
             )
+
+        def held_to(threshold: Any, where: list[Any]) -> Any:
+            return tfma.PerSliceMetricThreshold(slicing_specs=where, threshold=threshold)
+
+        # Not `threshold`: TFMA would hold every slice to the bound of all examples.
+        everything = slices[:1]
+        auc = tfma.MetricConfig(class_name="AUC", config='"num_thresholds": 10000')
+        change = tfma.GenericChangeThreshold(
+            direction=tfma.MetricDirection.HIGHER_IS_BETTER,
+            absolute={"value": -wanted.max_auc_drop},
+        )
+        overall = tfma.MetricThreshold(
+            value_threshold=bounded(wanted.min_auc, None),
+            change_threshold=change if has_baseline else None,
+        )
+        auc.per_slice_thresholds.append(held_to(overall, everything))
+        if wanted.min_slice_auc is not None and wanted.slices:
+            sliced = tfma.MetricThreshold(value_threshold=bounded(wanted.min_slice_auc, None))
+            auc.per_slice_thresholds.append(held_to(sliced, slices[1:]))
         log_loss = tfma.MetricConfig(class_name="BinaryCrossentropy")
         if wanted.max_log_loss is not None:
-            log_loss.threshold.value_threshold.upper_bound.value = wanted.max_log_loss
+            least = tfma.MetricThreshold(value_threshold=bounded(None, wanted.max_log_loss))
+            log_loss.per_slice_thresholds.append(held_to(least, everything))
         calibration = tfma.MetricConfig(class_name="Calibration")
         if wanted.calibration_bounds is not None:
-            low, high = wanted.calibration_bounds
-            calibration.threshold.value_threshold.lower_bound.value = low
-            calibration.threshold.value_threshold.upper_bound.value = high
-        # TFMA skips the blessing thresholds of slices that are too small, not their metrics.
+            between = tfma.MetricThreshold(value_threshold=bounded(*wanted.calibration_bounds))
+            calibration.per_slice_thresholds.append(held_to(between, everything))
         return tfma.EvalConfig(
             model_specs=[
                 tfma.ModelSpec(
