@@ -168,9 +168,7 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dic
     for override in overrides:
         path, equals, text = override.partition("=")
         keys = path.strip().split(".")
-        require(
-            bool(equals) and all(keys), f"--set {override}", "write it as section.key=value"
-        )
+        require(bool(equals) and all(keys), f"--set {override}", "write it as section.key=value")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:

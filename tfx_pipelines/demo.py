@@ -27,12 +27,25 @@ def _request(base_path: str) -> tuple[dict[str, Any], dict[str, Any], float]:
     """Serves a model, sends one request; returns it, the answer, and the answer's time."""
     port = _free_port()
     command = [
-        sys.executable, "-m", "tfrz", "serve", base_path, "--name", MODEL, "--port", "0",
-        "--rest_api_port", str(port),
+        sys.executable,
+        "-m",
+        "tfrz",
+        "serve",
+        base_path,
+        "--name",
+        MODEL,
+        "--port",
+        "0",
+        "--rest_api_port",
+        str(port),
     ]
     row = {
-        "user": "user_7", "item": "item_3", "genre": "genre_12", "hour": "hour_20",
-        "country": "country_1", "device": "device_2",
+        "user": "user_7",
+        "item": "item_3",
+        "genre": "genre_12",
+        "hour": "hour_20",
+        "country": "country_1",
+        "device": "device_2",
     }
     body = {"signature_name": "serving_raw", "instances": [row]}
     url = f"http://127.0.0.1:{port}/v1/models/{MODEL}:predict"

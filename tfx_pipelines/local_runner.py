@@ -258,8 +258,9 @@ def run_pipeline(
         except Exception as error:
             logging.getLogger("tfrz").exception("the pipeline failed")
             # Beam wraps what a worker raises in an error of its own, as text.
-            if match := _BAD_INPUT.search(f"{type(error).__module__}.{type(error).__qualname__}: "
-                                          f"{error}"):
+            if match := _BAD_INPUT.search(
+                f"{type(error).__module__}.{type(error).__qualname__}: {error}"
+            ):
                 line = re.split(r" \[while running| \[\[?while", match["line"])[0]
                 raise InputError(line.replace("\\n", " ").rstrip("'\"")) from error
             raise

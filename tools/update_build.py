@@ -33,7 +33,10 @@ LIBRARIES = {
 def _files(folder: str) -> list[str]:
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", f"{folder}/**.py", f"{folder}/*.py"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split()
     return sorted({str(Path(p).relative_to(folder)) for p in listed if (ROOT / p).exists()})
 
@@ -75,19 +78,30 @@ def build_files() -> dict[str, str]:
         "py_library",
         "support",
         srcs=_quoted([f for f in tests if f not in cases]),
-        deps=['"//benchmarks"', '"//tfrz"', '"//tfx_pipelines"', '"@pip//hypothesis"',
-              '"@pip//pytest"', '"@pip//scipy"'],
+        deps=[
+            '"//benchmarks"',
+            '"//tfrz"',
+            '"//tfx_pipelines"',
+            '"@pip//hypothesis"',
+            '"@pip//pytest"',
+            '"@pip//scipy"',
+        ],
     )
     for case in cases:
         name = case.removesuffix(".py").replace("/", "_")
         text += _target("py_test", name, srcs=[f'"{case}"'], deps=['":support"'])
     texts["tests/BUILD"] = text
-    scripts = [f for folder in ("docs", "tools", "serving") for f in
-               (f"{folder}/{name}" for name in _files(folder))]
+    scripts = [
+        f
+        for folder in ("docs", "tools", "serving")
+        for f in (f"{folder}/{name}" for name in _files(folder))
+    ]
     text = LOAD.format('"py_binary"')
     for script in scripts:
         text += _target(
-            "py_binary", script.removesuffix(".py").replace("/", "_"), srcs=[f'"{script}"'],
+            "py_binary",
+            script.removesuffix(".py").replace("/", "_"),
+            srcs=[f'"{script}"'],
             deps=['"//tfrz"'],
         )
     texts["BUILD"] = text

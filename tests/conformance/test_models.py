@@ -195,9 +195,17 @@ def test_the_exported_model_answers_in_a_fresh_process_as_the_trainer_did(case, 
     (tmp_path / "e.json").write_text(json.dumps([e.hex() for e in sent]))
     (tmp_path / "r.json").write_text(json.dumps(_raw_columns(sent, prepared.spec)))
     done = subprocess.run(
-        [sys.executable, "-c", _FRESH, str(version), str(tmp_path / "e.json"),
-         str(tmp_path / "r.json")],
-        capture_output=True, text=True, check=False,
+        [
+            sys.executable,
+            "-c",
+            _FRESH,
+            str(version),
+            str(tmp_path / "e.json"),
+            str(tmp_path / "r.json"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -158,8 +158,11 @@ def test_a_model_that_is_bad_on_one_slice_only_is_refused(place, first):
 def test_a_retrain_starts_from_the_blessed_model_with_a_grown_vocabulary(place, first):
     _write(place.data, 3000, 60, seed=1)
     result = place.run(
-        "trainer.warm_start=latest_blessed", "trainer.max_steps=1", "trainer.learning_rate=1e-7",
-        "evaluator.min_auc=0.5", "evaluator.max_auc_drop=0.5",
+        "trainer.warm_start=latest_blessed",
+        "trainer.max_steps=1",
+        "trainer.learning_rate=1e-7",
+        "evaluator.min_auc=0.5",
+        "evaluator.max_auc_drop=0.5",
     )
     outcomes = {c.name: c.outcome for c in result.components}
     assert outcomes["ReaderExampleGen"] == "ran"  # the file has changed
@@ -200,15 +203,22 @@ def test_the_tuner_finds_a_configuration_of_the_space(place, first):
     config = load_run_config(
         "dcn_v2",
         "file",
-        [*SETTINGS, "tuner.enabled=true", "tuner.max_trials=2", "trainer.epochs=1",
-         "tuner.search_space={model.rank: [1, 3], trainer.learning_rate: [0.01, 0.03]}"],
+        [
+            *SETTINGS,
+            "tuner.enabled=true",
+            "tuner.max_trials=2",
+            "trainer.epochs=1",
+            "tuner.search_space={model.rank: [1, 3], trainer.learning_rate: [0.01, 0.03]}",
+        ],
     )
     result = run_pipeline(config, str(place.data), place.root, str(place.features), progress=False)
     assert "Tuner" in [c.name for c in result.components]
     stored = sorted((place.root / "artifacts" / "Tuner" / "best_hyperparameters").glob("*/*"))
     values = json.loads(stored[-1].read_text())["values"]
     assert values["model.rank"] in (1, 3)
-    trained = sorted((place.root / "artifacts" / "Trainer" / "model").glob("*"), key=lambda p: int(p.name))
+    trained = sorted(
+        (place.root / "artifacts" / "Trainer" / "model").glob("*"), key=lambda p: int(p.name)
+    )
     used = (trained[-1] / "Format-Serving" / "assets" / "run_config.yaml").read_text()
     assert f"rank: {values['model.rank']}" in used
 
@@ -217,10 +227,16 @@ def test_the_pipeline_compiles_for_kubeflow(tmp_path):
     out = tmp_path / "dcn_v2.json"
     done = subprocess.run(
         [sys.executable, "-m", "tfrz", "pipeline", "compile", "dcn_v2", "--out", str(out)],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     spec = json.loads(out.read_text())
-    tasks = spec["pipelineSpec"]["root"]["dag"]["tasks"] if "pipelineSpec" in spec else spec["root"]["dag"]["tasks"]
+    tasks = (
+        spec["pipelineSpec"]["root"]["dag"]["tasks"]
+        if "pipelineSpec" in spec
+        else spec["root"]["dag"]["tasks"]
+    )
     assert {"Trainer", "Evaluator", "Pusher", "Transform"} <= set(tasks)
     assert [p.name for p in tmp_path.iterdir()] == ["dcn_v2.json"]

@@ -18,7 +18,9 @@ def one_each(values: Any, dtype: str) -> pa.ListArray:
     """A column with one value a row; null (for floats also NaN) is a missing value."""
     flat = values if isinstance(values, pa.Array) else pa.array(values)
     if dtype == "float32" and pa.types.is_floating(flat.type):
-        flat = pa.array(np.asarray(flat.to_numpy(zero_copy_only=False), np.float32), from_pandas=True)
+        flat = pa.array(
+            np.asarray(flat.to_numpy(zero_copy_only=False), np.float32), from_pandas=True
+        )
     flat = flat.cast(ARROW[dtype])
     present = np.asarray(flat.is_valid())
     offsets = np.concatenate([[0], np.cumsum(present)]).astype(np.int32)
@@ -47,7 +49,9 @@ def to_sparse(column: pa.ListArray | pa.ChunkedArray) -> tf.SparseTensor:
     )
 
 
-def raw_sparse(table: pa.Table, spec: FeatureSpec, label: bool = True) -> dict[str, tf.SparseTensor]:
+def raw_sparse(
+    table: pa.Table, spec: FeatureSpec, label: bool = True
+) -> dict[str, tf.SparseTensor]:
     """The raw form of all features of `table`."""
     names = [f.name for f in spec.features] + ([spec.label] if label else [])
     return {name: to_sparse(table.column(name)) for name in names}

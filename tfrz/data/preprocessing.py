@@ -92,9 +92,7 @@ def preprocess(
         outputs[name] = ids if feature.multivalent else _first(ids, 0)
     if with_label:
         outputs[transformed_name(spec.label)] = _first(
-            tf.sparse.retain(
-                inputs[spec.label], tf.math.is_finite(inputs[spec.label].values)
-            ),
+            tf.sparse.retain(inputs[spec.label], tf.math.is_finite(inputs[spec.label].values)),
             0.0,
         )
     return outputs

@@ -129,7 +129,8 @@ class CheckCorrupt(beam.PTransform):
         return (
             outputs["records"].pipeline
             | "Once" >> beam.Create([None])
-            | "Check" >> beam.Map(_check, AsSingleton(rows), AsSingleton(summary), self._max_fraction)
+            | "Check"
+            >> beam.Map(_check, AsSingleton(rows), AsSingleton(summary), self._max_fraction)
         )
 
 

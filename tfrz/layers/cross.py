@@ -393,7 +393,7 @@ class MixtureOfLowRankCross(_CrossBase):
         return tf.nn.softmax(scores) if self.gate == "softmax" else tf.sigmoid(scores)
 
     def _codes(self, x: tf.Tensor) -> tf.Tensor:
-        """z of all experts side by side, `[batch, num_experts * rank]`."""
+        """Z of all experts side by side, `[batch, num_experts * rank]`."""
         codes = self.expert_activation(tf.matmul(x, self.V))
         if not self.use_inner_map:
             return codes

@@ -73,9 +73,7 @@ class DCNv2Config:
         try:
             keras.activations.get(self.expert_activation)
         except ValueError:
-            require(
-                False, "model.expert_activation", f"Keras has no {self.expert_activation!r}"
-            )
+            require(False, "model.expert_activation", f"Keras has no {self.expert_activation!r}")
 
 
 def embedding_width(vocabulary_sizes: Sequence[int]) -> int:

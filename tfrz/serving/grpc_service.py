@@ -54,7 +54,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         self._manager = manager
 
     @_answering
-    def Predict(self, request: Any) -> Any:  # noqa: N802
+    def Predict(self, request: Any) -> Any:
         """Runs a signature."""
         name, version, label = _wanted(request)
         with self._manager.use(name, version, label) as (number, model):
@@ -71,7 +71,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         return answer
 
     @_answering
-    def GetModelMetadata(self, request: Any) -> Any:  # noqa: N802
+    def GetModelMetadata(self, request: Any) -> Any:
         """The signatures of a model."""
         if not request.metadata_field:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
@@ -97,7 +97,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         self._manager = manager
 
     @_answering
-    def GetModelStatus(self, request: Any) -> Any:  # noqa: N802
+    def GetModelStatus(self, request: Any) -> Any:
         """The versions of a model."""
         name, version, _ = _wanted(request)
         answer = get_model_status_pb2.GetModelStatusResponse()

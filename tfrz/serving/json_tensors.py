@@ -94,7 +94,8 @@ def _element(value: Any, dtype: tf.DType) -> Any:
             raise invalid("Unable to base64 decode") from error
     if dtype not in (*_FLOATS, *_INTEGERS, tf.bool, tf.string):
         raise RequestError(
-            _unimplemented(), f"Conversion of JSON Value: {show(value)} to type: {dtype_word(dtype)}"
+            _unimplemented(),
+            f"Conversion of JSON Value: {show(value)} to type: {dtype_word(dtype)}",
         )
     raise invalid(
         f"JSON Value: {show(value)} Type: {type_name(value)} is not of expected type: "

@@ -111,7 +111,9 @@ class ServedModel:
             return
         with self._lock:
             record.model, record.state = model, State.AVAILABLE
-        logger.info("Successfully loaded servable version {name: %s version: %d}", self.name, number)
+        logger.info(
+            "Successfully loaded servable version {name: %s version: %d}", self.name, number
+        )
 
     def _release(self, record: _Version) -> None:
         with self._lock:

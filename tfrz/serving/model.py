@@ -18,9 +18,7 @@ from tensorflow.core.protobuf import config_pb2
 
 from tfrz.serving.status import RequestError, invalid
 
-_CODES = {
-    code.value[0]: code for code in grpc.StatusCode if code is not grpc.StatusCode.OK
-}
+_CODES = {code.value[0]: code for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
 
 
 _WORDS = {"float32": "float", "float64": "double", "float16": "half"}

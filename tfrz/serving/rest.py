@@ -60,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().setup()
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: Any) -> None:
         logger.debug(format, *args)
 
     def _answer(self, status: int, body: bytes, content_type: str = "application/json") -> None:
@@ -76,7 +76,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         try:
             if not self.path.lower().startswith("/v1/"):
-                page = b"<html><head><title>404 Not Found</title></head><body>Not Found</body></html>"
+                page = (
+                    b"<html><head><title>404 Not Found</title></head><body>Not Found</body></html>"
+                )
                 raise _Refused(404, page, "text/html")
             if self.command == "OPTIONS":
                 origin = self.headers.get("Origin", "")
@@ -93,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
             logger.exception("the request failed")
             self._answer(500, json.dumps({"error": str(error)}).encode())
 
-    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = do_OPTIONS = _handle  # noqa: N815
+    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = do_OPTIONS = _handle
 
     def _body(self) -> bytes:
         try:
@@ -179,9 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server.manager.use(model, version, label) as (_, loaded):
             if name not in loaded.signatures:
                 raise invalid(f'Serving signature name: "{name}" not found in signature def')
-            row_form, inputs = json_tensors.predict_inputs(
-                document, loaded.signatures[name], name
-            )
+            row_form, inputs = json_tensors.predict_inputs(document, loaded.signatures[name], name)
             return json_tensors.predict_answer(row_form, loaded.run(name, inputs))
 
 

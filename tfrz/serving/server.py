@@ -55,9 +55,7 @@ class Server:
 
     def __init__(self, config: ServerConfig, wait: bool = False) -> None:
         self.config = config
-        model = ServedModel(
-            config.model_name, config.model_base_path, config.enable_model_warmup
-        )
+        model = ServedModel(config.model_name, config.model_base_path, config.enable_model_warmup)
         self.manager = ModelManager({config.model_name: model}, config.poll_seconds)
         self.manager.poll()
         while not model.available:
@@ -88,7 +86,9 @@ class Server:
             self._grpc.start()
         if self._rest is not None:
             threading.Thread(
-                target=self._rest.serve_forever, name="rest", kwargs={"poll_interval": 0.1},
+                target=self._rest.serve_forever,
+                name="rest",
+                kwargs={"poll_interval": 0.1},
                 daemon=True,
             ).start()
         self.manager.start()
@@ -115,4 +115,6 @@ class Server:
 
 
 def _port_error(host: str, port: int, flag: str) -> InputError:
-    return InputError(f"{host}:{port} cannot be listened on, it may be in use: choose another {flag}")
+    return InputError(
+        f"{host}:{port} cannot be listened on, it may be in use: choose another {flag}"
+    )

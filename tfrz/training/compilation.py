@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def accelerator() -> str:
-    """ "GPU", "TPU" or "CPU": the best kind of device that TensorFlow sees."""
+    """The kind of device, GPU, TPU or CPU: the best kind of device that TensorFlow sees."""
     for kind in ("GPU", "TPU"):
         if tf.config.list_logical_devices(kind):
             return kind

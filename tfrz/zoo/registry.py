@@ -168,4 +168,6 @@ def load_plugins() -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise InputError(f"TFRZ_PLUGINS names {name}, which does not import: {error}") from error
+            raise InputError(
+                f"TFRZ_PLUGINS names {name}, which does not import: {error}"
+            ) from error

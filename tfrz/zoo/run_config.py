@@ -102,7 +102,6 @@ class EvaluatorConfig:
       max_log_loss: the overall log loss must be below this, if given.
       calibration_bounds: mean prediction over mean label must lie between these, if given.
       min_slice_auc: every slice of `slices` must be above this AUC, if given.
-      min_slice_examples: slices with fewer examples are not held to `min_slice_auc`.
       max_auc_drop: a candidate may be this much below the latest blessed model.
     """
 
@@ -111,13 +110,11 @@ class EvaluatorConfig:
     max_log_loss: float | None = None
     calibration_bounds: tuple[float, ...] | None = None
     min_slice_auc: float | None = None
-    min_slice_examples: int = 100
     max_auc_drop: float = 0.01
 
     def __post_init__(self) -> None:
         require(0 <= self.min_auc < 1, "evaluator.min_auc", "must be at least 0, under 1")
         require(self.max_auc_drop >= 0, "evaluator.max_auc_drop", "must not be negative")
-        require(self.min_slice_examples >= 0, "evaluator.min_slice_examples", "must be >= 0")
         bounds = self.calibration_bounds
         require(
             bounds is None or (len(bounds) == 2 and bounds[0] < bounds[1]),

@@ -41,7 +41,7 @@ def _source_to_examples(
 class ReaderExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor):
     """Runs a reader under Beam."""
 
-    def GetInputSourceToExamplePTransform(self) -> beam.PTransform:  # noqa: N802
+    def GetInputSourceToExamplePTransform(self) -> beam.PTransform:
         """See the base class."""
         return _source_to_examples
 

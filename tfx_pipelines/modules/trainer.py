@@ -128,7 +128,12 @@ def run_fn(fn_args: Any) -> None:
         (Path(fn_args.model_run_dir) / "warm_start.txt").write_text(f"{report}\n")
     run_directory = Path(fn_args.model_run_dir)
     result = fit(
-        model, task, workspace.train, workspace.validation, config.trainer, run_directory,
+        model,
+        task,
+        workspace.train,
+        workspace.validation,
+        config.trainer,
+        run_directory,
         progress=bool(fn_args.custom_config.get("progress", False)),
     )
     entry = registry.get(config.name)

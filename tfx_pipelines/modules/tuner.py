@@ -27,7 +27,12 @@ class ConfigTuner(keras_tuner.RandomSearch):
         inputs = workspace.inputs()
         model = build_model(lambda: workspace.task.build(inputs), config.trainer)
         result = fit(
-            model, workspace.task, workspace.train, workspace.validation, config.trainer, None,
+            model,
+            workspace.task,
+            workspace.train,
+            workspace.validation,
+            config.trainer,
+            None,
             progress=False,
         )
         return {workspace.task.objective: result.best[workspace.task.objective]}
@@ -65,6 +70,4 @@ def tuner_fn(fn_args: Any) -> Any:
         config.trainer, epochs=config.tuner.epochs_per_trial, tensorboard=False
     )
     trial_config = dataclasses.replace(config, trainer=trainer)
-    return TunerFnResult(
-        tuner=tuner, fit_kwargs={"fn_args": fn_args, "config": trial_config}
-    )
+    return TunerFnResult(tuner=tuner, fit_kwargs={"fn_args": fn_args, "config": trial_config})

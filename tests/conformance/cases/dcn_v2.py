@@ -120,7 +120,9 @@ MODEL_CASES = [
         ("model.structure=parallel", "model.cross=full", "model.logit_bias=true"),
         _logits,
     ),
-    ModelCase("dcn_v2", "low_rank_alone", ("model.cross=low_rank", "model.hidden_units=[]"), _logits),
+    ModelCase(
+        "dcn_v2", "low_rank_alone", ("model.cross=low_rank", "model.hidden_units=[]"), _logits
+    ),
     ModelCase("dcn_v2", "relu_alone", ("model.num_cross_layers=0",), _logits),
     ModelCase(
         "dcn_v2",

@@ -259,7 +259,8 @@ def test_worked_example_a_full_rank_with_gradients():
         "x0": [[0.175, -0.8875, 1.4]],
     }
     variables = [
-        *second.trainable_variables, *first.trainable_variables,
+        *second.trainable_variables,
+        *first.trainable_variables,
     ]
     gradients = tape.gradient(s, [*variables, x0])
     for gradient, value in zip(gradients, wanted.values(), strict=True):
@@ -303,7 +304,9 @@ _C_A = np.array([[0.3, -0.1, 0.2], [-0.2, 0.4, 0.1]])
 )
 def test_worked_example_c_mixtures(equation, gate, wanted):
     layer = _mixture(
-        _C_U, _C_V, B,
+        _C_U,
+        _C_V,
+        B,
         C=_C_C if equation == 4 else None,
         A=None if gate == "constant" else _C_A,
         gate=gate,
@@ -332,8 +335,12 @@ def test_small_vectors_that_other_libraries_test_too():
 
 
 @settings(max_examples=15, deadline=None)
-@given(seeds, st.sampled_from(["softmax", "sigmoid", "constant"]), st.booleans(),
-       st.sampled_from(["linear", "tanh", "relu"]))
+@given(
+    seeds,
+    st.sampled_from(["softmax", "sigmoid", "constant"]),
+    st.booleans(),
+    st.sampled_from(["linear", "tanh", "relu"]),
+)
 def test_the_fused_mixture_equals_a_loop_over_experts(seed, gate, inner, activation):
     r = _random(seed, experts=3)
     options = {
@@ -364,8 +371,12 @@ def test_no_intermediate_has_a_row_for_each_expert_and_feature():
     layer = MixtureOfLowRankCross(5, 3, expert_activation="tanh")
     layer(tf.zeros([2, 7]))
     function = tf.function(layer).get_concrete_function(tf.TensorSpec([11, 7]))
-    shapes = [tuple(o.shape) for op in function.graph.get_operations() for o in op.outputs
-              if o.shape.rank is not None]
+    shapes = [
+        tuple(o.shape)
+        for op in function.graph.get_operations()
+        for o in op.outputs
+        if o.shape.rank is not None
+    ]
     assert (11, 15) in shapes
     assert not [s for s in shapes if len(s) == 3 and s[0] == 11 and s[-1] == 7]
 
@@ -399,8 +410,10 @@ def test_frobenius_penalties():
     cases = [
         (_full(r["W"], r["b"]), (r["W"] ** 2).sum()),
         (_low_rank(U[0], V[0], r["b"]), ((U[0] @ V[0].T) ** 2).sum()),
-        (_mixture(U, V, r["b"], A=r["A"]),
-         sum(((u @ v.T) ** 2).sum() for u, v in zip(U, V, strict=True))),
+        (
+            _mixture(U, V, r["b"], A=r["A"]),
+            sum(((u @ v.T) ** 2).sum() for u, v in zip(U, V, strict=True)),
+        ),
     ]
     for layer, expected in cases:
         assert float(layer.squared_norm()) == pytest.approx(expected, rel=1e-12)

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 
 from tfrz.metrics import Calibration, auc, calibration, log_loss
 
-rows = st.lists(
-    st.tuples(st.booleans(), st.integers(-6, 6)), min_size=1, max_size=40
-)
+rows = st.lists(st.tuples(st.booleans(), st.integers(-6, 6)), min_size=1, max_size=40)
 
 
 @given(rows)

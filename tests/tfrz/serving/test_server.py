@@ -121,38 +121,96 @@ HALF = "/v1/models/half_plus_two"
     ("path", "body", "status", "answer"),
     [
         (f"{HALF}:predict", {"instances": [1.0, 2.0, 5.0]}, 200, {"predictions": [2.5, 3.0, 4.5]}),
-        (f"{HALF}/versions/123:predict", {"inputs": {"x": [1.0, 2.0]}}, 200,
-         {"outputs": [2.5, 3.0]}),
-        (f"{HALF}:predict", {"signature_name": "serving_default", "instances": [{"x": 2}]}, 200,
-         {"predictions": [3.0]}),
-        ("/v1/models/half:predict", {"instances": [1.0]}, 404,
-         {"error": "Servable not found for request: Latest(half)"}),
-        (f"{HALF}/versions/7:predict", {"instances": [1.0]}, 404,
-         {"error": "Servable not found for request: Specific(half_plus_two, 7)"}),
-        (f"{HALF}/labels/stable:predict", {"instances": [1.0]}, 400,
-         {"error": "Unrecognized servable version label: stable"}),
-        (f"{HALF}:predict", {"signature_name": "no", "instances": [1.0]}, 400,
-         {"error": 'Serving signature name: "no" not found in signature def'}),
-        (f"{HALF}:predict", {"inputs": {"z": 1.0}}, 400,
-         {"error": "Missing named input: x in 'inputs' object."}),
+        (
+            f"{HALF}/versions/123:predict",
+            {"inputs": {"x": [1.0, 2.0]}},
+            200,
+            {"outputs": [2.5, 3.0]},
+        ),
+        (
+            f"{HALF}:predict",
+            {"signature_name": "serving_default", "instances": [{"x": 2}]},
+            200,
+            {"predictions": [3.0]},
+        ),
+        (
+            "/v1/models/half:predict",
+            {"instances": [1.0]},
+            404,
+            {"error": "Servable not found for request: Latest(half)"},
+        ),
+        (
+            f"{HALF}/versions/7:predict",
+            {"instances": [1.0]},
+            404,
+            {"error": "Servable not found for request: Specific(half_plus_two, 7)"},
+        ),
+        (
+            f"{HALF}/labels/stable:predict",
+            {"instances": [1.0]},
+            400,
+            {"error": "Unrecognized servable version label: stable"},
+        ),
+        (
+            f"{HALF}:predict",
+            {"signature_name": "no", "instances": [1.0]},
+            400,
+            {"error": 'Serving signature name: "no" not found in signature def'},
+        ),
+        (
+            f"{HALF}:predict",
+            {"inputs": {"z": 1.0}},
+            400,
+            {"error": "Missing named input: x in 'inputs' object."},
+        ),
         (f"{HALF}:predict", {"inputs": 4.0}, 200, {"outputs": 4.0}),
         (f"{HALF}:predict", {"inputs": []}, 200, {"outputs": []}),
-        (f"{HALF}:predict", {"instances": [{"x": 1.0, "z": 2}]}, 400,
-         {"error": "Failed to process element: 0 key: z of 'instances' list. Error: "
-                   "INVALID_ARGUMENT: JSON object: does not have named input: z"}),
-        (f"{HALF}:predict", {"instances": ["a"]}, 400,
-         {"error": "Failed to process element: 0 of 'instances' list. Error: INVALID_ARGUMENT: "
-                   'JSON Value: "a" Type: String is not of expected type: float'}),
-        (f"{HALF}:predict", {"inputs": ["a"]}, 400,
-         {"error": 'JSON Value: "a" Type: String is not of expected type: float'}),
-        (f"{HALF}:predict", {"inputs": [True]}, 400,
-         {"error": "JSON Value: true Type: True is not of expected type: float"}),
+        (
+            f"{HALF}:predict",
+            {"instances": [{"x": 1.0, "z": 2}]},
+            400,
+            {
+                "error": "Failed to process element: 0 key: z of 'instances' list. Error: "
+                "INVALID_ARGUMENT: JSON object: does not have named input: z"
+            },
+        ),
+        (
+            f"{HALF}:predict",
+            {"instances": ["a"]},
+            400,
+            {
+                "error": "Failed to process element: 0 of 'instances' list. Error: INVALID_ARGUMENT: "
+                'JSON Value: "a" Type: String is not of expected type: float'
+            },
+        ),
+        (
+            f"{HALF}:predict",
+            {"inputs": ["a"]},
+            400,
+            {"error": 'JSON Value: "a" Type: String is not of expected type: float'},
+        ),
+        (
+            f"{HALF}:predict",
+            {"inputs": [True]},
+            400,
+            {"error": "JSON Value: true Type: True is not of expected type: float"},
+        ),
         (f"{HALF}:predict", {}, 400, {"error": "Missing 'inputs' or 'instances' key"}),
-        (f"{HALF}:predict", {"instances": [[1.0, 2.0], [1.0]]}, 400,
-         {"error": "Failed to process element: 1 of 'instances' list. Error: INVALID_ARGUMENT: "
-                   "Expecting tensor size: 2 but got: 1"}),
-        (f"{HALF}:predict", {"inputs": [[1.0, 2.0], [1.0]]}, 400,
-         {"error": "Encountered list at unexpected size: 1 at level: 1 expected size: 2"}),
+        (
+            f"{HALF}:predict",
+            {"instances": [[1.0, 2.0], [1.0]]},
+            400,
+            {
+                "error": "Failed to process element: 1 of 'instances' list. Error: INVALID_ARGUMENT: "
+                "Expecting tensor size: 2 but got: 1"
+            },
+        ),
+        (
+            f"{HALF}:predict",
+            {"inputs": [[1.0, 2.0], [1.0]]},
+            400,
+            {"error": "Encountered list at unexpected size: 1 at level: 1 expected size: 2"},
+        ),
     ],
 )
 def test_predict_over_http(served, path, body, status, answer):
@@ -232,7 +290,8 @@ def test_several_outputs_large_integers_and_bytes(served):
         ]
     }
     _, text = client.ask(
-        "POST", "/v1/models/ranker:predict",
+        "POST",
+        "/v1/models/ranker:predict",
         {"inputs": {"user_id": [1], "item_ids": [[2, 1, 4]], "surplus": 1}},
     )
     assert json.loads(text)["outputs"]["scores"] == [[0.25, 0.125, 0.5]]
@@ -259,10 +318,15 @@ def test_status_and_metadata_over_http(served):
     status, text = client.ask("GET", HALF)
     assert (status, json.loads(text)) == (
         200,
-        {"model_version_status": [
-            {"version": "123", "state": "AVAILABLE",
-             "status": {"error_code": "OK", "error_message": ""}}
-        ]},
+        {
+            "model_version_status": [
+                {
+                    "version": "123",
+                    "state": "AVAILABLE",
+                    "status": {"error_code": "OK", "error_message": ""},
+                }
+            ]
+        },
     )
     assert client.ask("GET", f"{HALF}/versions/9")[0] == 404
     assert json.loads(client.ask("GET", "/v1/models/no")[1])["error"] == (
@@ -270,7 +334,9 @@ def test_status_and_metadata_over_http(served):
     )
     metadata = json.loads(client.ask("GET", f"{HALF}/metadata")[1])
     assert metadata["model_spec"] == {
-        "name": "half_plus_two", "signature_name": "", "version": "123"
+        "name": "half_plus_two",
+        "signature_name": "",
+        "version": "123",
     }
     default = metadata["metadata"]["signature_def"]["signature_def"]["serving_default"]
     assert default["inputs"]["x"] == {
@@ -308,32 +374,79 @@ def test_grpc_takes_other_shapes_and_repeats_short_fields(served):
     ("model", "values", "spec", "code", "message"),
     [
         ("no", {"x": [1.0]}, {}, "NOT_FOUND", "Servable not found for request: Latest(no)"),
-        ("half_plus_two", {"x": [1.0]}, {"version": 0}, "NOT_FOUND",
-         "Servable not found for request: Specific(half_plus_two, 0)"),
-        ("half_plus_two", {"x": [1.0]}, {"label": "stable"}, "INVALID_ARGUMENT",
-         "Unrecognized servable version label: stable"),
-        ("half_plus_two", {"x": [1.0]}, {"signature": "no"}, "FAILED_PRECONDITION",
-         'Serving signature key "no" not found.'),
-        ("half_plus_two", {"x": ["a"]}, {}, "INVALID_ARGUMENT",
-         "Expects arg[0] to be float but string is provided"),
-        ("half_plus_two", {"x": np.float64([1.0])}, {}, "INVALID_ARGUMENT",
-         "Expects arg[0] to be float but double is provided"),
-        ("half_plus_two", {}, {}, "INVALID_ARGUMENT",
-         "input size does not match signature: 0!=1 len({}) != len({x}). Sent extra: {}. "
-         "Missing but required: {x}."),
-        ("half_plus_two", {"z": [1.0]}, {}, "INVALID_ARGUMENT",
-         "Signature input alias: x(feed name: serving_default_x:0) not found in request and no "
-         "default value provided. Inputs expected to be in the request {x}"),
-        ("half_plus_two", {"x": [1.0]}, {"outputs": ["q"]}, "INVALID_ARGUMENT",
-         "output tensor alias not found in signature: q Outputs expected to be in the set {y}."),
-        ("half_plus_two", {"x": [1.0]}, {"outputs": ["y", "y"]}, "INVALID_ARGUMENT",
-         "duplicate output tensor alias: y"),
+        (
+            "half_plus_two",
+            {"x": [1.0]},
+            {"version": 0},
+            "NOT_FOUND",
+            "Servable not found for request: Specific(half_plus_two, 0)",
+        ),
+        (
+            "half_plus_two",
+            {"x": [1.0]},
+            {"label": "stable"},
+            "INVALID_ARGUMENT",
+            "Unrecognized servable version label: stable",
+        ),
+        (
+            "half_plus_two",
+            {"x": [1.0]},
+            {"signature": "no"},
+            "FAILED_PRECONDITION",
+            'Serving signature key "no" not found.',
+        ),
+        (
+            "half_plus_two",
+            {"x": ["a"]},
+            {},
+            "INVALID_ARGUMENT",
+            "Expects arg[0] to be float but string is provided",
+        ),
+        (
+            "half_plus_two",
+            {"x": np.float64([1.0])},
+            {},
+            "INVALID_ARGUMENT",
+            "Expects arg[0] to be float but double is provided",
+        ),
+        (
+            "half_plus_two",
+            {},
+            {},
+            "INVALID_ARGUMENT",
+            "input size does not match signature: 0!=1 len({}) != len({x}). Sent extra: {}. "
+            "Missing but required: {x}.",
+        ),
+        (
+            "half_plus_two",
+            {"z": [1.0]},
+            {},
+            "INVALID_ARGUMENT",
+            "Signature input alias: x(feed name: serving_default_x:0) not found in request and no "
+            "default value provided. Inputs expected to be in the request {x}",
+        ),
+        (
+            "half_plus_two",
+            {"x": [1.0]},
+            {"outputs": ["q"]},
+            "INVALID_ARGUMENT",
+            "output tensor alias not found in signature: q Outputs expected to be in the set {y}.",
+        ),
+        (
+            "half_plus_two",
+            {"x": [1.0]},
+            {"outputs": ["y", "y"]},
+            "INVALID_ARGUMENT",
+            "duplicate output tensor alias: y",
+        ),
         ("", {"x": [1.0]}, {}, "INVALID_ARGUMENT", "ModelSpec has no name specified."),
     ],
 )
 def test_errors_over_grpc(served, model, values, spec, code, message):
-    values = {k: np.float32(v) if isinstance(v, list) and v and isinstance(v[0], float) else v
-              for k, v in values.items()}
+    values = {
+        k: np.float32(v) if isinstance(v, list) and v and isinstance(v[0], float) else v
+        for k, v in values.items()
+    }
     with pytest.raises(grpc.RpcError) as error:
         served["half_plus_two"].predict(model, values, **spec)
     assert error.value.code().name == code

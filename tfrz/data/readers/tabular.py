@@ -163,7 +163,9 @@ class Tabular(Reader):
                 name: (
                     [v for v in cells[name].split(self.separator) if v]
                     if name in multivalent
-                    else [cells[name]] if cells[name] else []
+                    else [cells[name]]
+                    if cells[name]
+                    else []
                 )
                 for name in self._names
             }

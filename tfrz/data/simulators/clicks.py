@@ -39,10 +39,7 @@ class ClickSimulator:
         sizes = list(FIELDS.values())
         self._linear = [rng.normal(0, 0.5, n) for n in sizes]
         self.pairs = [
-            (i, j)
-            for i in range(len(sizes))
-            for j in range(i + 1, len(sizes))
-            if (i + j) % 3 == 0
+            (i, j) for i in range(len(sizes)) for j in range(i + 1, len(sizes)) if (i + j) % 3 == 0
         ]
         scale = (0.6 / 2.0) ** 0.5
         self._bilinear = {

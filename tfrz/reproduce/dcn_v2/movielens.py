@@ -19,14 +19,22 @@ _DEFAULT_DATA = "../shared/data/ml-1m/ml-1m.zip"
 MODELS: dict[str, tuple[dict[str, Any], float, float, str]] = {
     "DNN": ({"num_cross_layers": 0, "hidden_units": [256]}, 0.3201, 0.8929, "46K"),
     "CrossNet": (
-        {"cross": "full", "num_cross_layers": 2, "hidden_units": []}, 0.3185, 0.8937, "65K",
+        {"cross": "full", "num_cross_layers": 2, "hidden_units": []},
+        0.3185,
+        0.8937,
+        "65K",
     ),
     "DCN-V2": (
-        {"cross": "full", "num_cross_layers": 2, "hidden_units": [256]}, 0.3170, 0.8950, "110K",
+        {"cross": "full", "num_cross_layers": 2, "hidden_units": [256]},
+        0.3170,
+        0.8950,
+        "110K",
     ),
     "DCN-Mix": (
         {"cross": "mixture", "num_cross_layers": 2, "rank": 20, "hidden_units": [256]},
-        0.3160, 0.8964, "110K",
+        0.3160,
+        0.8964,
+        "110K",
     ),
 }
 
@@ -64,7 +72,6 @@ class _Runs:
 
 
 def _run(context: Context) -> Outcome:
-    import tensorflow as tf
 
     from tfrz.data.readers import open_source
     from tfrz.training.batches import ArrayBatches
@@ -90,7 +97,9 @@ def _run(context: Context) -> Outcome:
 
     prepared = entry.load("task")(entry, configure("DNN", {}, 0)).prepare(reader)
     columns = {n: v.numpy() for n, v in prepared.train._columns.items()}
-    runs = _Runs(context.work / ("movielens_1m.quick.jsonl" if context.quick else "movielens_1m.jsonl"))
+    runs = _Runs(
+        context.work / ("movielens_1m.quick.jsonl" if context.quick else "movielens_1m.jsonl")
+    )
 
     def train(model: str, values: dict[str, Any], seed: int, test: bool) -> dict[str, Any]:
         config = configure(model, values, seed)
@@ -163,8 +172,15 @@ def _run(context: Context) -> Outcome:
         )
     return Outcome(
         columns=(
-            "model", "dense parameters", "log loss", "std", "AUC", "std",
-            "paper log loss", "paper AUC", "paper parameters",
+            "model",
+            "dense parameters",
+            "log loss",
+            "std",
+            "AUC",
+            "std",
+            "paper log loss",
+            "paper AUC",
+            "paper parameters",
         ),
         rows=rows,
         checks=checks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,13 +31,15 @@ class _Network:
 
 
 def _cross_network(
-    dim: int, depth: int, rng: np.random.Generator, scale: float, bias: bool = True,
+    dim: int,
+    depth: int,
+    rng: np.random.Generator,
+    scale: float,
+    bias: bool = True,
     residual: bool = True,
 ) -> _Network:
     """Cross layers of the zoo and a logit without bias; W normal with deviation `scale`."""
-    layers = [
-        Cross(use_bias=bias, use_residual=residual, dtype="float64") for _ in range(depth)
-    ]
+    layers = [Cross(use_bias=bias, use_residual=residual, dtype="float64") for _ in range(depth)]
     for layer in layers:
         layer.build((None, dim))
         layer.W.assign(rng.normal(0, scale, (dim, dim)))
@@ -68,8 +71,7 @@ def _rank_one_network(dim: int, rng: np.random.Generator) -> _Network:
 def _relu_network(dim: int, hidden: Sequence[int], rng: np.random.Generator) -> _Network:
     widths = [dim, *hidden]
     kernels = [
-        tf.Variable(rng.normal(0, np.sqrt(2 / a), (a, b)))
-        for a, b in zip(widths[:-1], widths[1:], strict=True)
+        tf.Variable(rng.normal(0, np.sqrt(2 / a), (a, b))) for a, b in itertools.pairwise(widths)
     ]
     biases = [tf.Variable(np.zeros(b)) for b in hidden]
     weights = tf.Variable(rng.normal(0, 1 / np.sqrt(widths[-1]), (widths[-1], 1)))
@@ -100,9 +102,17 @@ def _fit(network: _Network, x: np.ndarray, y: np.ndarray, iterations: int) -> No
         return float(loss), np.concatenate([g.numpy().ravel() for g in gradients])
 
     found = minimize(
-        objective, network.vector(), jac=True, method="L-BFGS-B",
-        options={"maxcor": 50, "maxiter": iterations, "maxfun": 2 * iterations, "ftol": 0,
-                 "gtol": 1e-14},
+        objective,
+        network.vector(),
+        jac=True,
+        method="L-BFGS-B",
+        options={
+            "maxcor": 50,
+            "maxiter": iterations,
+            "maxfun": 2 * iterations,
+            "ftol": 0,
+            "gtol": 1e-14,
+        },
     )
     network.assign(found.x)
 
@@ -141,7 +151,10 @@ def _order_two(context: Context) -> Outcome:
             context.say(f"{name} {model}: {np.mean(found):.2e}")
             rows.append((name, model, f"{np.mean(found):.2e}", f"{max(found):.2e}"))
     v2 = [max(errors[n, "DCN-V2, 1 layer"]) for n in targets]
-    rank_one, relu = errors["f2", "rank-1 layer"], [min(errors[n, "ReLU, 1 layer"]) for n in targets]
+    rank_one, relu = (
+        errors["f2", "rank-1 layer"],
+        [min(errors[n, "ReLU, 1 layer"]) for n in targets],
+    )
     return Outcome(
         ("function", "model", "mean test RMSE", "largest"),
         rows,
@@ -184,7 +197,10 @@ def _combined(context: Context) -> Outcome:
 
     def target(x: np.ndarray) -> np.ndarray:
         return (
-            x @ linear + high(x) + 0.1 * np.sin(2 * x @ sine + 0.1) + noise * rng.normal(size=len(x))
+            x @ linear
+            + high(x)
+            + 0.1 * np.sin(2 * x @ sine + 0.1)
+            + noise * rng.normal(size=len(x))
         )
 
     x, x_test = rng.uniform(-1, 1, (points, dim)), rng.uniform(-1, 1, (20_000, dim))
@@ -278,12 +294,13 @@ def _ablation(context: Context) -> Outcome:
 
 EXPERIMENTS = (
     Experiment(
-        "dcn_v2/polynomials", "order-2 functions, fitted exactly by one layer", "Table 1", _order_two
+        "dcn_v2/polynomials",
+        "order-2 functions, fitted exactly by one layer",
+        "Table 1",
+        _order_two,
     ),
     Experiment(
         "dcn_v2/combined_orders", "a mixture of orders 1 to 4 by depth", "Table 2", _combined
     ),
-    Experiment(
-        "dcn_v2/order_ablation", "what bias and residual are for", "Figure 4", _ablation
-    ),
+    Experiment("dcn_v2/order_ablation", "what bias and residual are for", "Figure 4", _ablation),
 )

@@ -308,7 +308,4 @@ class ClickTask:
                     ]
                 )
             ],
-            options=tfma.Options(
-                min_slice_size={"value": wanted.min_slice_examples} if wanted.slices else None
-            ),
         )

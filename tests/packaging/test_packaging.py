@@ -1,0 +1,74 @@
+"""What is shipped: lists of files, light imports, stored pages."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _listed(build: Path) -> list[str]:
+    """The source files of a BUILD file's targets, and that each call is a rule we load."""
+    tree = ast.parse(build.read_text())
+    sources = []
+    for statement in tree.body:
+        assert isinstance(statement, ast.Expr)
+        call = statement.value
+        assert isinstance(call, ast.Call)
+        name = call.func.id
+        assert name in ("load", "py_library", "py_binary", "py_test", "exports_files")
+        for keyword in call.keywords:
+            if keyword.arg == "srcs":
+                sources += ast.literal_eval(keyword.value)
+    return sources
+
+
+def test_every_python_file_is_in_one_build_target():
+    tracked = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    tracked = [t for t in tracked if (ROOT / t).exists()]
+    listed = []
+    for folder in ("tfrz", "tfx_pipelines", "benchmarks", "tests"):
+        listed += [f"{folder}/{source}" for source in _listed(ROOT / folder / "BUILD")]
+    listed += _listed(ROOT / "BUILD")
+    once = [f for f in listed if not f.endswith("bazel_main.py")]
+    assert len(once) == len(set(once))
+    assert set(tracked) <= set(listed)
+
+
+def test_importing_the_package_loads_no_pipeline_library_and_no_tensorflow():
+    code = (
+        "import sys, tfrz, tfrz.zoo.registry; "
+        "print([m for m in ('tensorflow', 'tfx', 'apache_beam', 'tf_agents') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_layers_loads_no_pipeline_library():
+    code = (
+        "import sys, tfrz.layers, tfrz.models, tfrz.metrics; "
+        "print([m for m in ('tfx', 'apache_beam', 'tf_agents', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_the_stored_pages_are_those_that_the_code_makes():
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import build
+    finally:
+        sys.path.pop(0)
+    for place, text in build.pages().items():
+        assert place.read_text() == text, f"{place} is stale: run 'make docs'"
+
+
+def test_the_lock_has_the_versions_of_the_reference_lane():
+    lock = (ROOT / "requirements.lock").read_text().splitlines()
+    for pin in ("tensorflow==2.15.1", "tfx==1.15.1", "keras==2.15.0", "protobuf==3.20.3"):
+        assert pin in lock
