@@ -127,7 +127,7 @@ answers = {
     "default": default["scores"].numpy().tolist(),
     "raw": loaded.signatures["serving_raw"](**tensors)["scores"].numpy().tolist(),
     "empty": loaded.signatures["serving_default"](
-        examples=tf.constant([tf.train.Example().SerializeToString()] * 2))["scores"].numpy().tolist(),
+        examples=tf.constant([b"", b""]))["scores"].numpy().tolist(),
     "signatures": sorted(loaded.signatures),
 }
 print(json.dumps(answers))

@@ -5,8 +5,8 @@
 - *list*: a context, candidates, and their relevance or clicks.
 - *logged_action*: state, action, propensity if known, reward.
 
-Records travel in Arrow `RecordBatch`es of some thousand rows whose columns are lists (`list<binary>`,
-`list<int64>`, `list<float>`); an empty list is a missing value.
+Records travel in Arrow `RecordBatch`es of some thousand rows whose columns are lists
+(`list<binary>`, `list<int64>`, `list<float>`); an empty list is a missing value.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ def render_card(
     names = sorted({name for values in metrics.values() for name in values})
     if names:
         lines += [f"| set | {' | '.join(names)} |", "| --- " * (len(names) + 1) + "|"]
-        for set_name, values in metrics.items():
-            cells = " | ".join(f"{values[n]:.4f}" if n in values else "" for n in names)
+        for set_name, found in metrics.items():
+            cells = " | ".join(f"{found[n]:.4f}" if n in found else "" for n in names)
             lines.append(f"| {set_name} | {cells} |")
     else:
         lines.append("Measured by the pipeline's Evaluator, after this card was written.")

@@ -60,8 +60,10 @@ def type_name(value: Any) -> str:
         return "Null"
     if isinstance(value, bool):
         return str(value)
-    kinds = {dict: "Object", list: "Array", str: "String"}
-    return kinds.get(type(value), "Number")
+    for kind, word in ((dict, "Object"), (list, "Array"), (str, "String")):
+        if isinstance(value, kind):
+            return word
+    return "Number"
 
 
 def _is_b64(value: Any) -> bool:

@@ -157,9 +157,11 @@ class _Handler(BaseHTTPRequestHandler):
             signatures = get_model_metadata_pb2.SignatureDefMap()
             for name, signature in loaded.signatures.items():
                 signatures.signature_def[name].CopyFrom(signature)
-        described = json_format.MessageToDict(
-            signatures, including_default_value_fields=True, preserving_proto_field_name=True
-        )
+        options: dict[str, Any] = {
+            "including_default_value_fields": True,
+            "preserving_proto_field_name": True,
+        }
+        described = json_format.MessageToDict(signatures, **options)
         for signature in described["signature_def"].values():
             for info in (*signature["inputs"].values(), *signature["outputs"].values()):
                 info["tensor_shape"].setdefault("dim", [])

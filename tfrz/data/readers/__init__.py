@@ -71,8 +71,8 @@ def open_source(data: str, features: str | None = None, **options: Any) -> Reade
                 raise InputError(f"--data {data} needs a path: write {name}:PATH")
             return SOURCES[name](path, **options)
         if colon and "/" not in name and "\\" not in name:
-            known = (*SOURCES, "simulated")
-            raise InputError(f"unknown data source {name!r}{did_you_mean(name, known)}")
+            words = (*SOURCES, "simulated")
+            raise InputError(f"unknown data source {name!r}{did_you_mean(name, words)}")
         from tfrz.data.readers.tabular import Tabular
 
         if features is None:

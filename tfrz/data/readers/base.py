@@ -13,7 +13,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import pyarrow as pa
 
@@ -145,17 +145,16 @@ class TextSource:
             elif member:
                 with tarfile.open(path) as archive:
                     name = _archive_member(archive.getnames(), member, path)
-                    file = archive.extractfile(name)
-                    yield file or io.BytesIO()
+                    yield archive.extractfile(name) or io.BytesIO()
             elif path.endswith(".gz"):
-                with gzip.open(path) as file:
-                    yield file
+                with gzip.open(path) as unzipped:
+                    yield cast(IO[bytes], unzipped)
             elif path.endswith(".xz"):
-                with lzma.open(path) as file:
-                    yield file
+                with lzma.open(path) as unpacked:
+                    yield cast(IO[bytes], unpacked)
             else:
-                with open(path, "rb") as file:
-                    yield file
+                with open(path, "rb") as plain:
+                    yield plain
         except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, EOFError):
             raise InputError(f"{path} is damaged or not of the format that its name says") from None
         except OSError as error:
