@@ -52,7 +52,7 @@ def test_importing_the_package_loads_no_pipeline_library_and_no_tensorflow():
 def test_importing_layers_loads_no_pipeline_library():
     code = (
         "import sys, tfrz.layers, tfrz.models, tfrz.metrics; "
-        "print([m for m in ('tfx', 'apache_beam', 'tf_agents', 'pyarrow') if m in sys.modules])"
+        "print([m for m in ('tfx', 'apache_beam', 'tf_agents') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().splitlines()[-1] == "[]"

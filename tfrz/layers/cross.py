@@ -152,8 +152,8 @@ class Cross(_CrossBase):
     Example:
       >>> layer = Cross(kernel_initializer="ones")
       >>> x0, x = tf.constant([[0.1, 0.2, 0.3]]), tf.constant([[0.4, 0.5, 0.6]])
-      >>> layer(x0, x).numpy().round(2).tolist()
-      [[0.55, 0.8, 1.05]]
+      >>> print(layer(x0, x).numpy().round(2))
+      [[0.55 0.8  1.05]]
 
     Reference:
       DCN V2 (arXiv 2008.13535), equation 1.
@@ -214,8 +214,8 @@ class LowRankCross(_CrossBase):
     Example:
       >>> layer = LowRankCross(rank=1, kernel_initializer="ones")
       >>> x0, x = tf.constant([[0.1, 0.2, 0.3]]), tf.constant([[0.4, 0.5, 0.6]])
-      >>> layer(x0, x).numpy().round(2).tolist()
-      [[0.55, 0.8, 1.05]]
+      >>> print(layer(x0, x).numpy().round(2))
+      [[0.55 0.8  1.05]]
 
     Reference:
       DCN V2 (arXiv 2008.13535), equation 2.
