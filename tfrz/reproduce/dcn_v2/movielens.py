@@ -39,11 +39,11 @@ MODELS: dict[str, tuple[dict[str, Any], float, float, str]] = {
 }
 
 # The same values are tried for every model; what the paper searched on this data is not printed.
-SEARCH = {"embedding_l2": (0.03, 0.06), "learning_rate": (0.001, 0.002)}
+SEARCH = {"embedding_l2": (0.03, 0.06), "learning_rate": (0.002, 0.004)}
 _TRAINER = {
     "epochs": 10,
     "batch_size": 1024,
-    "learning_rate_schedule": "cosine",
+    "learning_rate_schedule": "constant",
     "ema_decay": 0.999,
     "early_stopping_patience": 2,
     "tensorboard": False,
