@@ -1,5 +1,25 @@
 """Layers of the zoo's systems. Each is an ordinary Keras layer, usable in a model of your own."""
 
 from tfrz.layers.cross import Cross, LowRankCross, MixtureOfLowRankCross
+from tfrz.layers.cross_analysis import (
+    LowRankConversion,
+    cross_matrix,
+    interaction_norms,
+    numerical_rank,
+    plot_interactions,
+    singular_values,
+    to_low_rank,
+)
 
-__all__ = ["Cross", "LowRankCross", "MixtureOfLowRankCross"]
+__all__ = [
+    "Cross",
+    "LowRankConversion",
+    "LowRankCross",
+    "MixtureOfLowRankCross",
+    "cross_matrix",
+    "interaction_norms",
+    "numerical_rank",
+    "plot_interactions",
+    "singular_values",
+    "to_low_rank",
+]
