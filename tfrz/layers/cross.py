@@ -389,42 +389,46 @@ class MixtureOfLowRankCross(_CrossBase):
         """G(x), `[batch, num_experts]`, for inputs `[batch, dim]`."""
         if self.gate == "constant":
             return tf.fill([tf.shape(x)[0], self.num_experts], tf.cast(self.gate_constant, x.dtype))
-        scores = tf.matmul(x, self.A, transpose_b=True)
-        return tf.nn.softmax(scores) if self.gate == "softmax" else tf.sigmoid(scores)
+        return self._weigh(tf.matmul(x, self.A, transpose_b=True))
 
-    def _codes(self, x: tf.Tensor) -> tf.Tensor:
-        """Z of all experts side by side, `[batch, num_experts * rank]`."""
-        codes = self.expert_activation(tf.matmul(x, self.V))
-        if not self.use_inner_map:
-            return codes
-        # C^i on the diagonal of one matrix: a product with zeros in it, yet faster than one
-        # small product per expert, which would need the codes transposed there and back.
-        experts, rank = self.num_experts, self.rank
-        inner = tf.transpose(tf.convert_to_tensor(self.C), (0, 2, 1))
-        inner = tf.cast(inner, codes.dtype)
-        eye = tf.eye(experts, dtype=codes.dtype)
-        diagonal = tf.reshape(
-            eye[:, None, :, None] * inner[:, :, None, :], (experts * rank, experts * rank)
-        )
-        return self.expert_activation(tf.matmul(codes, diagonal))
+    def _split(self, x: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """`V^T x` expert by expert, `[batch, rank]` each, and the gates `[batch, num_experts]`.
+
+        One product gives both: a second one for the scores would read `x`, and in the backward
+        pass write its gradient, once more.
+        """
+        kernel = tf.convert_to_tensor(self.V)
+        sizes = [self.rank] * self.num_experts
+        if self.gate == "constant":
+            return tf.split(tf.matmul(x, kernel), sizes, axis=1), self.gates(x)
+        kernel = tf.concat([kernel, tf.transpose(tf.convert_to_tensor(self.A))], axis=1)
+        *projected, scores = tf.split(tf.matmul(x, kernel), [*sizes, self.num_experts], axis=1)
+        return projected, self._weigh(scores)
+
+    def _weigh(self, scores: tf.Tensor) -> tf.Tensor:
+        return tf.nn.softmax(scores) if self.gate == "softmax" else tf.sigmoid(scores)
 
     def call(self, x0: tf.Tensor, x: tf.Tensor | None = None) -> tf.Tensor:
         """Crosses `x` with `x0`."""
         x0, x = self._inputs(x0, x)
-        codes = self._codes(x)
-        if self.gate == "constant":
-            codes = codes * tf.cast(self.gate_constant, codes.dtype)
-            gate_sum = tf.cast(self.gate_constant * self.num_experts, codes.dtype)
-        else:
-            gates = self.gates(x)
-            split = tf.reshape(codes, (-1, self.num_experts, self.rank))
-            codes = tf.reshape(split * gates[:, :, None], tf.shape(codes))
-            gate_sum = tf.reduce_sum(gates, axis=1, keepdims=True)
-        transformed = tf.matmul(codes, self.U, transpose_b=True)
+        codes, gates = self._split(x)
+        codes = [self.expert_activation(code) for code in codes]
+        if self.use_inner_map:
+            # Small products, one an expert: a block-diagonal C would multiply mostly zeros.
+            inner = tf.unstack(tf.convert_to_tensor(self.C))
+            codes = [
+                self.expert_activation(tf.matmul(code, c, transpose_b=True))
+                for code, c in zip(codes, inner, strict=True)
+            ]
+        weights = tf.split(gates, self.num_experts, axis=1)
+        weighted = tf.concat([g * z for g, z in zip(weights, codes, strict=True)], axis=1)
+        transformed = tf.matmul(weighted, self.U, transpose_b=True)
         if self.use_bias:
             # Softmax gates sum to one: what is added is the bias itself.
-            bias = self.b if self.gate == "softmax" else gate_sum * self.b
-            transformed = transformed + bias
+            if self.gate == "softmax":
+                transformed = tf.nn.bias_add(transformed, tf.convert_to_tensor(self.b))
+            else:
+                transformed += tf.reduce_sum(gates, axis=1, keepdims=True) * self.b
         return self._cross(x0, transformed, x)
 
     def get_config(self) -> dict[str, Any]:
