@@ -3,39 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """The folders under `--root`.
+    """The folders under `--root`, as the URIs that TFX takes (`gs://` stays `gs://`).
 
     Attributes:
       root: of everything.
     """
 
-    root: Path
+    root: str
 
     @property
-    def artifacts(self) -> Path:
+    def artifacts(self) -> str:
         """What the components wrote."""
-        return self.root / "artifacts"
+        return f"{self.root}/artifacts"
 
     @property
-    def metadata(self) -> Path:
-        """The ML Metadata database."""
-        return self.root / "metadata.sqlite"
+    def metadata(self) -> str:
+        """The ML Metadata database of a run on this machine."""
+        return f"{self.root}/metadata.sqlite"
 
     @property
-    def logs(self) -> Path:
+    def logs(self) -> str:
         """The libraries' logs, a file a run."""
-        return self.root / "logs"
+        return f"{self.root}/logs"
 
     @property
-    def corrupt_lines(self) -> Path:
-        """Lines of the source that could not be read, as JSON."""
-        return self.root / "corrupt_lines.jsonl"
+    def schema(self) -> str:
+        """The imported schema, where one is asked for."""
+        return f"{self.root}/schema"
 
-    def serving(self, model: str) -> Path:
+    @property
+    def corrupt_lines(self) -> str:
+        """Lines of the source that could not be read, as JSON."""
+        return f"{self.root}/corrupt_lines.jsonl"
+
+    def serving(self, model: str) -> str:
         """TF Serving's base path of a model: a folder per pushed version."""
-        return self.root / "serving" / model
+        return f"{self.root}/serving/{model}"

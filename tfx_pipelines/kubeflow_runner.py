@@ -30,7 +30,7 @@ def compile_pipeline(
       InputError: bad input.
     """
     reader = open_checked(config, data, features)
-    pipeline = create_pipeline(config, data, features, reader, Places(Path(root)))
+    pipeline = create_pipeline(config, data, features, reader, Places(root.rstrip("/")), here=False)
     part = Path(out).with_name(Path(out).name + ".part.json")
     runner = tfx.orchestration.experimental.KubeflowV2DagRunner(
         config=tfx.orchestration.experimental.KubeflowV2DagRunnerConfig(default_image=image),

@@ -156,7 +156,7 @@ def _evaluation(places: Places) -> tuple[dict[str, float], dict[str, dict[str, f
     """Overall metrics, those of slices, and the missed thresholds of the latest evaluation."""
     import tensorflow_model_analysis as tfma
 
-    folder = _latest(places.artifacts / "Evaluator" / "evaluation")
+    folder = _latest(Path(places.artifacts) / "Evaluator" / "evaluation")
     if folder is None:
         return {}, {}, []
     names = {"auc": "auc", "binary_crossentropy": "log_loss", "calibration": "calibration"}
@@ -192,7 +192,7 @@ def _evaluation(places: Places) -> tuple[dict[str, float], dict[str, dict[str, f
 
 
 def _pushed(places: Places, model: str) -> list[int]:
-    folder = places.serving(model)
+    folder = Path(places.serving(model))
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
 
 
@@ -240,9 +240,9 @@ def run_pipeline(
       InputError: bad input, before anything runs where possible.
     """
     reader = open_checked(config, data, features)
-    places = Places(require_writable_directory(root).resolve())
-    places.logs.mkdir(exist_ok=True)
-    log = places.logs / time.strftime("%Y%m%d-%H%M%S.log")
+    places = Places(str(require_writable_directory(root).resolve()))
+    Path(places.logs).mkdir(exist_ok=True)
+    log = Path(places.logs) / time.strftime("%Y%m%d-%H%M%S.log")
     started = time.perf_counter()
     if progress:
         print("  loading TFX ...", file=sys.stderr, flush=True)
@@ -265,7 +265,7 @@ def run_pipeline(
                 raise InputError(line.replace("\\n", " ").rstrip("'\"")) from error
             raise
         metrics, slices, refusals = _evaluation(places)
-    blessing = _latest(places.artifacts / "Evaluator" / "blessing")
+    blessing = _latest(Path(places.artifacts) / "Evaluator" / "blessing")
     blessed = blessing is not None and (blessing / "BLESSED").exists()
     after = _pushed(places, config.name)
     unchanged = bool(components) and components[-1].outcome == "cached"
@@ -276,9 +276,9 @@ def run_pipeline(
         refusals=refusals,
         metrics=metrics,
         slices=slices,
-        pushed=None if pushed is None else str(places.serving(config.name) / str(pushed)),
+        pushed=None if pushed is None else f"{places.serving(config.name)}/{pushed}",
         seconds=time.perf_counter() - started,
-        root=str(places.root),
+        root=places.root,
         log=str(log),
     )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
+import tensorflow as tf
 from tfx import v1 as tfx
 from tfx.types.standard_artifacts import Model, ModelBlessing
 
 from tfrz.config import to_mapping
 from tfrz.data.readers import Reader
+from tfrz.errors import InputError
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import RunConfig, run_config_to_mapping
 from tfx_pipelines.components.example_gen import ReaderExampleGen
@@ -20,7 +21,7 @@ def _beam_args(config: RunConfig) -> list[str]:
     return [f"--runner={config.pipeline.beam_runner}", *config.pipeline.beam_args]
 
 
-def _imported_schema(reader: Reader, folder: Path) -> str:
+def _imported_schema(reader: Reader, folder: str) -> str:
     """A schema made from the reader's feature spec, for those who do not want it inferred."""
     from google.protobuf import text_format
     from tensorflow_metadata.proto.v0 import schema_pb2
@@ -31,14 +32,23 @@ def _imported_schema(reader: Reader, folder: Path) -> str:
     for feature in spec.features:
         schema.feature.add(name=feature.name, type=kinds[feature.dtype])
     schema.feature.add(name=spec.label, type=schema_pb2.FLOAT)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "schema.pbtxt"
-    path.write_text(text_format.MessageToString(schema))
-    return str(path)
+    path = f"{folder}/schema.pbtxt"
+    try:
+        tf.io.gfile.makedirs(folder)
+        with tf.io.gfile.GFile(path, "w") as file:
+            file.write(text_format.MessageToString(schema))
+    except tf.errors.OpError as error:
+        raise InputError(f"cannot write {path}: {error.message.splitlines()[0]}") from error
+    return path
 
 
 def create_pipeline(
-    config: RunConfig, data: str, features: str | None, reader: Reader, places: Places
+    config: RunConfig,
+    data: str,
+    features: str | None,
+    reader: Reader,
+    places: Places,
+    here: bool = True,
 ) -> tfx.dsl.Pipeline:
     """ExampleGen to Pusher for one model.
 
@@ -48,6 +58,7 @@ def create_pipeline(
       features: feature spec of a file of the user's own.
       reader: what `data` opens.
       places: where things go.
+      here: whether it runs on this machine, with its metadata in a file.
     """
     entry = registry.get(config.name)
     task = entry.load("task")(entry, config)
@@ -59,14 +70,14 @@ def create_pipeline(
         reader,
         config.data.validation_fraction,
         config.data.max_corrupt_fraction,
-        str(places.corrupt_lines),
+        places.corrupt_lines,
     )
     examples = example_gen.outputs["examples"]
     statistics_gen = tfx.components.StatisticsGen(examples=examples)
     statistics = statistics_gen.outputs["statistics"]
     if config.pipeline.schema == "imported":
         schema_gen = tfx.components.ImportSchemaGen(
-            schema_file=_imported_schema(reader, places.root / "schema")
+            schema_file=_imported_schema(reader, places.schema)
         )
     else:
         # Any value may be missing at serving time, so no feature has a fixed shape.
@@ -122,18 +133,20 @@ def create_pipeline(
         model_blessing=evaluator.outputs["blessing"],
         push_destination=tfx.proto.PushDestination(
             filesystem=tfx.proto.PushDestination.Filesystem(
-                base_directory=str(places.serving(config.name))
+                base_directory=places.serving(config.name)
             )
         ),
     )
     components += [resolver, trainer, evaluator, pusher]
     return tfx.dsl.Pipeline(
         pipeline_name=config.name.replace("_", "-"),  # Kubeflow takes no underscore
-        pipeline_root=str(places.artifacts),
+        pipeline_root=places.artifacts,
         components=components,
         enable_cache=config.pipeline.enable_cache,
-        metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
-            str(places.metadata)
+        metadata_connection_config=(
+            tfx.orchestration.metadata.sqlite_metadata_connection_config(places.metadata)
+            if here
+            else None  # the cluster has its own
         ),
         beam_pipeline_args=_beam_args(config),
     )

@@ -57,6 +57,9 @@ class ModelCase:
     oracle: Callable[..., np.ndarray] | None = None
 
 
+registry.load_plugins()
+
+
 def _cases(attribute: str) -> list[Any]:
     found = []
     for name in registry.names():

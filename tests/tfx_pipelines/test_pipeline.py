@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -230,9 +231,13 @@ def test_the_pipeline_compiles_for_kubeflow(tmp_path):
         capture_output=True,
         text=True,
         check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    spec = json.loads(out.read_text())
+    text = out.read_text()
+    assert "gs://your-bucket/tfrz/serving/dcn_v2" in text
+    spec = json.loads(text)
     tasks = (
         spec["pipelineSpec"]["root"]["dag"]["tasks"]
         if "pipelineSpec" in spec

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
+import re
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -28,6 +31,9 @@ _ORDER = (
     "bench",
 )
 
+_NO_SPACE = re.compile("No space left on device|Disk quota exceeded|File too large")
+_FULL_DISK = "no space left on the disk written to: free some and run it again, it resumes"
+
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, as every command does."""
@@ -47,6 +53,8 @@ def _quiet_libraries() -> None:
     """Keeps TensorFlow's start-up chatter off standard error unless the user asked for it."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    # Google's libraries announce on import what Python they will need one day.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"google\.")
 
 
 def _help(commands: dict[str, str]) -> str:
@@ -78,6 +86,17 @@ def _run(arguments: Sequence[str]) -> int:
     return int(module.run(parser.parse_args(list(arguments[1:]))))
 
 
+def _on_os_error(error: OSError) -> int:
+    if isinstance(error, BrokenPipeError):
+        # The reader of our output went away (`tfrz list | head`): that is no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        print(f"tfrz: {_FULL_DISK}", file=sys.stderr)
+        return 2
+    raise error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 1 (did not hold) or 2 (bad input)."""
     _quiet_libraries()
@@ -89,7 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("tfrz: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader of our output went away (`tfrz list | head`): that is no error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        return _on_os_error(error)
+    except Exception as error:
+        # TensorFlow writes checkpoints and SavedModels itself, and reports a full disk its own way.
+        if _NO_SPACE.search(str(error)) is None:
+            raise
+        print(f"tfrz: {_FULL_DISK}", file=sys.stderr)
+        return 2

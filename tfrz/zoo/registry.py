@@ -46,7 +46,6 @@ class ModelEntry:
       datasets: the words of `--data` that have a configuration of their own.
       signatures: what its SavedModel answers to.
       metrics: what the Evaluator reports.
-      blessing: `module:class` of pipeline components whose blessing the Pusher needs too.
       bench: suites of `tfrz bench`.
       reproduce: modules of `tfrz reproduce`.
       configs: folder of the YAML files `<dataset>.yaml`; the package's own if not given.
@@ -64,7 +63,6 @@ class ModelEntry:
     datasets: tuple[str, ...] = ("simulated",)
     signatures: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
-    blessing: tuple[str, ...] = ()
     bench: tuple[str, ...] = ()
     reproduce: tuple[str, ...] = ()
     configs: str | None = None

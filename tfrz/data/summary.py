@@ -1,0 +1,152 @@
+"""What is in a source: rows, corrupt lines, and each feature's values."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tfrz.data.readers import Reader
+from tfrz.data.records import CorruptLine
+from tfrz.errors import InputError
+
+
+@dataclasses.dataclass
+class FeatureSummary:
+    """One column.
+
+    Attributes:
+      name: of the column.
+      kind: categorical, multivalent, numeric, or label.
+      rows: that have a value.
+      missing: rows that have none.
+      values: in all; more than `rows` where lists are longer than one.
+      distinct: different terms; null for numbers.
+      top: the most frequent terms and how often they occur.
+      minimum: the least number; null for terms.
+      mean: of the numbers.
+      maximum: the greatest number.
+    """
+
+    name: str
+    kind: str
+    rows: int = 0
+    missing: int = 0
+    values: int = 0
+    distinct: int | None = None
+    top: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    minimum: float | None = None
+    mean: float | None = None
+    maximum: float | None = None
+
+
+@dataclasses.dataclass
+class SourceSummary:
+    """A source.
+
+    Attributes:
+      name: of the source.
+      record_type: what a record is.
+      rows: that could be read.
+      corrupt: lines that could not.
+      first_corrupt: the first of them, as `file:line: reason`.
+      features: a summary each.
+    """
+
+    name: str
+    record_type: str
+    rows: int
+    corrupt: int
+    first_corrupt: str | None
+    features: list[FeatureSummary]
+
+
+class _Column:
+    """Gathers one column, batch by batch."""
+
+    def __init__(self, name: str, kind: str) -> None:
+        self.summary = FeatureSummary(name, kind)
+        self.terms: collections.Counter[Any] = collections.Counter()
+        self.sum = 0.0
+
+    def add(self, column: pa.ListArray) -> None:
+        summary = self.summary
+        flat = pc.list_flatten(column).drop_null()
+        if pa.types.is_floating(flat.type):
+            numbers = flat.to_numpy(zero_copy_only=False).astype(np.float64)
+            numbers = numbers[np.isfinite(numbers)]
+            present = len(numbers)
+            if present:
+                low, high = float(numbers.min()), float(numbers.max())
+                summary.minimum = low if summary.minimum is None else min(low, summary.minimum)
+                summary.maximum = high if summary.maximum is None else max(high, summary.maximum)
+                self.sum += float(numbers.sum())
+        else:
+            lengths = pc.list_value_length(column).fill_null(0)
+            present = pc.sum(pc.greater(lengths, 0)).as_py() or 0
+            counts = pc.value_counts(flat)
+            self.terms.update(
+                dict(
+                    zip(
+                        counts.field("values").to_pylist(),
+                        counts.field("counts").to_pylist(),
+                        strict=True,
+                    )
+                )
+            )
+        summary.rows += present
+        summary.missing += len(column) - present
+        summary.values += len(flat)
+
+    def finish(self, top: int) -> FeatureSummary:
+        summary = self.summary
+        if summary.minimum is not None:
+            summary.mean = self.sum / max(summary.rows, 1)
+        elif summary.kind in ("categorical", "multivalent"):
+            summary.distinct = len(self.terms)
+            ranked = sorted(self.terms.items(), key=lambda pair: (-pair[1], str(pair[0])))
+            summary.top = [(_text(term), count) for term, count in ranked[:top]]
+        return summary
+
+
+def _text(term: Any) -> str:
+    return term.decode("utf-8", "replace") if isinstance(term, bytes) else str(term)
+
+
+def summarize(reader: Reader, limit: int | None = None, top: int = 3) -> SourceSummary:
+    """Reads a source once, a batch at a time.
+
+    Args:
+      reader: of the source.
+      limit: stop after the batch that reaches this many rows.
+      top: how many frequent terms to name.
+
+    Raises:
+      InputError: the source is missing, of another format, or has no records.
+    """
+    spec = reader.feature_spec()
+    columns = {
+        f.name: _Column(f.name, "multivalent" if f.multivalent else f.kind) for f in spec.features
+    }
+    columns[spec.label] = _Column(spec.label, "label")
+    rows, corrupt, first = 0, 0, None
+    for shard in reader.shards():
+        for item in reader.read(shard):
+            if isinstance(item, CorruptLine):
+                corrupt += 1
+                first = first or str(item)
+                continue
+            rows += item.num_rows
+            for name, column in columns.items():
+                column.add(item.column(name))
+        if rows >= (math.inf if limit is None else limit):
+            break
+    if not rows:
+        raise InputError(f"{reader.name} has no records: {first or 'nothing to read'}")
+    features = [column.finish(top) for column in columns.values()]
+    return SourceSummary(reader.name, reader.record_type, rows, corrupt, first, features)
