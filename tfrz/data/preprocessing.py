@@ -33,7 +33,16 @@ def _tokens(feature: Feature, values: tf.SparseTensor) -> tf.SparseTensor:
     """Raw categorical values as strings, empty ones left out as missing."""
     tokens = values.values if feature.dtype == "string" else tf.strings.as_string(values.values)
     sparse = tf.SparseTensor(values.indices, tokens, values.dense_shape)
-    return tf.sparse.retain(sparse, tf.not_equal(tokens, ""))
+    return _closed_up(tf.sparse.retain(sparse, tf.not_equal(tokens, "")))
+
+
+def _closed_up(values: tf.SparseTensor) -> tf.SparseTensor:
+    """The values of each row moved to its first columns; TensorFlow Transform takes no gaps."""
+    rows = values.indices[:, 0]
+    starts = tf.searchsorted(rows, rows, side="left", out_type=tf.int64)
+    columns = tf.range(tf.shape(rows, out_type=tf.int64)[0]) - starts
+    indices = tf.stack([rows, columns], axis=1)
+    return tf.SparseTensor(indices, values.values, values.dense_shape)
 
 
 def _first(values: tf.SparseTensor, default: Any) -> tf.Tensor:

@@ -20,7 +20,7 @@ TRAIN = ["train", "dcn_v2", "--out", "{tmp}/out"]
 PIPELINE = ["pipeline", "run", "dcn_v2", "--root", "{tmp}/out"]
 
 CASES = {
-    "unknown command": (["trane"], "unknown command 'trane', did you mean 'train'"),
+    "unknown command": (["trane"], "unknown command 'trane'; did you mean 'train'"),
     "unknown model": (["train", "dcn_v3", "--out", "{tmp}/out"], "did you mean 'dcn_v2'"),
     "unknown model, pipeline": (["pipeline", "run", "dcn", "--root", "{tmp}/out"], "unknown model"),
     "unknown model, described": (["describe", "dcnv2"], "unknown model 'dcnv2'"),
@@ -29,7 +29,7 @@ CASES = {
     "unknown section": ([*TRAIN, "--set", "trainr.epochs=3"], "did you mean 'trainer'"),
     "wrong type": ([*TRAIN, "--set", "trainer.epochs=many"], "trainer.epochs"),
     "out of range": ([*TRAIN, "--set", "model.rank=0"], "model.rank"),
-    "no value": ([*TRAIN, "--set", "model.rank"], "KEY=VALUE"),
+    "no value": ([*TRAIN, "--set", "model.rank"], "write it as section.key=value"),
     "unknown option of a reader": (
         [*TRAIN, "--set", "data.options={row: 3}"],
         "simulated has no option 'row'",
@@ -77,8 +77,8 @@ CASES = {
     "request is no JSON": (["predict", "{tmp}", "[1"], "REQUEST is not JSON"),
     "request is a number": (["predict", "{tmp}", "1"], "an object or a list"),
     "request file missing": (["predict", "{tmp}", "@{tmp}/none.json"], "cannot read"),
-    "unknown suite": (["bench", "crss"], "unknown suite 'crss', did you mean 'cross'"),
-    "unknown experiment": (["reproduce", "dcn_v2", "--only", "polynomial"], "polynomials"),
+    "unknown suite": (["bench", "crss"], "unknown suite 'crss'; did you mean 'cross'"),
+    "unknown experiment": (["reproduce", "dcn_v2/polynomial"], "polynomials"),
     "no latest blessed": ([*TRAIN, "--set", "trainer.warm_start=latest_blessed"], "the pipeline"),
     "warm start from nothing": ([*TRAIN, "--set", "trainer.warm_start={tmp}/none"], "none"),
 }

@@ -123,9 +123,7 @@ def test_data_describe(tmp_path, capsys):
 
 def test_reproduce_runs_one_experiment_and_says_what_held(tmp_path, capsys):
     path = tmp_path / "result.json"
-    assert (
-        main(["reproduce", "dcn_v2", "--only", "polynomials", "--quick", "--json", str(path)]) == 0
-    )
+    assert main(["reproduce", "dcn_v2/polynomials", "--quick", "--json", str(path)]) == 0
     assert "held: " in capsys.readouterr().out
     (result,) = json.loads(path.read_text()).values()
     assert result["quick"]

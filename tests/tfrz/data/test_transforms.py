@@ -56,7 +56,9 @@ def _stable(row):
 
 def test_too_many_corrupt_lines_fail_the_pipeline_and_name_the_first(tmp_path):
     folder = sources.movielens_1m(tmp_path / "data", sources.RATINGS_1M + BAD)
-    with pytest.raises(Exception, match=r"ratings\.dat:5: 2 fields .* one of 2 corrupt lines amo"):
+    with pytest.raises(
+        Exception, match=r"ratings\.dat:5: 2 fields .*one of 2 corrupt lines among 5"
+    ):
         _run(open_source(f"movielens-1m:{folder}"), tmp_path, 0.1)
 
 
