@@ -33,9 +33,46 @@ def results_page() -> str:
     return "\n".join(lines)
 
 
+def benchmarks_page() -> str:
+    """The stored results of `tfrz bench`."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Made by `make docs` from the files that `tfrz bench SUITE --store` wrote, one a machine.",
+        "Ratios are of medians of one paired run; absolute times hold for the machine alone.",
+        "",
+    ]
+    for path in sorted((DOCS.parent / "benchmarks" / "results").glob("*/*.json")):
+        report = json.loads(path.read_text())
+        machine, versions = report["machine"], report["versions"]
+        devices = ", ".join([f"{machine['cores']} cores of {machine['cpu']}", *machine["gpus"]])
+        lines += [
+            f"## {report['suite']}, {devices}, TensorFlow {versions['tensorflow']}",
+            "",
+        ]
+        for name, part in report["parts"].items():
+            lines += [f"### {name}: {part['title']}", ""]
+            rows = [
+                (
+                    figure["name"],
+                    f"{figure['value']:.4g} {figure['unit']}",
+                    figure["bound"] or "",
+                    figure["verdict"] or "",
+                )
+                for figure in part["figures"]
+            ]
+            lines += [format_markdown(("what", "value", "bound", "verdict"), rows), ""]
+            lines += [f"{note[0].upper()}{note[1:]}." for note in part["notes"]]
+            lines += [""] if part["notes"] else []
+    return "\n".join(lines).rstrip() + "\n"
+
+
 def pages() -> dict[Path, str]:
     """Each page and its text."""
-    made = {DOCS / "results.md": results_page()}
+    made = {
+        DOCS / "results.md": results_page(),
+        DOCS / "benchmarks.md": benchmarks_page(),
+    }
     for name in registry.names():
         made[DOCS / "models" / f"{name}.md"] = model_page(registry.get(name))
     return made
