@@ -36,7 +36,7 @@ SETTINGS = (
     "trainer.ema_decay=null",
     "evaluator.slices=[[group]]",
     "evaluator.min_auc=0.6",
-    "export.warmup_requests=2",
+    "export.warmup_examples=2",
 )
 
 

@@ -51,16 +51,17 @@ class ExportConfig:
     """What goes beside the graph of a SavedModel.
 
     Attributes:
-      warmup_requests: requests stored for TF Serving's warm-up; 0 for none.
+      warmup_examples: rows of the largest request stored for TF Serving's warm-up; those of 1, 2,
+        4, ... rows are stored before it. 0 for none.
     """
 
-    warmup_requests: int = 8
+    warmup_examples: int = 8
 
     def __post_init__(self) -> None:
         require(
-            0 <= self.warmup_requests <= 1000,
-            "export.warmup_requests",
-            "must be 0 to 1000 (TF Serving refuses more)",
+            0 <= self.warmup_examples <= 1000,
+            "export.warmup_examples",
+            "must be 0 to 1000",
         )
 
 

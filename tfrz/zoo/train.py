@@ -132,7 +132,7 @@ def train(
             config,
             prepared.vocabularies,
             card,
-            prepared.examples[: config.export.warmup_requests],
+            prepared.examples[: config.export.warmup_examples],
         )
     atomic_write(out / "card.md", card)
     seconds["export"] = time.perf_counter() - started

@@ -155,7 +155,7 @@ def run_fn(fn_args: Any) -> None:
         config,
         vocabularies,
         card,
-        _raw_examples(workspace.transform, spec, config.export.warmup_requests),
+        _raw_examples(workspace.transform, spec, config.export.warmup_examples),
         replace=True,
     )
 

@@ -13,7 +13,7 @@ def test_later_sources_win():
     config = load_run_config("dcn_v2", "simulated", ["model.rank=5", "trainer.epochs=9"])
     assert (config.model.rank, config.trainer.epochs) == (5, 9)
     assert config.model.embedding_dim == 8  # of simulated.yaml
-    assert config.export.warmup_requests == 8  # of the dataclass
+    assert config.export.warmup_examples == 8  # of the dataclass
 
 
 def test_one_value_is_changed_and_the_rest_kept():
@@ -24,7 +24,7 @@ def test_one_value_is_changed_and_the_rest_kept():
     for mapping in (before, after):
         del mapping["trainer"]["learning_rate"], mapping["tuner"]
     assert before == after
-    with pytest.raises(ConfigError, match="model.rank"):
+    with pytest.raises(ConfigError, match=r"model\.rank"):
         with_override(config, "model.rank", 0)
 
 
@@ -38,7 +38,7 @@ def test_one_value_is_changed_and_the_rest_kept():
         ("data.validation_fraction=0.95", "must leave something to train on"),
         ("evaluator.min_auc=1", "under 1"),
         ("evaluator.calibration_bounds=[1.2, 0.8]", "the smaller first"),
-        ("export.warmup_requests=1001", "0 to 1000"),
+        ("export.warmup_examples=1001", "0 to 1000"),
         ("pipeline.schema=guessed", "pipeline.schema"),
         ("trainer.optimizer=adamm", "trainer.optimizer"),
     ],
