@@ -42,11 +42,14 @@ class LogisticRegression(keras.Model):
         self.config, self.vocabulary_sizes = config, dict(vocabulary_sizes)
         self.embeddings = {
             name: keras.layers.Embedding(
-                size, 1, embeddings_initializer=keras.initializers.RandomNormal(0, config.scale)
+                size,
+                1,
+                embeddings_initializer=keras.initializers.RandomNormal(0, config.scale),
+                name=f"embedding_{name}",
             )
             for name, size in vocabulary_sizes.items()
         }
-        self.logit = keras.layers.Dense(1, kernel_initializer="ones", dtype="float32")
+        self.logit = keras.layers.Dense(1, kernel_initializer="ones", name="logit", dtype="float32")
         for layer in self.embeddings.values():
             layer.build(None)
         self.logit.build((None, len(self.embeddings)))
