@@ -1,4 +1,4 @@
-"""The gRPC interface: `Predict`, `GetModelMetadata` and `GetModelStatus`."""
+"""The gRPC interface: `PredictionService` and `ModelService`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from typing import Any
 
 import grpc
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
+    regression_pb2,
 )
 
+from tfrz.serving import examples
 from tfrz.serving.manager import ModelManager
 from tfrz.serving.status import RequestError, invalid
 from tfrz.serving.tensors import from_proto, to_proto
@@ -47,8 +51,13 @@ def _answering(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any, Any],
     return handler
 
 
+def _describe(spec: Any, name: str, signature: str, number: int) -> None:
+    """Fills the `ModelSpec` of an answer: what was asked, and the version that answered."""
+    spec.name, spec.signature_name, spec.version.value = name, signature, number
+
+
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """`tensorflow.serving.PredictionService`; what is not here answers UNIMPLEMENTED."""
+    """`tensorflow.serving.PredictionService`."""
 
     def __init__(self, manager: ModelManager) -> None:
         self._manager = manager
@@ -63,11 +72,66 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             inputs = {key: from_proto(key, value) for key, value in request.inputs.items()}
             outputs = model.run(signature, inputs, list(request.output_filter))
         answer = predict_pb2.PredictResponse()
-        answer.model_spec.name = name
-        answer.model_spec.signature_name = signature
-        answer.model_spec.version.value = number
+        _describe(answer.model_spec, name, signature, number)
         for key, value in outputs.items():
             answer.outputs[key].CopyFrom(to_proto(value))
+        return answer
+
+    @_answering
+    def Classify(self, request: Any) -> Any:
+        """Labels and scores of examples."""
+        answer = classification_pb2.ClassificationResponse()
+        self._on_examples(request, answer, examples.classify)
+        return answer
+
+    @_answering
+    def Regress(self, request: Any) -> Any:
+        """Values of examples."""
+        answer = regression_pb2.RegressionResponse()
+        self._on_examples(request, answer, examples.regress)
+        return answer
+
+    def _on_examples(self, request: Any, answer: Any, method: Callable[..., Any]) -> None:
+        name, version, label = _wanted(request)
+        signature = request.model_spec.signature_name or "serving_default"
+        rows = examples.serialized(request.input)
+        with self._manager.use(name, version, label) as (number, model):
+            answer.result.CopyFrom(method(model, signature, rows))
+        _describe(answer.model_spec, name, signature, number)
+
+    @_answering
+    def MultiInference(self, request: Any) -> Any:
+        """Several signatures of one version on the same examples."""
+        if not request.tasks:
+            raise invalid("ModelSpec has no name specified.")
+        name, version, label = _wanted(request.tasks[0])
+        rows = examples.serialized(request.input)
+        answer = inference_pb2.MultiInferenceResponse()
+        seen: set[str] = set()
+        with self._manager.use(name, version, label) as (number, model):
+            for task in request.tasks:
+                if task.model_spec.name != name:
+                    raise invalid(
+                        "All ModelSpecs in a MultiInferenceRequest must access the same model name."
+                    )
+                signature = task.model_spec.signature_name or "serving_default"
+                if signature in seen:
+                    raise invalid(f"Duplicate evaluation of signature: {signature}")
+                seen.add(signature)
+                if signature not in model.signatures:
+                    raise invalid(f"Requested signature not found in model graph: {signature}")
+                result = answer.results.add()
+                if task.method_name == "tensorflow/serving/classify":
+                    found = examples.classify(model, signature, rows)
+                    result.classification_result.CopyFrom(found)
+                elif task.method_name == "tensorflow/serving/regress":
+                    result.regression_result.CopyFrom(examples.regress(model, signature, rows))
+                else:
+                    raise RequestError(
+                        grpc.StatusCode.UNIMPLEMENTED,
+                        f"Unsupported signature method_name: {task.method_name}",
+                    )
+                _describe(result.model_spec, name, signature, number)
         return answer
 
     @_answering

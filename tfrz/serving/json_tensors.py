@@ -259,7 +259,7 @@ def predict_inputs(
     return False, _column_inputs(document["inputs"], signature)
 
 
-def _number(value: np.generic) -> str:
+def number(value: np.generic) -> str:
     """The shortest of six digits that reads back the same, else all that are needed."""
     if np.isnan(value):
         return "NaN"
@@ -281,7 +281,7 @@ def _write(array: Any, as_bytes: bool) -> str:
             return json.dumps({"b64": base64.b64encode(value).decode()})
         return json.dumps(value.decode("utf-8", "surrogateescape"), ensure_ascii=False)
     if isinstance(value, np.floating):
-        return _number(value)
+        return number(value)
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     return str(int(value))

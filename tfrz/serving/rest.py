@@ -14,7 +14,7 @@ from typing import Any
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from tfrz.serving import json_tensors
+from tfrz.serving import examples, json_tensors
 from tfrz.serving.manager import ModelManager, State
 from tfrz.serving.status import RequestError, invalid
 
@@ -125,6 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
             match = _POST.fullmatch(self.path)
             if match and match["verb"] == "predict":
                 return self._predict(match, body)
+            if match:
+                return self._examples(match, body)
         raise invalid(f"Malformed request: {self.command} {self.path}")
 
     @staticmethod
@@ -172,19 +174,33 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _predict(self, match: re.Match[str], body: bytes) -> bytes:
         model, version, label = self._spec(match)
-        document = json_tensors.parse(body)
-        name = document.get("signature_name", "serving_default")
-        if not isinstance(name, str):
-            raise invalid(
-                f"JSON Value: {json_tensors.show(document)} not formatted correctly. "
-                "'signature_name' key must be a string value."
-            )
-        name = name or "serving_default"
+        document, name = _document(body)
         with self.server.manager.use(model, version, label) as (_, loaded):
             if name not in loaded.signatures:
                 raise invalid(f'Serving signature name: "{name}" not found in signature def')
             row_form, inputs = json_tensors.predict_inputs(document, loaded.signatures[name], name)
             return json_tensors.predict_answer(row_form, loaded.run(name, inputs))
+
+    def _examples(self, match: re.Match[str], body: bytes) -> bytes:
+        model, version, label = self._spec(match)
+        document, name = _document(body)
+        rows = examples.serialized(examples.input_from_json(document))
+        with self.server.manager.use(model, version, label) as (_, loaded):
+            if match["verb"] == "classify":
+                return examples.classify_answer(examples.classify(loaded, name, rows))
+            return examples.regress_answer(examples.regress(loaded, name, rows))
+
+
+def _document(body: bytes) -> tuple[dict[str, Any], str]:
+    """The JSON of a request and the name of the signature that it asks for."""
+    document = json_tensors.parse(body)
+    name = document.get("signature_name", "serving_default")
+    if not isinstance(name, str):
+        raise invalid(
+            f"JSON Value: {json_tensors.show(document)} not formatted correctly. "
+            "'signature_name' key must be a string value."
+        )
+    return document, name or "serving_default"
 
 
 def _code_name(code: int) -> str:
