@@ -9,7 +9,7 @@ IMPORT_STAMP := $(IMPORT_VENV)/.made-from-lock
 UV_VERSION := 0.13.9
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup demo test test-import lint format bench docs lock build-files clean
+.PHONY: help setup demo test test-import lint format bench docs lock protos build-files clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -66,6 +66,10 @@ lock: setup ## resolve requirements*.in anew
 	  --custom-compile-command "make lock" requirements.in -o requirements.lock
 	$(BIN)/uv pip compile -q --python-version 3.12 --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command "make lock" requirements-import.in -o requirements-import.lock
+
+protos: setup ## compile the .proto files, by the compiler that fits the lock's protobuf
+	$(BIN)/uv tool run -q --python $(BIN)/python --from grpcio-tools==1.48.2 --with protobuf==3.20.3 \
+	  --with 'setuptools<70' python -W ignore -m grpc_tools.protoc -I. --python_out=. tfrz/serving/protos/*.proto
 
 build-files: setup ## list every Python file in the BUILD files
 	$(BIN)/python tools/update_build.py

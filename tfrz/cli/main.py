@@ -78,6 +78,8 @@ def _run(arguments: Sequence[str]) -> int:
     if name not in commands:
         raise InputError(f"unknown command {name!r}{did_you_mean(name, commands)}")
     module = importlib.import_module(commands[name])
+    if hasattr(module, "main"):  # reads its arguments in its own way
+        return int(module.main(arguments[1:]))
     parser = _Parser(prog=f"tfrz {name}", description=module.HELP)
     module.add_arguments(parser)
     from tfrz.zoo.registry import load_plugins

@@ -6,19 +6,24 @@ answer is what it gives, `{"predictions": ...}` or `{"outputs": ...}`, whichever
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
-import urllib.error
-import urllib.request
+import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from tfrz.errors import InputError
 
 _HTTP = re.compile(r"https?://[^/]+/v1/models/[^/:]+(/(versions|labels)/[^/:]+)?")
-_GRPC = re.compile(r"grpc://(?P<address>[^/]+)/(?P<model>[^/]+)(/versions/(?P<version>\d+))?")
+_GRPC = re.compile(
+    r"grpc://(?P<address>[^/]+)/(?P<model>[^/]+)"
+    r"(/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
+)
 _MAX_MESSAGE = (1 << 31) - 1
+PREDICT = "/tensorflow.serving.PredictionService/Predict"
 
 
 def predict(
@@ -27,9 +32,7 @@ def predict(
     """The answer of `target` to `request`.
 
     Args:
-      target: `http://HOST:PORT/v1/models/NAME[/versions/N|/labels/L]`,
-        `grpc://HOST:PORT/NAME[/versions/N]`, or a folder: a SavedModel, or versions of one, of
-        which the latest is taken.
+      target: see `connect`.
       request: as TF Serving's REST API takes it.
       signature: overrides the request's `signature_name`; `serving_default` if neither is given.
       timeout: seconds to wait for a server.
@@ -43,26 +46,80 @@ def predict(
     document = dict(request)
     if signature is not None:
         document["signature_name"] = signature
+    with connect(target, timeout) as client:
+        return client.predict(document)
+
+
+class Client:
+    """Something that answers requests; a context manager."""
+
+    def predict(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to one request.
+
+        Raises:
+          InputError: nothing answers, or the request is refused.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Lets the connection or the model go."""
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def connect(target: str, timeout: float = 30.0) -> Client:
+    """A client of `target`.
+
+    Args:
+      target: `http://HOST:PORT/v1/models/NAME[/versions/N|/labels/L]`,
+        `grpc://HOST:PORT/NAME[/versions/N|/labels/L]`, or a folder: a SavedModel, or versions of
+        one, of which the latest is taken.
+      timeout: seconds to wait for a server.
+
+    Raises:
+      InputError: it is none of these.
+    """
     if target.startswith(("http://", "https://")):
-        return _over_http(target, document, timeout)
+        return _HttpClient(target, timeout)
     if target.startswith("grpc://"):
-        return _over_grpc(target, document, timeout)
-    return _on_disk(target, document)
+        return GrpcClient(target, timeout)
+    return _DiskClient(target)
 
 
-def _over_http(target: str, document: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-    if not _HTTP.fullmatch(target):
-        raise InputError(f"{target}: write http://HOST:PORT/v1/models/NAME[/versions/N]")
-    request = urllib.request.Request(f"{target}:predict", json.dumps(document).encode())
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return _answer(target, answer.read())
-    except urllib.error.HTTPError as error:
-        body = _answer(target, error.read())
-        raise InputError(f"{target} refused: {_line(body.get('error', error.reason))}") from error
-    except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
-        raise InputError(f"nothing answers at {target} ({reason}): is the server up?") from error
+class _HttpClient(Client):
+    def __init__(self, target: str, timeout: float) -> None:
+        if not _HTTP.fullmatch(target):
+            raise InputError(f"{target}: write http://HOST:PORT/v1/models/NAME[/versions/N]")
+        parts = urllib.parse.urlsplit(target)
+        kind = (
+            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        )
+        self._target, self._path = target, f"{parts.path}:predict"
+        self._connection = kind(parts.netloc, timeout=timeout)
+
+    def predict(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            self._connection.request("POST", self._path, json.dumps(document).encode())
+            response = self._connection.getresponse()
+            body = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise InputError(
+                f"nothing answers at {self._target} ({error}): is the server up?"
+            ) from error
+        answer = _answer(self._target, body)
+        if response.status != 200:
+            reason = _line(answer.get("error", response.reason))
+            raise InputError(f"{self._target} refused: {reason}")
+        return answer
+
+    def close(self) -> None:
+        self._connection.close()
 
 
 def _answer(target: str, body: bytes) -> dict[str, Any]:
@@ -93,52 +150,114 @@ def _decode(document: Mapping[str, Any], signatures: Mapping[str, Any]) -> Any:
     return name, *json_tensors.predict_inputs(document, signatures[name], name)
 
 
-def _over_grpc(target: str, document: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-    match = _GRPC.fullmatch(target)
-    if not match:
-        raise InputError(f"{target}: write grpc://HOST:PORT/NAME[/versions/N]")
-    import grpc
-    from tensorflow_serving.apis import (
-        get_model_metadata_pb2,
-        predict_pb2,
-        prediction_service_pb2_grpc,
-    )
+class GrpcClient(Client):
+    """A client of `PredictionService`.
 
-    from tfrz.serving import json_tensors
-    from tfrz.serving.status import RequestError
-    from tfrz.serving.tensors import from_proto, to_proto
+    Args:
+      target: `grpc://HOST:PORT/NAME[/versions/N|/labels/L]`.
+      timeout: seconds to wait for an answer.
 
-    options = [
-        ("grpc.max_send_message_length", _MAX_MESSAGE),
-        ("grpc.max_receive_message_length", _MAX_MESSAGE),
-    ]
-    with grpc.insecure_channel(match["address"], options=options) as channel:
-        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        asked = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
-        sent = predict_pb2.PredictRequest()
-        for spec in (asked.model_spec, sent.model_spec):
-            spec.name = match["model"]
-            if match["version"] is not None:
-                spec.version.value = int(match["version"])
-        try:
-            metadata = stub.GetModelMetadata(asked, timeout=timeout)
+    Raises:
+      InputError: the target is not of that form.
+    """
+
+    def __init__(self, target: str, timeout: float = 30.0) -> None:
+        match = _GRPC.fullmatch(target)
+        if not match:
+            raise InputError(f"{target}: write grpc://HOST:PORT/NAME[/versions/N]")
+        import grpc
+
+        self.address = match["address"]
+        self._target, self._match, self._timeout = target, match, timeout
+        options = [
+            ("grpc.max_send_message_length", _MAX_MESSAGE),
+            ("grpc.max_receive_message_length", _MAX_MESSAGE),
+        ]
+        self._channel = grpc.insecure_channel(self.address, options=options)
+        self._signatures: Mapping[str, Any] | None = None
+
+    def close(self) -> None:
+        """Closes the channel."""
+        self._channel.close()
+
+    def _model(self, spec: Any) -> None:
+        spec.name = self._match["model"]
+        if self._match["version"] is not None:
+            spec.version.value = int(self._match["version"])
+        if self._match["label"] is not None:
+            spec.version_label = self._match["label"]
+
+    def _of_server(self) -> Mapping[str, Any]:
+        """The signatures; asked for once."""
+        if self._signatures is None:
+            from tensorflow_serving.apis import (
+                get_model_metadata_pb2,
+                prediction_service_pb2_grpc,
+            )
+
+            asked = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+            self._model(asked.model_spec)
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+            metadata = stub.GetModelMetadata(asked, timeout=self._timeout)
             signatures = get_model_metadata_pb2.SignatureDefMap()
             metadata.metadata["signature_def"].Unpack(signatures)
-            name, in_rows, arrays = _decode(document, signatures.signature_def)
-            sent.model_spec.signature_name = name
-            for key, array in arrays.items():
-                sent.inputs[key].CopyFrom(to_proto(array))
-            outputs = stub.Predict(sent, timeout=timeout).outputs
-            tensors = {key: from_proto(key, outputs[key]) for key in sorted(outputs)}
-            return _answer(target, json_tensors.predict_answer(in_rows, tensors))
+            self._signatures = signatures.signature_def
+        return self._signatures
+
+    def encode(self, document: Mapping[str, Any]) -> tuple[Any, bool]:
+        """The `PredictRequest` of a request, and whether it was in row form.
+
+        Raises:
+          InputError: nothing answers, or the request does not fit the model.
+        """
+        import grpc
+        from tensorflow_serving.apis import predict_pb2
+
+        from tfrz.serving.status import RequestError
+        from tfrz.serving.tensors import to_proto
+
+        sent = predict_pb2.PredictRequest()
+        self._model(sent.model_spec)
+        try:
+            name, in_rows, arrays = _decode(document, self._of_server())
         except grpc.RpcError as error:
-            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise InputError(
-                    f"nothing answers at {target} ({error.code().name}): is the server up?"
-                ) from error
-            raise InputError(f"{target} refused: {_line(error.details())}") from error
+            raise self._failure(error) from error
         except RequestError as error:
             raise InputError(f"the request is wrong: {_line(error.message)}") from error
+        sent.model_spec.signature_name = name
+        for key, array in arrays.items():
+            to_proto(array, sent.inputs[key])
+        return sent, in_rows
+
+    def _failure(self, error: Any) -> InputError:
+        import grpc
+
+        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            return InputError(
+                f"nothing answers at {self._target} ({error.code().name}): is the server up?"
+            )
+        return InputError(f"{self._target} refused: {_line(error.details())}")
+
+    def predict(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to one request, as REST would give it.
+
+        Raises:
+          InputError: nothing answers, or the request is refused.
+        """
+        import grpc
+        from tensorflow_serving.apis import prediction_service_pb2_grpc
+
+        from tfrz.serving import json_tensors
+        from tfrz.serving.tensors import from_proto
+
+        sent, in_rows = self.encode(document)
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+        try:
+            outputs = stub.Predict(sent, timeout=self._timeout).outputs
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+        tensors = {key: from_proto(key, outputs[key]) for key in sorted(outputs)}
+        return _answer(self._target, json_tensors.predict_answer(in_rows, tensors))
 
 
 def saved_model_folder(path: str | Path) -> Path:
@@ -155,7 +274,8 @@ def saved_model_folder(path: str | Path) -> Path:
         raise InputError(f"{path} is not a folder: name a SavedModel, http://... or grpc://...")
     if is_saved_model(folder):
         return folder
-    versions = {n: v for n, v in list_versions(folder).items() if is_saved_model(v)}
+    versions = {n: Path(v) for n, v in list_versions(str(folder)).items()}
+    versions = {n: v for n, v in versions.items() if is_saved_model(v)}
     if not versions:
         raise InputError(
             f"{path} holds no SavedModel: expected saved_model.pb in it or in a folder "
@@ -164,17 +284,23 @@ def saved_model_folder(path: str | Path) -> Path:
     return versions[max(versions)]
 
 
-def _on_disk(target: str, document: Mapping[str, Any]) -> dict[str, Any]:
-    folder = saved_model_folder(target)
-    from tfrz.serving import json_tensors
-    from tfrz.serving.model import LoadedModel
-    from tfrz.serving.status import RequestError
+class _DiskClient(Client):
+    def __init__(self, target: str) -> None:
+        folder = saved_model_folder(target)
+        from tfrz.serving.model import LoadedModel
 
-    model = LoadedModel(folder)
-    try:
-        name, in_rows, arrays = _decode(document, model.signatures)
-        return _answer(target, json_tensors.predict_answer(in_rows, model.run(name, arrays)))
-    except RequestError as error:
-        raise InputError(f"the request is wrong: {_line(error.message)}") from error
-    finally:
-        model.close()
+        self._target, self._loaded = target, LoadedModel(folder)
+
+    def predict(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        from tfrz.serving import json_tensors
+        from tfrz.serving.status import RequestError
+
+        try:
+            name, in_rows, arrays = _decode(document, self._loaded.signatures)
+            outputs = self._loaded.run(name, arrays)
+            return _answer(self._target, json_tensors.predict_answer(in_rows, outputs))
+        except RequestError as error:
+            raise InputError(f"the request is wrong: {_line(error.message)}") from error
+
+    def close(self) -> None:
+        self._loaded.close()

@@ -6,14 +6,20 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import grpc
 import numpy as np
 import tensorflow as tf
 from google.protobuf import text_format
-from tensorflow_serving.apis import classification_pb2, input_pb2, regression_pb2
+from tensorflow_serving.apis import (
+    classification_pb2,
+    inference_pb2,
+    input_pb2,
+    regression_pb2,
+)
 
 from tfrz.serving import json_tensors
-from tfrz.serving.model import LoadedModel, dtype_word
-from tfrz.serving.status import invalid
+from tfrz.serving.model import Call, LoadedModel, dtype_word
+from tfrz.serving.status import RequestError, invalid
 
 _INT64 = range(-(2**63), 2**63)
 _UINT64_END = 2**64
@@ -43,6 +49,11 @@ def _signature(model: LoadedModel, name: str, kind: str) -> tuple[str, Any]:
     if name not in model.signatures:
         raise invalid(f"No signature was found with the name: {name}")
     signature = model.signatures[name]
+    method = f"tensorflow/serving/{'classify' if kind == 'classification' else 'regress'}"
+    if model.check_method_names and signature.method_name != method:
+        raise invalid(
+            f"Expected {kind} signature method_name to be {method}. Was: {signature.method_name}"
+        )
     if len(signature.inputs) != 1:
         raise invalid("Expected one input Tensor.")
     if "inputs" not in signature.inputs:
@@ -59,7 +70,10 @@ def _shape(array: np.ndarray) -> str:
 
 
 def classify(
-    model: LoadedModel, name: str, examples: np.ndarray
+    model: LoadedModel,
+    name: str,
+    examples: np.ndarray,
+    call: Call = Call("Classify"),  # noqa: B008  (it cannot change)
 ) -> classification_pb2.ClassificationResult:
     """Labels and scores of every example.
 
@@ -68,6 +82,7 @@ def classify(
       name: of a signature with the input `inputs` and the outputs `classes` (string,
         `[batch, n]`), `scores` (float, `[batch, n]`) or both; the empty name is `serving_default`.
       examples: what `serialized` gives.
+      call: what the run belongs to.
 
     Raises:
       RequestError: with the contract's texts.
@@ -81,7 +96,7 @@ def classify(
             "Expected classification signature outputs to contain at least one of "
             f'"classes" or "scores". Signature was: {_show(signature)}'
         )
-    outputs = model.run(name, {"inputs": examples}, wanted)
+    outputs = model.run(name, {"inputs": examples}, wanted, call)
     kinds = {"classes": (object, "DT_STRING"), "scores": (np.dtype(np.float32), "DT_FLOAT")}
     for key, array in outputs.items():
         if array.ndim != 2:
@@ -113,7 +128,12 @@ def classify(
     return answer
 
 
-def regress(model: LoadedModel, name: str, examples: np.ndarray) -> regression_pb2.RegressionResult:
+def regress(
+    model: LoadedModel,
+    name: str,
+    examples: np.ndarray,
+    call: Call = Call("Regress"),  # noqa: B008  (it cannot change)
+) -> regression_pb2.RegressionResult:
     """The value of every example.
 
     Args:
@@ -121,6 +141,7 @@ def regress(model: LoadedModel, name: str, examples: np.ndarray) -> regression_p
       name: of a signature with the input `inputs` and the output `outputs` (float, `[batch]` or
         `[batch, 1]`); the empty name is `serving_default`.
       examples: what `serialized` gives.
+      call: what the run belongs to.
 
     Raises:
       RequestError: with the contract's texts.
@@ -130,7 +151,7 @@ def regress(model: LoadedModel, name: str, examples: np.ndarray) -> regression_p
         raise invalid("Expected one output Tensor.")
     if "outputs" not in signature.outputs:
         raise invalid(f"No regression outputs found in SignatureDef: {_show(signature)}")
-    values = model.run(name, {"inputs": examples})["outputs"]
+    values = model.run(name, {"inputs": examples}, call=call)["outputs"]
     if values.ndim != 1 and not (values.ndim == 2 and values.shape[1] == 1):
         raise invalid(
             "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
@@ -146,6 +167,47 @@ def regress(model: LoadedModel, name: str, examples: np.ndarray) -> regression_p
     answer = regression_pb2.RegressionResult()
     for value in values.reshape(-1):
         answer.regressions.add(value=value)
+    return answer
+
+
+def multi_inference(
+    model: LoadedModel, request: inference_pb2.MultiInferenceRequest, call: Call
+) -> inference_pb2.MultiInferenceResponse:
+    """Several signatures of one version on the same examples.
+
+    Returns:
+      The results in the order of the tasks; their `model_spec`s have the signature only.
+
+    Raises:
+      RequestError: with the contract's texts.
+    """
+    name = request.tasks[0].model_spec.name
+    rows = serialized(request.input)
+    answer = inference_pb2.MultiInferenceResponse()
+    seen: set[str] = set()
+    for task in request.tasks:
+        if task.model_spec.name != name:
+            raise invalid(
+                "All ModelSpecs in a MultiInferenceRequest must access the same model name."
+            )
+        signature = task.model_spec.signature_name or "serving_default"
+        if signature in seen:
+            raise invalid(f"Duplicate evaluation of signature: {signature}")
+        seen.add(signature)
+        if signature not in model.signatures:
+            raise invalid(f"Requested signature not found in model graph: {signature}")
+        result = answer.results.add()
+        if task.method_name == "tensorflow/serving/classify":
+            found = classify(model, signature, rows, call)
+            result.classification_result.CopyFrom(found)
+        elif task.method_name == "tensorflow/serving/regress":
+            result.regression_result.CopyFrom(regress(model, signature, rows, call))
+        else:
+            raise RequestError(
+                grpc.StatusCode.UNIMPLEMENTED,
+                f"Unsupported signature method_name: {task.method_name}",
+            )
+        result.model_spec.signature_name = signature
     return answer
 
 
@@ -233,12 +295,13 @@ def _answer(texts: list[str]) -> bytes:
 
 def classify_answer(result: classification_pb2.ClassificationResult) -> bytes:
     """`{"results": [[["label", score], ...], ...]}`."""
+    classes = [one for row in result.classifications for one in row.classes]
+    scores = iter(json_tensors.numbers(np.array([one.score for one in classes], np.float32)))
     return _answer(
         [
             "["
             + ", ".join(
-                f"[{json.dumps(one.label, ensure_ascii=False)}, "
-                f"{json_tensors.number(np.float32(one.score))}]"
+                f"[{json.dumps(one.label, ensure_ascii=False)}, {next(scores)}]"
                 for one in row.classes
             )
             + "]"
@@ -249,4 +312,5 @@ def classify_answer(result: classification_pb2.ClassificationResult) -> bytes:
 
 def regress_answer(result: regression_pb2.RegressionResult) -> bytes:
     """`{"results": [value, ...]}`."""
-    return _answer([json_tensors.number(np.float32(one.value)) for one in result.regressions])
+    values = np.array([one.value for one in result.regressions], np.float32)
+    return _answer(json_tensors.numbers(values))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +24,9 @@ _RANGES = {
     tf.uint64: (0, 2**64 - 1),
 }
 _INT32 = (-(2**31), 2**31 - 1)
+_STRING_OR_INF = re.compile(r'"(?:[^"\\]|\\.)*"|Inf(?!inity)', re.DOTALL)
+# NumPy's limit; TensorFlow's own is 254.
+_MAX_DIMENSIONS = 32
 _INTEGERS = (tf.int8, tf.int16, tf.int32, tf.int64, tf.uint8, tf.uint32, tf.uint64)
 
 
@@ -31,22 +36,46 @@ def parse(body: bytes) -> dict[str, Any]:
     Raises:
       RequestError: INVALID_ARGUMENT.
     """
-
-    def first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        return dict(reversed(pairs))
-
+    text = body.decode("utf-8", "surrogateescape")
+    if not text.strip():
+        raise invalid("JSON Parse error: The document is empty")
     try:
-        text = body.decode("utf-8", "surrogateescape")
-        if not text.strip():
-            raise invalid("JSON Parse error: The document is empty")
-        document = json.loads(text, object_pairs_hook=first_wins)
+        document = _load(text)
     except json.JSONDecodeError as error:
         raise invalid(f"JSON Parse error: {error.msg} at offset: {error.pos}") from error
     except RecursionError as error:
-        raise invalid("JSON Parse error: Nesting is too deep at offset: 0") from error
+        raise too_deep() from error
     if not isinstance(document, dict):
         raise invalid(f"JSON Value: {show(document)} Is not object")
     return document
+
+
+def too_deep() -> RequestError:
+    """INVALID_ARGUMENT, for a document that no tensor could hold."""
+    return invalid("JSON Parse error: Nesting is too deep at offset: 0")
+
+
+def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return dict(reversed(pairs))
+
+
+def _integer(text: str) -> int | float:
+    """Python refuses to read integers of thousands of digits; beyond 64 bits it is a float."""
+    return int(text) if len(text) <= 20 else float(text)
+
+
+def _load(text: str) -> Any:
+    """JSON with the bare tokens of section 8: also `Inf` and `-Inf`."""
+    try:
+        return json.loads(text, object_pairs_hook=_first_wins)
+    except json.JSONDecodeError:
+        if "Inf" not in text:
+            raise
+        # Offsets in errors may be off by two for each of them.
+        text = _STRING_OR_INF.sub(lambda m: "1e999" if m[0] == "Inf" else m[0], text)
+    except ValueError:
+        pass
+    return json.loads(text, object_pairs_hook=_first_wins, parse_int=_integer)
 
 
 def show(value: Any) -> str:
@@ -142,6 +171,29 @@ def _flatten(value: Any, shape: list[int], level: int, dtype: tf.DType, out: lis
         _flatten(item, shape, level + 1, dtype, out)
 
 
+def _flat(value: Any, shape: list[int], dtype: tf.DType) -> list[Any] | None:
+    """The elements of nested lists that are as plain as they mostly are; else None."""
+    if not shape:
+        return None
+    flat = value
+    for size in shape[1:]:
+        if any(type(item) is not list or len(item) != size for item in flat):
+            return None
+        flat = list(itertools.chain.from_iterable(flat))
+    kinds = set(map(type, flat))
+    if dtype in _FLOATS and kinds <= {int, float}:
+        try:
+            return list(map(float, flat))
+        except OverflowError:
+            return None
+    if dtype in _INTEGERS and kinds == {int}:
+        low, high = _RANGES.get(dtype, _INT32)
+        return flat if low <= min(flat) and max(flat) <= high else None
+    if dtype == tf.string and kinds == {str}:
+        return [text.encode("utf-8", "surrogateescape") for text in flat]
+    return None
+
+
 def to_array(value: Any, dtype: tf.DType) -> np.ndarray:
     """Nested lists, or a bare value, as an array.
 
@@ -149,12 +201,16 @@ def to_array(value: Any, dtype: tf.DType) -> np.ndarray:
       RequestError: INVALID_ARGUMENT (ragged, or of another type), or UNIMPLEMENTED.
     """
     shape = _shape(value)
-    flat: list[Any] = []
-    _flatten(value, shape, 0, dtype, flat)
+    if len(shape) > _MAX_DIMENSIONS:
+        raise too_deep()
+    flat = _flat(value, shape, dtype)
+    if flat is None:
+        flat = []
+        _flatten(value, shape, 0, dtype, flat)
     if dtype in (tf.int8, tf.int16, tf.uint8):
         return np.array(flat, np.int64).astype(dtype.as_numpy_dtype).reshape(shape)
-    array = np.empty(len(flat), object) if dtype == tf.string else None
-    if array is not None:
+    if dtype == tf.string:
+        array = np.empty(len(flat), object)
         array[:] = flat
         return array.reshape(shape)
     with np.errstate(over="ignore"):
@@ -259,32 +315,49 @@ def predict_inputs(
     return False, _column_inputs(document["inputs"], signature)
 
 
-def number(value: np.generic) -> str:
-    """The shortest of six digits that reads back the same, else all that are needed."""
-    if np.isnan(value):
-        return "NaN"
-    if np.isinf(value):
-        return "Infinity" if value > 0 else "-Infinity"
-    kind = type(value)
-    text = f"{value:.6g}"
-    if kind(text) != value:
-        text = f"{value:.{9 if kind is np.float32 else 17}g}"
-    return text if any(c in text for c in ".e") else text + ".0"
+def numbers(array: np.ndarray) -> list[str]:
+    """Floats as text: the shortest of six digits that reads back the same, else all digits."""
+    kind = array.dtype.type
+    flat = array.ravel()
+    values = flat.tolist()
+    texts = [f"{value:.6g}" for value in values]
+    digits = ".9g" if kind is np.float32 else ".17g"
+    with np.errstate(over="ignore"):
+        same = np.array(list(map(float, texts))).astype(kind) == flat
+    for i, (text, value) in enumerate(zip(texts, values, strict=True)):
+        if math.isfinite(value):
+            if not same[i]:
+                text = format(value, digits)
+            texts[i] = text if "." in text or "e" in text else text + ".0"
+        else:
+            texts[i] = "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+    return texts
 
 
-def _write(array: Any, as_bytes: bool) -> str:
-    if isinstance(array, np.ndarray) and array.ndim:
-        return "[" + ", ".join(_write(item, as_bytes) for item in array) + "]"
-    value = array[()] if isinstance(array, np.ndarray) else array
-    if isinstance(value, bytes):
+def _texts(array: np.ndarray, as_bytes: bool) -> list[str]:
+    """The elements of an array as JSON, in order."""
+    if array.dtype == object:
+        values = array.ravel().tolist()
         if as_bytes:
-            return json.dumps({"b64": base64.b64encode(value).decode()})
-        return json.dumps(value.decode("utf-8", "surrogateescape"), ensure_ascii=False)
-    if isinstance(value, np.floating):
-        return number(value)
-    if isinstance(value, bool | np.bool_):
-        return "true" if value else "false"
-    return str(int(value))
+            return [json.dumps({"b64": base64.b64encode(v).decode()}) for v in values]
+        return [
+            json.dumps(v.decode("utf-8", "surrogateescape"), ensure_ascii=False) for v in values
+        ]
+    if array.dtype.kind == "f":
+        return numbers(array)
+    if array.dtype.kind == "b":
+        return ["true" if value else "false" for value in array.ravel().tolist()]
+    return list(map(str, array.ravel().tolist()))
+
+
+def _nested(array: np.ndarray, as_bytes: bool, keep: int = 0) -> list[str]:
+    """The texts of the parts of an array along its first `keep` dimensions (0 or 1)."""
+    texts = _texts(array, as_bytes)
+    for axis in range(array.ndim - 1, keep - 1, -1):
+        size = array.shape[axis]
+        count = math.prod(array.shape[:axis])
+        texts = [f"[{', '.join(texts[i * size : (i + 1) * size])}]" for i in range(count)]
+    return texts
 
 
 def _writable(name: str, array: np.ndarray) -> np.ndarray:
@@ -306,7 +379,7 @@ def predict_answer(row_form: bool, outputs: Mapping[str, np.ndarray]) -> bytes:
         _writable(name, array)
         as_bytes = name.endswith("_bytes")
         if not row_form:
-            texts[name] = _write(array, as_bytes)
+            (texts[name],) = _nested(array, as_bytes)
             continue
         if array.ndim == 0:
             raise invalid(f"Tensor name: {name} has no shape information ")
@@ -315,7 +388,7 @@ def predict_answer(row_form: bool, outputs: Mapping[str, np.ndarray]) -> bytes:
                 f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {batch}"
             )
         batch = len(array)
-        texts[name] = [_write(row, as_bytes) for row in array]
+        texts[name] = _nested(array, as_bytes, keep=1)
     if not row_form:
         if len(texts) == 1:
             body = next(iter(texts.values()))

@@ -1,7 +1,8 @@
 """Models and their versions: which are wanted, which are loaded, which one answers.
 
 A new version is loaded before an old one is let go, and an old one is closed only when the last
-request on it has ended: no request fails because a version changes.
+request on it has ended: no request fails because a version changes. How a version is loaded is
+the business of the function that the manager is given.
 """
 
 from __future__ import annotations
@@ -9,37 +10,62 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import re
 import threading
-from collections.abc import Iterator
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import grpc
+import tensorflow as tf
 from tensorflow_serving.apis import get_model_status_pb2
+from tensorflow_serving.config import model_server_config_pb2
 
 from tfrz.serving.model import LoadedModel
-from tfrz.serving.status import RequestError, invalid, not_found
-from tfrz.serving.warmup import warm_up
+from tfrz.serving.status import RequestError, code_name, invalid, not_found
 
 logger = logging.getLogger(__name__)
 
 State = get_model_status_pb2.ModelVersionStatus.State
+_VERSION = re.compile(r"[+-]?[0-9]{1,20}", re.ASCII)
+_URI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+_PLATFORM = "tensorflow"
+
+# Loads version `number` of the model `name` from a folder.
+Loader = Callable[[str, int, str], LoadedModel]
 
 
-def list_versions(base_path: Path) -> dict[int, Path]:
-    """Versions under a base path: children whose whole name is a number.
+def list_versions(base_path: str) -> dict[int, str]:
+    """Versions under a base path: children whose whole name is a 64-bit number.
 
     Raises:
-      OSError: the base path cannot be read.
+      tf.errors.OpError: the base path cannot be read.
     """
-    found: dict[int, Path] = {}
-    for child in sorted(base_path.iterdir()):
-        name = child.name
-        if not (name.isascii() and name.isdigit() and child.is_dir()) or int(name) >= 2**63:
+    found: dict[int, str] = {}
+    for child in sorted(tf.io.gfile.listdir(base_path)):
+        name = child.rstrip("/")
+        if not _VERSION.fullmatch(name) or not -(2**63) <= int(name) < 2**63:
+            continue
+        path = tf.io.gfile.join(base_path, name)
+        if not tf.io.gfile.isdir(path):
             continue
         if int(name) in found:
-            logger.warning("%s and %s are the same version", found[int(name)], child)
+            logger.warning("%s and %s are the same version", found[int(name)], path)
             continue
-        found[int(name)] = child
+        found[int(name)] = path
     return found
+
+
+def _wanted(policy: Any, found: Mapping[int, str]) -> list[int]:
+    """The versions that a `ServableVersionPolicy` wants, the largest first."""
+    numbers = sorted(found, reverse=True)
+    choice = policy.WhichOneof("policy_choice")
+    if choice == "all":
+        return numbers
+    if choice == "specific":
+        return [number for number in numbers if number in set(policy.specific.versions)]
+    return numbers[: max(1, policy.latest.num_versions)]
 
 
 @dataclasses.dataclass
@@ -47,101 +73,379 @@ class _Version:
     """A version's record; it stays when the version is gone."""
 
     number: int
+    path: str
     state: int = State.START
-    code: int = 0
-    message: str = ""
+    error: RequestError | None = None
+    tries: int = 0
+    retry_at: float = 0.0
+    busy: bool = False  # a thread loads it now
+    wanted: bool = True
     model: LoadedModel | None = None
     users: int = 0
 
+    @property
+    def failed(self) -> bool:
+        """Whether it failed for good."""
+        return self.state == State.END and self.error is not None
 
-class ServedModel:
-    """One model of the server: the latest version under its base path.
 
-    Args:
-      name: what requests call it.
-      base_path: holds a folder per version.
-      warmup: run the recorded warm-up requests before a version takes traffic.
+@dataclasses.dataclass
+class _Model:
+    """A model that is, or was, configured."""
+
+    config: model_server_config_pb2.ModelConfig
+    versions: dict[int, _Version] = dataclasses.field(default_factory=dict)
+
+    @property
+    def available(self) -> list[_Version]:
+        return [v for v in self.versions.values() if v.state == State.AVAILABLE]
+
+
+@dataclasses.dataclass(frozen=True)
+class ManagerOptions:
+    """When a manager looks and how often it tries.
+
+    Attributes:
+      poll_seconds: time between looks at the base paths; 0 to look once, negative for never.
+      max_num_load_retries: a load that failed is tried again so often.
+      retry_seconds: time between the tries.
+      num_load_threads: loads at a time; 0 for one after another.
+      allow_unavailable_labels: a new label may name a version that is not loaded.
     """
 
-    def __init__(self, name: str, base_path: Path, warmup: bool = True) -> None:
-        self.name, self.base_path, self._warmup = name, base_path, warmup
-        self._versions: dict[int, _Version] = {}
-        self._lock = threading.Lock()
+    poll_seconds: float = 1.0
+    max_num_load_retries: int = 5
+    retry_seconds: float = 60.0
+    num_load_threads: int = 0
+    allow_unavailable_labels: bool = False
 
-    def poll(self) -> None:
-        """Looks at the base path once, and loads and unloads accordingly."""
-        try:
-            found = list_versions(self.base_path)
-        except OSError:
-            logger.error("Could not find base path %s for servable %s", self.base_path, self.name)
-            return
-        if not found:
-            logger.warning(
-                "No versions of servable %s found under base path %s", self.name, self.base_path
-            )
-        wanted = {max(found)} if found else set()
-        for number in sorted(wanted, reverse=True):
-            record = self._versions.get(number)
-            # A version that failed stays failed; one that was let go may come back (roll-back).
-            if record is None or (record.state == State.END and not record.code):
-                self._load(number, found[number])
-        serving = any(
-            v.state == State.AVAILABLE and v.number in wanted for v in self._versions.values()
-        )
-        for record in list(self._versions.values()):
-            loaded = record.state == State.AVAILABLE
-            if loaded and record.number not in wanted and (serving or not found):
-                self._release(record)
 
-    def _load(self, number: int, path: Path) -> None:
-        record = _Version(number, State.LOADING)
-        with self._lock:
-            self._versions[number] = record
-        try:
-            model = LoadedModel(path)
-            if self._warmup:
-                warm_up(model)
-        except Exception as error:  # whatever is wrong with a model must not end the server
-            logger.error("Loading servable {%s %d} failed: %s", self.name, number, error)
-            with self._lock:
-                record.code, record.message = 2, str(error)
-                if isinstance(error, RequestError):
-                    record.code = error.code.value[0]
-                record.state = State.END
-            return
-        with self._lock:
-            record.model, record.state = model, State.AVAILABLE
-        logger.info(
-            "Successfully loaded servable version {name: %s version: %d}", self.name, number
-        )
+class ModelManager:
+    """The models of a server.
 
-    def _release(self, record: _Version) -> None:
-        with self._lock:
-            record.state = State.UNLOADING
-            idle = record.users == 0
-        if idle:
-            self._close(record)
+    Args:
+      loader: loads a version; what it raises is the version's failure.
+      options: when to look and how often to try.
+    """
 
-    def _close(self, record: _Version) -> None:
-        if record.model is not None:
-            record.model.close()
-        with self._lock:
-            record.model, record.state = None, State.END
-        logger.info("Unloaded servable version {name: %s version: %d}", self.name, record.number)
+    def __init__(self, loader: Loader, options: ManagerOptions | None = None) -> None:
+        self._loader, self._options = loader, options or ManagerOptions()
+        self._models: dict[str, _Model] = {}
+        self._configured: set[str] = set()
+        self._labels: dict[str, dict[str, int]] = {}
+        self._changed = threading.Condition(threading.RLock())
+        self._pool = ThreadPoolExecutor(max(1, self._options.num_load_threads), "load")
+        self._stopped = False
+        self._next_poll = 0.0
+        self._thread: threading.Thread | None = None
 
-    @contextlib.contextmanager
-    def use(self, version: int | None) -> Iterator[tuple[int, LoadedModel]]:
-        """Holds a version for the time of a request.
+    # Configuration.
+
+    def apply(self, models: model_server_config_pb2.ModelConfigList) -> set[str]:
+        """Makes this list the whole truth.
+
+        Returns:
+          The names of the models that are new.
 
         Raises:
-          RequestError: NOT_FOUND.
+          RequestError: the list is refused, and nothing has changed.
         """
-        with self._lock:
-            available = [v for v in self._versions.values() if v.state == State.AVAILABLE]
+        with self._changed:
+            self._check(models)
+            new = {config.name for config in models.config} - self._configured
+            self._configured = {config.name for config in models.config}
+            self._labels = {config.name: dict(config.version_labels) for config in models.config}
+            for config in models.config:
+                kept = model_server_config_pb2.ModelConfig()
+                kept.CopyFrom(config)
+                if config.name in self._models:
+                    self._models[config.name].config = kept
+                else:
+                    self._models[config.name] = _Model(kept)
+            self._next_poll = 0.0
+            self._changed.notify_all()
+            return new
+
+    def _check(self, models: model_server_config_pb2.ModelConfigList) -> None:
+        names: set[str] = set()
+        for config in models.config:
+            if config.name in names:
+                raise invalid(f"Illegal to list model {config.name} multiple times in config list")
+            names.add(config.name)
+        for config in models.config:
+            if not config.base_path.startswith("/") and not _URI.match(config.base_path):
+                raise invalid(
+                    f"Expected model {config.name} to have an absolute path or URI; got "
+                    f"base_path()={config.base_path}"
+                )
+        for config in models.config:
+            running = self._models[config.name] if config.name in self._configured else None
+            platform = _platform(config)
+            if running is not None and platform and platform != _platform(running.config):
+                raise invalid(
+                    f"Illegal to change a model's platform. For model {config.name} platform was "
+                    f"{_platform(running.config)} and new platform requested is {platform}"
+                )
+        for config in models.config:
+            for label, version in config.version_labels.items():
+                self._check_label(config.name, label, version)
+        for config in models.config:
+            if not _platform(config):
+                raise invalid(
+                    "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
+                    f"ModelServerConfig::model_platform, model name is {config.name}"
+                )
+            if _platform(config) != _PLATFORM:
+                raise invalid(
+                    f"Model {config.name} requests unsupported platform {_platform(config)}"
+                )
+            if config.HasField("logging_config"):
+                raise invalid("No request-logger-creator provided.")
+
+    def _check_label(self, name: str, label: str, version: int) -> None:
+        model = self._models.get(name)
+        if model is not None and any(v.number == version for v in model.available):
+            return
+        if self._options.allow_unavailable_labels:
+            if self._labels.get(name, {}).get(label, version) == version:
+                return
+        raise RequestError(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"Request to assign label to version {version} of model {name}, which is not "
+            "currently available for inference",
+        )
+
+    # Versions.
+
+    def poll(self) -> None:
+        """Looks at every base path once and starts the loads and unloads that follow."""
+        with self._changed:
+            models = {name: self._models[name] for name in self._configured}
+            places = {name: model.config.base_path for name, model in models.items()}
+        for name, base_path in places.items():
+            try:
+                found = list_versions(base_path)
+            except (tf.errors.OpError, OSError):
+                logger.error("Could not find base path %s for servable %s", base_path, name)
+                continue
+            self._aspire(name, found)
+        with self._changed:
+            for name in set(self._models) - self._configured:
+                for record in self._models[name].versions.values():
+                    record.wanted = False
+            self._reconcile()
+
+    def _aspire(self, name: str, found: Mapping[int, str]) -> None:
+        with self._changed:
+            if name not in self._configured:
+                return
+            model = self._models[name]
+            policy = model.config.model_version_policy
+            wanted = _wanted(policy, found)
+            if not found:
+                logger.warning(
+                    "No versions of servable %s found under base path %s",
+                    name,
+                    model.config.base_path,
+                )
+            for number in policy.specific.versions:
+                if number not in found:
+                    logger.warning(
+                        "Version %d of servable %s, which was requested to be served as a "
+                        "specific version in the servable's config, was not found in the file "
+                        "system",
+                        number,
+                        name,
+                    )
+            for record in model.versions.values():
+                record.wanted = record.number in wanted
+            for number in wanted:
+                known = model.versions.get(number)
+                # What failed for good stays failed; what was let go may come back (roll-back).
+                if known is None or (known.state == State.END and not known.failed):
+                    model.versions[number] = _Version(number, found[number])
+
+    def _reconcile(self) -> None:
+        """Starts what is to be done now. The lock is held."""
+        now = time.monotonic()
+        for name, model in self._models.items():
+            serving = any(record.wanted for record in model.available)
+            none_wanted = not any(record.wanted for record in model.versions.values())
+            for record in sorted(model.versions.values(), key=lambda v: -v.number):
+                loading = record.state in (State.START, State.LOADING) and not record.busy
+                if loading and not record.wanted:
+                    # Its folder went away, or it is no longer asked for, between two tries.
+                    record.state, record.error = State.END, None
+                elif loading and record.retry_at <= now and not self._stopped:
+                    record.busy = True
+                    self._pool.submit(self._load, name, record)
+                elif record.state == State.AVAILABLE and not record.wanted:
+                    if serving or none_wanted:
+                        self._release(name, record)
+        self._changed.notify_all()
+
+    def _load(self, name: str, record: _Version) -> None:
+        with self._changed:
+            record.state = State.LOADING
+            record.tries += 1
+        try:
+            model = self._loader(name, record.number, record.path)
+        except Exception as error:  # whatever is wrong with a model must not end the server
+            logger.error(
+                "Loading servable: {name: %s version: %d} failed: %s", name, record.number, error
+            )
+            if not isinstance(error, RequestError):
+                error = RequestError(grpc.StatusCode.UNKNOWN, str(error))
+            with self._changed:
+                record.busy, record.error = False, error
+                record.retry_at = time.monotonic() + self._options.retry_seconds
+                if record.tries > self._options.max_num_load_retries:
+                    record.state = State.END
+                self._reconcile()
+            return
+        with self._changed:
+            record.model, record.busy, record.error = model, False, None
+            record.state = State.AVAILABLE
+            logger.info(
+                "Successfully loaded servable version {name: %s version: %d}", name, record.number
+            )
+            self._reconcile()
+
+    def _release(self, name: str, record: _Version) -> None:
+        record.state = State.UNLOADING
+        if record.users == 0:
+            self._pool.submit(self._close, name, record)
+
+    def _close(self, name: str, record: _Version) -> None:
+        if record.model is not None:
+            record.model.close()
+        with self._changed:
+            record.model, record.state = None, State.END
+            self._changed.notify_all()
+        logger.info("Unloaded servable version {name: %s version: %d}", name, record.number)
+
+    # The thread.
+
+    def start(self) -> None:
+        """Looks once, and goes on in the background."""
+        if self._options.poll_seconds >= 0:
+            self.poll()
+        self._next_poll = time.monotonic() + max(0.0, self._options.poll_seconds)
+        self._thread = threading.Thread(target=self._loop, name="manager", daemon=True)
+        self._thread.start()
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                now = time.monotonic()
+                wakes = [
+                    record.retry_at
+                    for model in self._models.values()
+                    for record in model.versions.values()
+                    if record.state == State.LOADING and not record.busy
+                ]
+                # A new configuration makes the base paths be looked at whatever the period is.
+                if self._options.poll_seconds > 0 or self._next_poll == 0.0:
+                    wakes.append(self._next_poll)
+                wake = min(wakes, default=None)
+                if wake is None or wake > now:
+                    self._changed.wait(None if wake is None else wake - now)
+                if self._stopped:
+                    return
+                now = time.monotonic()
+                due = self._next_poll == 0.0 or (
+                    self._options.poll_seconds > 0 and self._next_poll <= now
+                )
+                if due:
+                    self._next_poll = now + max(0.001, self._options.poll_seconds)
+                else:
+                    self._reconcile()
+            if due:
+                self.poll()
+
+    def stop(self) -> None:
+        """Ends the thread; nothing is loaded any more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def wait_available(
+        self, names: set[str], first_try: bool = False, deadline: float | None = None
+    ) -> None:
+        """Waits until each of these models has an available version.
+
+        Args:
+          names: the models.
+          first_try: do not wait for versions to appear, nor for a load to be tried again.
+          deadline: by the monotonic clock.
+
+        Raises:
+          RequestError: UNKNOWN, a model cannot become available; the message has the reasons.
+            DEADLINE_EXCEEDED.
+        """
+        with self._changed:
+            while not self._stopped:
+                waiting, broken = 0, {}
+                for name in sorted(names & self._configured):
+                    model = self._models[name]
+                    if model.available:
+                        continue
+                    records = [v for v in model.versions.values() if v.wanted]
+                    failures = [v for v in records if v.failed or (first_try and v.error)]
+                    if records and len(failures) == len(records):
+                        worst = max(failures, key=lambda v: v.number)
+                        broken[f"{name} version: {worst.number}"] = worst.error
+                    elif first_try and not records:
+                        broken[name] = not_found(
+                            f"No versions of servable {name} found under base path "
+                            f"{model.config.base_path}"
+                        )
+                    else:
+                        waiting += 1
+                if broken:
+                    reasons = ", ".join(
+                        f"{{name: {name}}} due to error: {code_name(error.code)}: {error.message}"
+                        for name, error in broken.items()
+                        if error is not None
+                    )
+                    raise RequestError(
+                        grpc.StatusCode.UNKNOWN,
+                        f"{len(broken)} servable(s) did not become available: {{{reasons}}}",
+                    )
+                if not waiting:
+                    return
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise RequestError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+                self._changed.wait(left)
+
+    # Requests.
+
+    @contextlib.contextmanager
+    def use(
+        self, name: str, version: int | None = None, label: str | None = None
+    ) -> Iterator[tuple[int, LoadedModel]]:
+        """Holds a version for the time of a request; gives its number and the model.
+
+        Raises:
+          RequestError: as section 5 of the contract says.
+        """
+        if not name:
+            raise invalid("ModelSpec has no name specified.")
+        with self._changed:
+            if label is not None:
+                if label not in self._labels.get(name, {}):
+                    raise invalid(f"Unrecognized servable version label: {label}")
+                version = self._labels[name][label]
+            available = self._models[name].available if name in self._models else []
             if version is not None:
-                available = [v for v in available if v.number == version]
+                available = [record for record in available if record.number == version]
             if not available:
-                raise _no_servable(self.name, version)
+                which = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+                raise not_found(f"Servable not found for request: {which}")
             record = max(available, key=lambda v: v.number)
             record.users += 1
             model = record.model
@@ -149,105 +453,46 @@ class ServedModel:
         try:
             yield record.number, model
         finally:
-            with self._lock:
+            with self._changed:
                 record.users -= 1
-                last = record.users == 0 and record.state == State.UNLOADING
-            if last:
-                self._close(record)
+                if record.users == 0 and record.state == State.UNLOADING and not self._stopped:
+                    self._pool.submit(self._close, name, record)
 
-    def status(self, version: int | None = None) -> list[tuple[int, int, int, str]]:
+    def status(self, name: str, version: int | None = None) -> list[tuple[int, int, int, str]]:
         """(version, state, error code, error message), the largest version first.
 
         Raises:
           RequestError: NOT_FOUND.
         """
-        with self._lock:
-            records = sorted(self._versions.values(), key=lambda v: -v.number)
-            rows = [(v.number, v.state, v.code, v.message) for v in records]
+        rows = []
+        with self._changed:
+            versions = self._models[name].versions.values() if name in self._models else []
+            for record in sorted(versions, key=lambda v: -v.number):
+                error = record.error if record.failed else None
+                code, message = (error.code.value[0], error.message) if error else (0, "")
+                rows.append((record.number, record.state, code, message))
         if not rows:
-            raise not_found(f"Could not find any versions of model {self.name}")
+            raise not_found(f"Could not find any versions of model {name}")
         if version is not None:
             rows = [row for row in rows if row[0] == version]
             if not rows:
-                raise not_found(f"Could not find version {version} of model {self.name}")
+                raise not_found(f"Could not find version {version} of model {name}")
         return rows
 
-    @property
-    def available(self) -> list[int]:
-        """Numbers of the versions that answer."""
-        with self._lock:
-            return sorted(v.number for v in self._versions.values() if v.state == State.AVAILABLE)
+    def available(self, name: str) -> list[int]:
+        """Numbers of the versions of a model that answer, ascending."""
+        with self._changed:
+            records = self._models[name].available if name in self._models else []
+            return sorted(record.number for record in records)
 
     @property
-    def failure(self) -> str | None:
-        """Why no version answers, once every one has failed for good."""
-        with self._lock:
-            records = list(self._versions.values())
-        if records and all(v.state == State.END and v.code for v in records):
-            return records[-1].message
-        return None
+    def names(self) -> list[str]:
+        """The models that are configured."""
+        with self._changed:
+            return sorted(self._configured)
 
 
-def _no_servable(name: str, version: int | None) -> RequestError:
-    which = f"Latest({name})" if version is None else f"Specific({name}, {version})"
-    return not_found(f"Servable not found for request: {which}")
-
-
-class ModelManager:
-    """The models of a server, polled by a thread.
-
-    Args:
-      models: by name.
-      poll_seconds: time between looks at the base paths; 0 to look once.
-    """
-
-    def __init__(self, models: dict[str, ServedModel], poll_seconds: float = 1.0) -> None:
-        self.models = models
-        self._poll_seconds = poll_seconds
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def poll(self) -> None:
-        """Looks at every base path once."""
-        for model in self.models.values():
-            model.poll()
-
-    def start(self) -> None:
-        """Goes on looking, in the background."""
-        if self._poll_seconds > 0:
-            self._thread = threading.Thread(target=self._loop, name="poll", daemon=True)
-            self._thread.start()
-
-    def _loop(self) -> None:
-        while not self._stop.wait(self._poll_seconds):
-            self.poll()
-
-    def stop(self) -> None:
-        """Ends the thread."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    @contextlib.contextmanager
-    def use(
-        self, name: str, version: int | None = None, label: str | None = None
-    ) -> Iterator[tuple[int, LoadedModel]]:
-        """Holds a version for the time of a request.
-
-        Raises:
-          RequestError: as section 5 of the contract says.
-        """
-        if not name:
-            raise invalid("ModelSpec has no name specified.")
-        if label is not None:
-            raise invalid(f"Unrecognized servable version label: {label}")
-        if name not in self.models:
-            raise _no_servable(name, version)
-        with self.models[name].use(version) as held:
-            yield held
-
-    def status(self, name: str, version: int | None = None) -> list[tuple[int, int, int, str]]:
-        """See `ServedModel.status`."""
-        if name not in self.models:
-            raise not_found(f"Could not find any versions of model {name}")
-        return self.models[name].status(version)
+def _platform(config: model_server_config_pb2.ModelConfig) -> str:
+    if config.model_platform:
+        return config.model_platform
+    return _PLATFORM if config.model_type == model_server_config_pb2.TENSORFLOW else ""

@@ -6,8 +6,10 @@ server does not: what passes here must pass there, and the reverse.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 
+from tfrz.serving.batching import BatchingRunner
 from tfrz.serving.status import RequestError, invalid
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
@@ -34,20 +37,62 @@ def is_saved_model(path: Path) -> bool:
     return any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt"))
 
 
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What a run of the graph belongs to.
+
+    Attributes:
+      api: `Predict`, `Classify`, `Regress` or `MultiInference`.
+      deadline: by the monotonic clock; None if there is none.
+    """
+
+    api: str = "Predict"
+    deadline: float | None = None
+
+    def check(self) -> None:
+        """Gives up a request whose time is over.
+
+        Raises:
+          RequestError: DEADLINE_EXCEEDED.
+        """
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise RequestError(
+                grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out waiting for notification"
+            )
+
+
 class LoadedModel:
     """A SavedModel in memory.
 
     Args:
       path: its folder.
       tags: of the meta graph.
+      session_config: of TensorFlow's session.
+      batching: joins runs that arrive close together; None to run each by itself.
+      on_run: told the `Call` and the seconds of every run that succeeded.
+      check_method_names: hold Classify and Regress to signatures that are marked for them.
     """
 
-    def __init__(self, path: Path, tags: Sequence[str] = ("serve",)) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: str | Path,
+        tags: Sequence[str] = ("serve",),
+        session_config: config_pb2.ConfigProto | None = None,
+        batching: BatchingRunner | None = None,
+        on_run: Callable[[Call, float], None] | None = None,
+        check_method_names: bool = False,
+    ) -> None:
+        self.path = str(path)
+        self.check_method_names = check_method_names
+        self._batching, self._on_run = batching, on_run
         self._graph = tf.Graph()
         with self._graph.as_default():
-            self._session = tf.compat.v1.Session(graph=self._graph)
-            meta = tf.compat.v1.saved_model.loader.load(self._session, list(tags), str(path))
+            self._session = tf.compat.v1.Session(graph=self._graph, config=session_config)
+            try:
+                meta = tf.compat.v1.saved_model.loader.load(self._session, list(tags), self.path)
+            except BaseException:
+                self._session.close()
+                raise
         self.signatures = dict(meta.signature_def)
         self._callables: dict[tuple[str, tuple[str, ...]], Any] = {}
         self._lock = threading.Lock()
@@ -85,7 +130,11 @@ class LoadedModel:
         return order, self._callables[key]
 
     def run(
-        self, name: str, inputs: Mapping[str, np.ndarray], output_filter: Sequence[str] = ()
+        self,
+        name: str,
+        inputs: Mapping[str, np.ndarray],
+        output_filter: Sequence[str] = (),
+        call: Call = Call(),
     ) -> dict[str, np.ndarray]:
         """Runs a signature.
 
@@ -93,6 +142,7 @@ class LoadedModel:
           name: of the signature.
           inputs: a value for each of its inputs; dtypes must be the signature's.
           output_filter: the outputs wanted; all if empty. Others are not computed.
+          call: what the run belongs to.
 
         Raises:
           RequestError: with the contract's codes and texts.
@@ -139,12 +189,19 @@ class LoadedModel:
                     f"Expects arg[{i}] to be {dtype_word(expected)} but {dtype_word(given)} "
                     "is provided"
                 )
-        try:
-            results = function(*[values[one] for one in order])
-        except tf.errors.OpError as error:
-            code = _CODES.get(error.error_code, grpc.StatusCode.UNKNOWN)
-            raise RequestError(code, error.message) from error
-        return dict(zip(outputs, map(np.asarray, results), strict=True))
+        call.check()
+        start = time.perf_counter()
+        arrays = [values[one] for one in order]
+        if self._batching is None:
+            results = _run(function, arrays)
+        else:
+            key = (tuple(signature.inputs[one].name for one in order), function)
+            results = self._batching.run(
+                key, lambda joined: _run(function, joined), arrays, call.deadline
+            )
+        if self._on_run is not None:
+            self._on_run(call, time.perf_counter() - start)
+        return dict(zip(outputs, results, strict=True))
 
     @staticmethod
     def _outputs(signature: Any, output_filter: Sequence[str]) -> tuple[str, ...]:
@@ -158,3 +215,11 @@ class LoadedModel:
             if name in output_filter[:i]:
                 raise invalid(f"duplicate output tensor alias: {name}")
         return tuple(output_filter) or tuple(sorted(signature.outputs))
+
+
+def _run(function: Any, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    try:
+        return [np.asarray(value) for value in function(*arrays)]
+    except tf.errors.OpError as error:
+        code = _CODES.get(error.error_code, grpc.StatusCode.UNKNOWN)
+        raise RequestError(code, error.message) from error

@@ -1,161 +1,221 @@
-"""The HTTP interface: paths, bodies and errors of section 7 of the contract."""
+"""The HTTP interface: paths, bodies and errors of section 7 of the contract.
+
+`RestSurface.answer` is the whole of it, from a request's parts to an answer's; `RestServer` puts
+it on a port. The event loop only moves bytes: requests are read, run and written on a pool.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import dataclasses
 import json
 import logging
 import re
-import socket
+import time
 import urllib.parse
 import zlib
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
+from aiohttp import web
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2
 
 from tfrz.serving import examples, json_tensors
+from tfrz.serving import metrics as names
 from tfrz.serving.manager import ModelManager, State
-from tfrz.serving.status import RequestError, invalid
+from tfrz.serving.metrics import Metrics
+from tfrz.serving.model import Call
+from tfrz.serving.status import RequestError, code_name, invalid
 
 logger = logging.getLogger(__name__)
 
-_MODEL = r"/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
+_MODEL = r"/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
 _GET = re.compile(_MODEL + r"(?P<metadata>/metadata)?", re.IGNORECASE)
 _POST = re.compile(_MODEL + r":(?P<verb>(?-i:predict|classify|regress))", re.IGNORECASE)
 _MAX_UNPACKED = 100 << 20
+_NOT_FOUND = b"<html><head><title>404 Not Found</title></head><body>Not Found</body></html>"
+_CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "POST, GET",
+    "Access-Control-Allow-Headers": "Content-Type",
+}
+
+# Limits of ours: what is beyond them is refused before it costs memory.
+MAX_BODY = 64 << 20
+MAX_CONNECTIONS = 1024
+_WAITING_PER_THREAD = 64
+_IDLE_SECONDS = 75.0
+_BODY_SECONDS = 60.0
+_OVERRUN_SECONDS = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An HTTP answer.
+
+    Attributes:
+      status: 200, ...
+      body: as it is sent.
+      content_type: of the body.
+      model: the name asked for; empty if the path did not parse. None outside `/v1/`.
+      api: `predict`, `classify`, `regress`, or empty.
+      code: the canonical status.
+    """
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+    model: str | None = ""
+    api: str = ""
+    code: str = "OK"
 
 
 class _Refused(Exception):
     """An answer without the usual JSON error."""
 
-    def __init__(self, status: int, body: bytes, content_type: str = "application/json") -> None:
-        self.status, self.body, self.content_type = status, body, content_type
+    def __init__(self, status: int, body: bytes) -> None:
+        self.status, self.body = status, body
 
 
-class RestServer(ThreadingHTTPServer):
-    """Serves the models of a manager over HTTP.
+def _error(error: RequestError) -> bytes:
+    text = json.dumps({"error": error.message}, ensure_ascii=False)
+    return text.encode("utf-8", "surrogateescape")
+
+
+def unpack(body: bytes, encoding: str) -> bytes:
+    """The body of a request; empty if it does not unpack."""
+    if "gzip" not in encoding:
+        return body
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    try:
+        unpacked = unpacker.decompress(body, _MAX_UNPACKED)
+    except zlib.error:
+        return b""
+    return unpacked if unpacker.eof and not unpacker.unconsumed_tail else b""
+
+
+class RestSurface:
+    """The models of a manager as requests and answers of HTTP.
 
     Args:
-      address: host and port.
       manager: the models.
+      metrics: where to count, and what is shown.
+      metrics_path: where metrics are shown; None for nowhere.
     """
 
-    daemon_threads = True
-    request_queue_size = 128
+    def __init__(
+        self, manager: ModelManager, metrics: Metrics, metrics_path: str | None = None
+    ) -> None:
+        self._manager, self._metrics, self._metrics_path = manager, metrics, metrics_path
 
-    def __init__(self, address: tuple[str, int], manager: ModelManager) -> None:
-        self.manager = manager
-        super().__init__(address, _Handler)
+    def answer(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        deadline: float | None = None,
+    ) -> Answer:
+        """The answer to one request; any failure is an answer too.
 
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    # Headers and body leave in one packet: two small ones would wait for each other's
-    # acknowledgement on a connection that is kept alive.
-    wbufsize = -1
-    server: RestServer
-
-    def setup(self) -> None:
-        super().setup()
-        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        logger.debug(format, *args)
-
-    def _answer(self, status: int, body: bytes, content_type: str = "application/json") -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-        self.wfile.flush()
-
-    def _handle(self) -> None:
-        body = self._body()
-        try:
-            if not self.path.lower().startswith("/v1/"):
-                page = (
-                    b"<html><head><title>404 Not Found</title></head><body>Not Found</body></html>"
+        Args:
+          method: `GET`, ...
+          path: as it stands in the request line, with the query string.
+          headers: of the request, names in any case.
+          body: as it was sent.
+          deadline: by the monotonic clock.
+        """
+        start = time.perf_counter()
+        answer = self._answer(method, path, headers, body, deadline)
+        if answer.model is not None:
+            self._metrics.count(names.REQUEST_COUNT, answer.model, answer.code)
+            if answer.code == "OK":
+                self._metrics.observe(
+                    names.REQUEST_LATENCY,
+                    answer.model,
+                    answer.api,
+                    "REST",
+                    value=1e6 * (time.perf_counter() - start),
                 )
-                raise _Refused(404, page, "text/html")
-            if self.command == "OPTIONS":
-                origin = self.headers.get("Origin", "")
-                raise _Refused(200 if origin.startswith(("http://", "https://")) else 400, b"")
-            self._answer(200, self._dispatch(body))
-        except _Refused as refused:
-            self._answer(refused.status, refused.body, refused.content_type)
-        except RequestError as error:
-            text = json.dumps({"error": error.message}, ensure_ascii=False)
-            self._answer(error.http_status, text.encode("utf-8", "surrogateescape"))
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
-        except Exception as error:  # a request must not end the server
-            logger.exception("the request failed")
-            self._answer(500, json.dumps({"error": str(error)}).encode())
+        return answer
 
-    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = do_OPTIONS = _handle
-
-    def _body(self) -> bytes:
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        deadline: float | None,
+    ) -> Answer:
+        if self._metrics_path is not None and path.partition("?")[0] == self._metrics_path:
+            if "?" in path:
+                return Answer(400, b"", "text/plain", None)
+            return Answer(200, self._metrics.render(), "text/plain", None)
+        if not path.lower().startswith("/v1/"):
+            return Answer(404, _NOT_FOUND, "text/html", None)
+        if method == "OPTIONS":
+            allowed = headers.get("Origin", "").startswith(("http://", "https://"))
+            return Answer(200 if allowed else 400, b"", model=None)
+        match = (_POST if method == "POST" else _GET).fullmatch(path)
+        if method not in ("GET", "POST"):
+            match = None
+        model = urllib.parse.unquote(match["model"]) if match else ""
+        api = match["verb"] if match and method == "POST" else ""
         try:
-            length = int(self.headers.get("Content-Length") or 0)
-        except ValueError:
-            length = 0
-            self.close_connection = True
-        body = self.rfile.read(length) if length > 0 else b""
-        if "gzip" in self.headers.get("Content-Encoding", ""):
-            try:
-                unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
-                body = unpacker.decompress(body, _MAX_UNPACKED)
-                if unpacker.unconsumed_tail or not unpacker.eof:
-                    body = b""
-            except zlib.error:
-                body = b""
-        return body
-
-    def _dispatch(self, body: bytes) -> bytes:
-        if self.command == "GET":
-            match = _GET.fullmatch(self.path)
-            if match:
-                return self._metadata(match) if match["metadata"] else self._status(match)
-            if self.path.lower() == "/v1/models":
-                raise invalid("Missing model name in request.")
-        elif self.command == "POST":
-            match = _POST.fullmatch(self.path)
-            if match and match["verb"] == "predict":
-                return self._predict(match, body)
-            if match:
-                return self._examples(match, body)
-        raise invalid(f"Malformed request: {self.command} {self.path}")
-
-    @staticmethod
-    def _spec(match: re.Match[str]) -> tuple[str, int | None, str | None]:
-        model = urllib.parse.unquote(match["model"])
-        version = None if match["version"] is None else int(match["version"])
-        if version is not None and version >= 2**63:
-            raise _Refused(400, b"")
-        label = None if match["label"] is None else urllib.parse.unquote(match["label"])
-        return model, version, label
-
-    def _status(self, match: re.Match[str]) -> bytes:
-        model, version, _ = self._spec(match)
-        codes = {0: "OK"}
-        rows = []
-        for number, state, code, message in self.server.manager.status(model, version):
-            word = codes.get(code) or _code_name(code)
-            rows.append(
-                {
-                    "version": str(number),
-                    "state": State.Name(state),
-                    "status": {"error_code": word, "error_message": message},
-                }
+            if match is None:
+                if method == "GET" and path.lower() == "/v1/models":
+                    raise invalid("Missing model name in request.")
+                raise invalid(f"Malformed request: {method} {path}")
+            version, label = _choice(match)
+            if method == "GET" and match["metadata"]:
+                found = self._metadata(model, version, label)
+            elif method == "GET":
+                found = self._status(model, version)
+            else:
+                unpacked = unpack(body, headers.get("Content-Encoding", ""))
+                call = Call(api.capitalize(), deadline)
+                found = self._verb(call, model, version, label, unpacked)
+            return Answer(200, found, model=model, api=api)
+        except _Refused as refused:
+            return Answer(
+                refused.status, refused.body, model=model, api=api, code="INVALID_ARGUMENT"
             )
+        except RequestError as error:
+            return Answer(
+                error.http_status,
+                _error(error),
+                model=model,
+                api=api,
+                code=code_name(error.code),
+            )
+        except RecursionError:
+            error = json_tensors.too_deep()
+            return Answer(400, _error(error), model=model, api=api, code="INVALID_ARGUMENT")
+        except Exception as failure:  # a request must not end the server
+            logger.exception("the request failed")
+            error = RequestError(grpc.StatusCode.INTERNAL, str(failure))
+            return Answer(500, _error(error), model=model, api=api, code="INTERNAL")
+
+    def _status(self, model: str, version: int | None) -> bytes:
+        rows = [
+            {
+                "version": str(number),
+                "state": State.Name(state),
+                "status": {
+                    "error_code": "OK" if code == 0 else code_name(code),
+                    "error_message": message,
+                },
+            }
+            for number, state, code, message in self._manager.status(model, version)
+        ]
         return json.dumps({"model_version_status": rows}, indent=1).encode()
 
-    def _metadata(self, match: re.Match[str]) -> bytes:
-        model, version, label = self._spec(match)
-        with self.server.manager.use(model, version, label) as (number, loaded):
+    def _metadata(self, model: str, version: int | None, label: str | None) -> bytes:
+        with self._manager.use(model, version, label) as (number, loaded):
             signatures = get_model_metadata_pb2.SignatureDefMap()
             for name, signature in loaded.signatures.items():
                 signatures.signature_def[name].CopyFrom(signature)
@@ -172,23 +232,40 @@ class _Handler(BaseHTTPRequestHandler):
             {"model_spec": spec, "metadata": {"signature_def": described}}, indent=1
         ).encode()
 
-    def _predict(self, match: re.Match[str], body: bytes) -> bytes:
-        model, version, label = self._spec(match)
+    def _verb(
+        self, call: Call, model: str, version: int | None, label: str | None, body: bytes
+    ) -> bytes:
         document, name = _document(body)
-        with self.server.manager.use(model, version, label) as (_, loaded):
-            if name not in loaded.signatures:
-                raise invalid(f'Serving signature name: "{name}" not found in signature def')
-            row_form, inputs = json_tensors.predict_inputs(document, loaded.signatures[name], name)
-            return json_tensors.predict_answer(row_form, loaded.run(name, inputs))
-
-    def _examples(self, match: re.Match[str], body: bytes) -> bytes:
-        model, version, label = self._spec(match)
-        document, name = _document(body)
+        if call.api == "Predict":
+            with self._manager.use(model, version, label) as (_, loaded):
+                if name not in loaded.signatures:
+                    raise invalid(f'Serving signature name: "{name}" not found in signature def')
+                row_form, inputs = json_tensors.predict_inputs(
+                    document, loaded.signatures[name], name
+                )
+                outputs = loaded.run(name, inputs, call=call)
+            return json_tensors.predict_answer(row_form, outputs)
         rows = examples.serialized(examples.input_from_json(document))
-        with self.server.manager.use(model, version, label) as (_, loaded):
-            if match["verb"] == "classify":
-                return examples.classify_answer(examples.classify(loaded, name, rows))
-            return examples.regress_answer(examples.regress(loaded, name, rows))
+        with self._manager.use(model, version, label) as (_, loaded):
+            if call.api == "Classify":
+                found = examples.classify_answer(examples.classify(loaded, name, rows, call))
+            else:
+                found = examples.regress_answer(examples.regress(loaded, name, rows, call))
+        self._metrics.observe(names.EXAMPLE_COUNTS, model, value=len(rows))
+        self._metrics.count(names.EXAMPLE_COUNT_TOTAL, model, by=len(rows))
+        return found
+
+
+def _choice(match: re.Match[str]) -> tuple[int | None, str | None]:
+    """Version and label that a path asks for."""
+    version = match["version"]
+    if version is not None and (len(version.lstrip("0")) > 19 or int(version) >= 2**63):
+        raise _Refused(400, b"")
+    label = match["label"]
+    return (
+        None if version is None else int(version),
+        None if label is None else urllib.parse.unquote(label),
+    )
 
 
 def _document(body: bytes) -> tuple[dict[str, Any], str]:
@@ -203,7 +280,130 @@ def _document(body: bytes) -> tuple[dict[str, Any], str]:
     return document, name or "serving_default"
 
 
-def _code_name(code: int) -> str:
-    import grpc
+class RestServer:
+    """A `RestSurface` on a port.
 
-    return next((c.name for c in grpc.StatusCode if c.value[0] == code), "UNKNOWN")
+    Args:
+      surface: answers.
+      threads: requests worked on at a time; a bounded number more waits.
+      timeout: seconds for one request.
+      cors: send the headers that let pages of other origins ask.
+    """
+
+    def __init__(
+        self, surface: RestSurface, threads: int, timeout: float, cors: bool = False
+    ) -> None:
+        self._surface, self._threads, self._timeout = surface, threads, timeout
+        self._headers = _CORS if cors else {}
+        self._pool = ThreadPoolExecutor(threads, "rest")
+        self._pending = 0
+        self._connections: web.Server | None = None
+        self._listener: asyncio.AbstractServer | None = None
+
+    async def start(self, host: str, port: int) -> None:
+        """Listens.
+
+        Raises:
+          OSError: the port cannot be had.
+        """
+        self._connections = web.Server(
+            self._handle,
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=_IDLE_SECONDS,
+            lingering_time=1.0,
+        )
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(self._connect, host, port, backlog=1024)
+
+    def _connect(self) -> asyncio.Protocol:
+        assert self._connections is not None
+        if len(self._connections.connections) >= MAX_CONNECTIONS:
+            return _Full()
+        return self._connections()
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Takes no more connections; running requests may take so long."""
+        if self._listener is not None:
+            self._listener.close()
+        if self._connections is not None:
+            await self._connections.shutdown(drain_seconds)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        answer = await self._answer(request)
+        headers = {"Content-Type": answer.content_type, **self._headers}
+        return web.Response(status=answer.status, body=answer.body, headers=headers)
+
+    async def _answer(self, request: web.BaseRequest) -> Answer:
+        try:
+            body = await asyncio.wait_for(_read(request), _BODY_SECONDS)
+        except RequestError as error:
+            return self._give_up(request, Answer(413, _error(error)))
+        except asyncio.TimeoutError:
+            late = RequestError(grpc.StatusCode.DEADLINE_EXCEEDED, "The body did not arrive")
+            return self._give_up(request, Answer(408, _error(late)))
+        if self._pending >= self._threads * (1 + _WAITING_PER_THREAD):
+            full = RequestError(grpc.StatusCode.UNAVAILABLE, "Too many requests are waiting")
+            return Answer(503, _error(full))
+        deadline = time.monotonic() + self._timeout
+        loop = asyncio.get_running_loop()
+        self._pending += 1
+        work = self._pool.submit(
+            self._surface.answer,
+            request.method,
+            request.raw_path,
+            request.headers,
+            body,
+            deadline,
+        )
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._done))
+        try:
+            # The thread gives the better reason if it can: let it be first.
+            return await asyncio.wait_for(
+                asyncio.wrap_future(work), self._timeout + _OVERRUN_SECONDS
+            )
+        except asyncio.TimeoutError:
+            late = RequestError(
+                grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out waiting for notification"
+            )
+            return Answer(late.http_status, _error(late))
+
+    def _done(self) -> None:
+        self._pending -= 1
+
+    @staticmethod
+    def _give_up(request: web.BaseRequest, answer: Answer) -> Answer:
+        """Closes the connection behind an answer to a request that was not read to its end."""
+        with contextlib.suppress(AttributeError):
+            request.protocol.keep_alive(False)
+        return answer
+
+
+class _Full(asyncio.Protocol):
+    """A connection too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+async def _read(request: web.BaseRequest) -> bytes:
+    """The body.
+
+    Raises:
+      RequestError: it is too large.
+    """
+    if not request.can_read_body:
+        return b""
+    too_large = RequestError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, f"The body is larger than {MAX_BODY} bytes"
+    )
+    if (request.content_length or 0) > MAX_BODY:
+        raise too_large
+    parts, size = [], 0
+    async for part in request.content.iter_any():
+        size += len(part)
+        if size > MAX_BODY:
+            raise too_large
+        parts.append(part)
+    return b"".join(parts)

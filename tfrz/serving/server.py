@@ -2,44 +2,141 @@
 
 from __future__ import annotations
 
-import dataclasses
+import asyncio
 import logging
-import os
 import threading
 import time
-from pathlib import Path
+from collections.abc import Coroutine
+from typing import Any
+
+import grpc
+import tensorflow as tf
+from tensorflow.core.protobuf import config_pb2
+from tensorflow_serving.config import model_server_config_pb2
 
 from tfrz.errors import InputError
-from tfrz.serving.grpc_service import make_grpc_server
-from tfrz.serving.manager import ModelManager, ServedModel
-from tfrz.serving.rest import RestServer
+from tfrz.serving import configuration
+from tfrz.serving import metrics as names
+from tfrz.serving.batching import BatchingParameters, BatchingRunner, Scheduler
+from tfrz.serving.configuration import ServerConfig
+from tfrz.serving.grpc_service import GrpcSurface, add_health_service
+from tfrz.serving.manager import ManagerOptions, ModelManager
+from tfrz.serving.metrics import Metrics
+from tfrz.serving.model import Call, LoadedModel
+from tfrz.serving.rest import RestServer, RestSurface
+from tfrz.serving.status import RequestError
+from tfrz.serving.warmup import warm_up
 
 logger = logging.getLogger(__name__)
 
+_PER_VERSION_BATCHING = "batching_params.pbtxt"
 
-@dataclasses.dataclass(frozen=True)
-class ServerConfig:
-    """What to serve, and where.
 
-    Attributes:
-      model_name: what requests call the model.
-      model_base_path: holds a folder per version.
-      port: of gRPC; 0 for none.
-      rest_api_port: of HTTP; 0 for none.
-      host: the address to listen on.
-      poll_seconds: time between looks at the base path; 0 to look once.
-      grpc_max_threads: calls beyond so many at a time are refused.
-      enable_model_warmup: run the stored warm-up requests.
+class VersionLoader:
+    """Loads and warms versions as a configuration says.
+
+    Args:
+      config: of the server.
+      metrics: where to count.
+
+    Raises:
+      RequestError: a file that the configuration names is not what it should be.
     """
 
-    model_name: str
-    model_base_path: Path
-    port: int = 8500
-    rest_api_port: int = 0
-    host: str = "127.0.0.1"
-    poll_seconds: float = 1.0
-    grpc_max_threads: int = 4 * (os.cpu_count() or 1)
-    enable_model_warmup: bool = True
+    def __init__(self, config: ServerConfig, metrics: Metrics) -> None:
+        self._config, self._metrics = config, metrics
+        self._session_config = _session_config(config)
+        self._parameters: BatchingParameters | None = None
+        self.scheduler: Scheduler | None = None
+        if config.enable_batching:
+            self._parameters = configuration.batching_parameters(config.batching_parameters_file)
+            self.scheduler = Scheduler(
+                self._parameters.num_batch_threads, self._parameters.thread_pool_name, metrics
+            )
+
+    def __call__(self, name: str, number: int, path: str) -> LoadedModel:
+        """Loads a version.
+
+        Raises:
+          Exception: whatever is wrong with it.
+        """
+        start = time.perf_counter()
+        outcome = "fail"
+        try:
+            model = LoadedModel(
+                path,
+                self._config.saved_model_tags.split(","),
+                self._session_config,
+                self._batching(path),
+                lambda call, seconds: self._on_run(name, call, seconds),
+                self._config.enable_signature_method_name_check,
+            )
+            outcome = "success"
+        finally:
+            self._metrics.count(names.LOAD_ATTEMPT_COUNT, path, outcome)
+            self._metrics.count(
+                names.LOAD_LATENCY, path, by=round(1e6 * (time.perf_counter() - start))
+            )
+        try:
+            self._warm(model)
+        except BaseException:
+            model.close()
+            raise
+        return model
+
+    def _warm(self, model: LoadedModel) -> None:
+        if not self._config.enable_model_warmup:
+            return
+        start = time.perf_counter()
+        status = "fail"
+        try:
+            count = warm_up(model, max(1, self._config.num_request_iterations_for_warmup))
+            status = "success"
+        finally:
+            microseconds = 1e6 * (time.perf_counter() - start)
+            self._metrics.observe(names.WARMUP_LATENCY, model.path, status, value=microseconds)
+        logger.info("%d warm-up requests of %s took %.3f s", count, model.path, microseconds / 1e6)
+
+    def _batching(self, path: str) -> BatchingRunner | None:
+        if self.scheduler is None or self._parameters is None:
+            return None
+        parameters = self._parameters
+        if self._config.enable_per_model_batching_parameters:
+            file = tf.io.gfile.join(path, _PER_VERSION_BATCHING)
+            if not tf.io.gfile.exists(file):
+                return None
+            parameters = configuration.batching_parameters(file)
+        return BatchingRunner(self.scheduler, parameters)
+
+    def _on_run(self, name: str, call: Call, seconds: float) -> None:
+        self._metrics.observe(names.RUNTIME_LATENCY, name, call.api, "TF1", value=1e6 * seconds)
+
+
+def _session_config(config: ServerConfig) -> config_pb2.ConfigProto:
+    session = config_pb2.ConfigProto()
+    if config.tensorflow_session_config_file:
+        return configuration.read_text(config.tensorflow_session_config_file, session)
+    both = config.tensorflow_session_parallelism
+    session.intra_op_parallelism_threads = both or config.tensorflow_intra_op_parallelism
+    session.inter_op_parallelism_threads = both or config.tensorflow_inter_op_parallelism
+    return session
+
+
+class _EventLoop:
+    """An event loop on a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="loop", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Runs a coroutine on the loop; gives what it gives."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
 
 
 class Server:
@@ -47,65 +144,140 @@ class Server:
 
     Args:
       config: what to serve.
-      wait: wait for a first version to appear, as the production server does; otherwise fail.
+      wait: wait for versions to appear, and try failed loads again, as the production server does;
+        otherwise fail at the first try.
+      models: instead of those that the configuration names.
 
     Raises:
-      InputError: no version answers, or a port is in use.
+      RequestError: the configuration is refused, or a model cannot become available.
+      InputError: a port is in use.
     """
 
-    def __init__(self, config: ServerConfig, wait: bool = False) -> None:
-        self.config = config
-        model = ServedModel(config.model_name, config.model_base_path, config.enable_model_warmup)
-        self.manager = ModelManager({config.model_name: model}, config.poll_seconds)
-        self.manager.poll()
-        while not model.available:
-            if model.failure is not None or not wait:
-                reason = model.failure or "it has no version (a folder whose name is a number)"
-                raise InputError(
-                    f"cannot serve {config.model_base_path}: {' '.join(reason.split())}"
-                )
-            time.sleep(1)
-            self.manager.poll()
+    def __init__(
+        self,
+        config: ServerConfig,
+        wait: bool = False,
+        models: model_server_config_pb2.ModelConfigList | None = None,
+    ) -> None:
+        config.check()
+        self.config, self.metrics = config, Metrics()
+        metrics_path = configuration.prometheus_path(config.monitoring_config_file)
+        credentials = configuration.server_credentials(config.ssl_config_file)
+        options = configuration.channel_arguments(config.grpc_channel_arguments)
+        models = models or configuration.models_of_flags(config)
+        self._loader = VersionLoader(config, self.metrics)
+        self.manager = ModelManager(
+            self._loader,
+            ManagerOptions(
+                poll_seconds=config.file_system_poll_wait_seconds,
+                max_num_load_retries=config.max_num_load_retries,
+                retry_seconds=config.load_retry_interval_micros / 1e6,
+                num_load_threads=config.num_load_threads,
+                allow_unavailable_labels=config.allow_version_labels_for_unavailable_models,
+            ),
+        )
+        self._stopping = threading.Event()
+        self._config_poller: threading.Thread | None = None
         self._rest: RestServer | None = None
-        self._grpc = None
-        if config.rest_api_port:
+        self._grpc: grpc.aio.Server | None = None
+        self._grpc_surface: GrpcSurface | None = None
+        self._health: Any = None
+        self._loop = _EventLoop()
+        try:
+            new = self.manager.apply(models)
+            self.manager.start()
+            self.manager.wait_available(new, first_try=not wait)
+            self._loop.run(self._open(metrics_path, credentials, options))
+        except BaseException:
+            self.stop(0)
+            raise
+        if config.model_config_file and config.model_config_file_poll_wait_seconds > 0:
+            self._config_poller = threading.Thread(
+                target=self._poll_config, name="config", daemon=True
+            )
+            self._config_poller.start()
+
+    async def _open(
+        self,
+        metrics_path: str | None,
+        credentials: grpc.ServerCredentials | None,
+        options: list[tuple[str, str | int]],
+    ) -> None:
+        config = self.config
+        if config.port or config.grpc_socket_path:
+            surface = GrpcSurface(self.manager, self.metrics, config.grpc_max_threads)
+            self._grpc_surface = surface
+            self._grpc = surface.make_server(options)
+            if config.enable_grpc_healthcheck_service:
+                self._health = await add_health_service(self._grpc)
+            if config.port:
+                address = f"{config.host}:{config.port}"
+                self._bind(address, credentials, "--port")
+            if config.grpc_socket_path:
+                self._bind(f"unix:{config.grpc_socket_path}", None, "--grpc_socket_path")
+            await self._grpc.start()
+            logger.info("Running gRPC ModelServer at %s:%d ...", config.host, config.port)
+        if config.rest_api_port and config.rest_api_port == config.port:
+            logger.error("--rest_api_port=%d is the gRPC port too: no HTTP", config.port)
+        elif config.rest_api_port:
+            self._rest = RestServer(
+                RestSurface(self.manager, self.metrics, metrics_path),
+                config.rest_api_num_threads,
+                config.rest_api_timeout_in_ms / 1000,
+                config.rest_api_enable_cors_support,
+            )
+            address = f"{config.host}:{config.rest_api_port}"
             try:
-                self._rest = RestServer((config.host, config.rest_api_port), self.manager)
+                await self._rest.start(config.host, config.rest_api_port)
             except OSError as error:
-                raise _port_error(config.host, config.rest_api_port, "--rest_api_port") from error
-        if config.port:
-            self._grpc = make_grpc_server(self.manager, config.grpc_max_threads)
+                raise _port_error(address, "--rest_api_port") from error
+            logger.info("Exporting HTTP/REST API at:%s ...", address)
+
+    def _bind(self, address: str, credentials: grpc.ServerCredentials | None, flag: str) -> None:
+        assert self._grpc is not None
+        try:
+            if credentials is None:
+                bound = self._grpc.add_insecure_port(address)
+            else:
+                bound = self._grpc.add_secure_port(address, credentials)
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise _port_error(address, flag)
+
+    def _poll_config(self) -> None:
+        while not self._stopping.wait(self.config.model_config_file_poll_wait_seconds):
             try:
-                bound = self._grpc.add_insecure_port(f"{config.host}:{config.port}")
-            except RuntimeError:
-                bound = 0
-            if not bound:
-                if self._rest is not None:
-                    self._rest.server_close()
-                raise _port_error(config.host, config.port, "--port")
-            self._grpc.start()
-        if self._rest is not None:
-            threading.Thread(
-                target=self._rest.serve_forever,
-                name="rest",
-                kwargs={"poll_interval": 0.1},
-                daemon=True,
-            ).start()
-        self.manager.start()
+                self.manager.apply(configuration.models_of_flags(self.config))
+            except RequestError as error:
+                logger.error("%s is not applied: %s", self.config.model_config_file, error.message)
 
     @property
     def versions(self) -> list[int]:
-        """The versions that answer."""
-        return self.manager.models[self.config.model_name].available
+        """The versions of the model of `model_name` that answer."""
+        return self.manager.available(self.config.model_name)
 
-    def stop(self) -> None:
-        """Closes the ports."""
-        if self._rest is not None:
-            self._rest.shutdown()
-            self._rest.server_close()
-        if self._grpc is not None:
-            self._grpc.stop(grace=None).wait()
+    def stop(self, drain_seconds: float | None = None) -> None:
+        """Closes the ports; running requests may take so long (`drain_seconds` of the config)."""
+        drain = self.config.drain_seconds if drain_seconds is None else drain_seconds
+        self._stopping.set()
+        self._loop.run(self._close(drain))
         self.manager.stop()
+        if self._grpc_surface is not None:
+            self._grpc_surface.close()
+        if self._loader.scheduler is not None:
+            self._loader.scheduler.stop()
+        self._loop.stop()
+
+    async def _close(self, drain: float) -> None:
+        work: list[Coroutine[Any, Any, Any]] = []
+        if self._health is not None:
+            await self._health.enter_graceful_shutdown()
+        if self._grpc is not None:
+            work.append(self._grpc.stop(drain))
+        if self._rest is not None:
+            work.append(self._rest.stop(drain))
+        await asyncio.gather(*work)
 
     def __enter__(self) -> Server:
         return self
@@ -114,7 +286,5 @@ class Server:
         self.stop()
 
 
-def _port_error(host: str, port: int, flag: str) -> InputError:
-    return InputError(
-        f"{host}:{port} cannot be listened on, it may be in use: choose another {flag}"
-    )
+def _port_error(address: str, flag: str) -> InputError:
+    return InputError(f"{address} cannot be listened on, it may be in use: choose another {flag}")

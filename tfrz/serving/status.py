@@ -56,3 +56,9 @@ def invalid(message: str) -> RequestError:
 def not_found(message: str) -> RequestError:
     """NOT_FOUND."""
     return RequestError(grpc.StatusCode.NOT_FOUND, message)
+
+
+def code_name(code: grpc.StatusCode | int) -> str:
+    """`OK`, `NOT_FOUND`, ...; of a number too."""
+    number = code if isinstance(code, int) else code.value[0]
+    return next((one.name for one in grpc.StatusCode if one.value[0] == number), "UNKNOWN")

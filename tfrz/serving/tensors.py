@@ -17,6 +17,7 @@ _FIELDS = {
     tf.uint64: "uint64_val",
     tf.int32: "int_val",
     tf.int16: "int_val",
+    tf.uint16: "int_val",
     tf.int8: "int_val",
     tf.uint8: "int_val",
 }
@@ -37,24 +38,33 @@ def from_proto(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
     return array
 
 
-def to_proto(array: np.ndarray) -> tensor_pb2.TensorProto:
+def to_proto(
+    array: np.ndarray, into: tensor_pb2.TensorProto | None = None
+) -> tensor_pb2.TensorProto:
     """The TensorProto with one entry per element in the typed field.
 
     `tf.make_tensor_proto` would write `tensor_content`; clients read `float_val`.
     """
+    proto = tensor_pb2.TensorProto() if into is None else into
     if array.dtype == object or array.dtype.kind in "SU":
-        proto = tensor_pb2.TensorProto(dtype=tf.string.as_datatype_enum)
+        proto.dtype = tf.string.as_datatype_enum
         proto.string_val.extend(
             v if isinstance(v, bytes) else str(v).encode() for v in array.ravel().tolist()
         )
     else:
         dtype = tf.dtypes.as_dtype(array.dtype)
-        proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum)
+        proto.dtype = dtype.as_datatype_enum
+        flat = array.ravel()
         if dtype in (tf.float16, tf.bfloat16):
-            proto.half_val.extend(array.ravel().view(np.uint16).tolist())
+            proto.half_val.extend(flat.view(np.uint16).tolist())
+        elif dtype.is_complex:
+            pairs = flat.view(flat.real.dtype).tolist()
+            field = proto.scomplex_val if dtype == tf.complex64 else proto.dcomplex_val
+            field.extend(pairs)
         else:
-            field = _FIELDS[dtype]
-            getattr(proto, field).extend(array.ravel().tolist())
+            getattr(proto, _FIELDS[dtype]).extend(flat.tolist())
+    # Also for a scalar the shape is known: it has no dimensions.
+    proto.tensor_shape.SetInParent()
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
     return proto

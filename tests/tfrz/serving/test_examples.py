@@ -73,7 +73,7 @@ def served(tmp_path_factory):
     signatures = {name: getattr(module, name) for name in names}
     signatures["serving_default"] = module.regress
     tf.saved_model.save(module, str(folder / "m" / "3"), signatures=signatures)
-    config = ServerConfig("m", folder / "m", _port(), _port(), poll_seconds=0)
+    config = ServerConfig("m", str(folder / "m"), _port(), _port(), file_system_poll_wait_seconds=0)
     with Server(config) as server:
         with grpc.insecure_channel(f"127.0.0.1:{server.config.port}") as channel:
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)

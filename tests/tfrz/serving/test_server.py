@@ -26,6 +26,7 @@ from tensorflow_serving.apis import (
 from tfrz.errors import InputError
 from tfrz.serving.grpc_service import UNLIMITED
 from tfrz.serving.server import Server, ServerConfig
+from tfrz.serving.status import RequestError
 
 
 def _port() -> int:
@@ -106,7 +107,11 @@ def served(tmp_path_factory):
     module = _ranker()
     _save(module, folder / "ranker" / "1", rank=module.f)
     servers = [
-        Server(ServerConfig(name, folder / name, _port(), _port(), poll_seconds=0))
+        Server(
+            ServerConfig(
+                name, str(folder / name), _port(), _port(), file_system_poll_wait_seconds=0
+            )
+        )
         for name in ("half_plus_two", "ranker")
     ]
     yield {server.config.model_name: Client(server) for server in servers}
@@ -486,7 +491,7 @@ def test_a_version_change_fails_no_request(tmp_path):
     base = tmp_path / "m"
     _save(_half_plus(2.0), base / "1")
     _save(_half_plus(3.0), tmp_path / "new")
-    config = ServerConfig("m", base, _port(), _port(), poll_seconds=0.05)
+    config = ServerConfig("m", str(base), _port(), _port(), file_system_poll_wait_seconds=0.05)
     with Server(config) as server:
         client = Client(server)
         answers, failures = [], []
@@ -524,10 +529,17 @@ def test_a_version_change_fails_no_request(tmp_path):
 def test_a_version_that_does_not_load_leaves_the_old_one(tmp_path):
     base = tmp_path / "m"
     _save(_half_plus(2.0), base / "1")
-    with Server(ServerConfig("m", base, 0, _port(), poll_seconds=0)) as server:
+    config = ServerConfig(
+        "m", str(base), 0, _port(), file_system_poll_wait_seconds=0, max_num_load_retries=0
+    )
+    with Server(config) as server:
         (base / "2").mkdir()
         (base / "2" / "saved_model.pb").write_bytes(b"broken")
         server.manager.poll()
+        for _ in range(200):
+            if server.manager.status("m")[0][1] == 50:
+                break
+            time.sleep(0.05)
         assert server.versions == [1]
         rows = server.manager.status("m")
         assert (rows[0][0], rows[0][1]) == (2, 50)
@@ -537,14 +549,14 @@ def test_a_version_that_does_not_load_leaves_the_old_one(tmp_path):
 def test_what_cannot_be_served_is_told_in_one_line(tmp_path):
     base = tmp_path / "m"
     base.mkdir()
-    with pytest.raises(InputError, match="it has no version"):
-        Server(ServerConfig("m", base, 0, _port()))
+    with pytest.raises(RequestError, match="No versions of servable m found"):
+        Server(ServerConfig("m", str(base), 0, _port()))
     _save(_half_plus(2.0), base / "1")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"{port} cannot be listened on"):
-            Server(ServerConfig("m", base, 0, port))
+            Server(ServerConfig("m", str(base), 0, port))
         with pytest.raises(InputError, match=f"{port} cannot be listened on"):
-            Server(ServerConfig("m", base, port, 0))
+            Server(ServerConfig("m", str(base), port, 0))

@@ -1,0 +1,1 @@
+"""Configuration messages that `tensorflow-serving-api` leaves out; see `make protos`."""
