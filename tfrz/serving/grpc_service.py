@@ -289,7 +289,9 @@ class GrpcSurface:
         """A server of both services, not yet bound to a port; call it within the event loop."""
         server = grpc.aio.server(
             options=[*UNLIMITED, ("grpc.so_reuseport", 0), *options],
-            maximum_concurrent_rpcs=self._threads,
+            # A call ends for gRPC a little after its client has the answer: our count is the exact
+            # one, this one bounds what is read meanwhile.
+            maximum_concurrent_rpcs=2 * self._threads + 16,
         )
         for service, methods in self._methods.items():
             handlers = {

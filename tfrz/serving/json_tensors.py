@@ -194,19 +194,7 @@ def _flat(value: Any, shape: list[int], dtype: tf.DType) -> list[Any] | None:
     return None
 
 
-def to_array(value: Any, dtype: tf.DType) -> np.ndarray:
-    """Nested lists, or a bare value, as an array.
-
-    Raises:
-      RequestError: INVALID_ARGUMENT (ragged, or of another type), or UNIMPLEMENTED.
-    """
-    shape = _shape(value)
-    if len(shape) > _MAX_DIMENSIONS:
-        raise too_deep()
-    flat = _flat(value, shape, dtype)
-    if flat is None:
-        flat = []
-        _flatten(value, shape, 0, dtype, flat)
+def _array(flat: list[Any], shape: list[int], dtype: tf.DType) -> np.ndarray:
     if dtype in (tf.int8, tf.int16, tf.uint8):
         return np.array(flat, np.int64).astype(dtype.as_numpy_dtype).reshape(shape)
     if dtype == tf.string:
@@ -215,6 +203,48 @@ def to_array(value: Any, dtype: tf.DType) -> np.ndarray:
         return array.reshape(shape)
     with np.errstate(over="ignore"):
         return np.array(flat, dtype.as_numpy_dtype).reshape(shape)
+
+
+def _plain(value: Any, shape: list[int], dtype: tf.DType) -> np.ndarray | None:
+    """Nested lists with nothing unusual about them as an array; else None."""
+    if len(shape) > _MAX_DIMENSIONS:
+        raise too_deep()
+    flat = _flat(value, shape, dtype)
+    return None if flat is None else _array(flat, shape, dtype)
+
+
+def to_array(value: Any, dtype: tf.DType) -> np.ndarray:
+    """Nested lists, or a bare value, as an array.
+
+    Raises:
+      RequestError: INVALID_ARGUMENT (ragged, or of another type), or UNIMPLEMENTED.
+    """
+    shape = _shape(value)
+    array = _plain(value, shape, dtype)
+    if array is None:
+        flat: list[Any] = []
+        _flatten(value, shape, 0, dtype, flat)
+        array = _array(flat, shape, dtype)
+    return array
+
+
+def _plain_rows(
+    instances: list[Any], inputs: Mapping[str, Any], objects: bool
+) -> dict[str, np.ndarray] | None:
+    """The arrays of rows with nothing unusual about them, a column at a time; else None."""
+    names = list(inputs)
+    if objects:
+        wanted = set(names)
+        if any(type(row) is not dict or row.keys() != wanted for row in instances):
+            return None
+    arrays = {}
+    for name in names:
+        column = [row[name] for row in instances] if objects else instances
+        array = _plain(column, _shape(column), tf.dtypes.as_dtype(inputs[name].dtype))
+        if array is None:
+            return None
+        arrays[name] = array
+    return arrays
 
 
 def _row_inputs(
@@ -235,6 +265,10 @@ def _row_inputs(
             "instances is a plain list, but expecting list of objects as multiple input tensors "
             "required as per tensorinfo_map"
         )
+    plain = _plain_rows(instances, inputs, objects)
+    if plain is not None:
+        return plain
+    # Row by row, to name the one that is wrong.
     rows: dict[str, list[np.ndarray]] = {name: [] for name in inputs}
     for i, row in enumerate(instances):
         if is_object(row) != objects:

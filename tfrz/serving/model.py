@@ -61,6 +61,25 @@ class Call:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """How a signature with certain outputs is run.
+
+    Attributes:
+      order: names of the inputs, in the order of their feeds.
+      feeds: the tensors fed.
+      dtypes: of the inputs.
+      outputs: names of the outputs, in order.
+      function: the values of the inputs in order to those of the outputs.
+    """
+
+    order: tuple[str, ...]
+    feeds: tuple[str, ...]
+    dtypes: tuple[tf.DType, ...]
+    outputs: tuple[str, ...]
+    function: Any
+
+
 class LoadedModel:
     """A SavedModel in memory.
 
@@ -85,6 +104,10 @@ class LoadedModel:
         self.path = str(path)
         self.check_method_names = check_method_names
         self._batching, self._on_run = batching, on_run
+        # Left to itself, a run stays on the thread that asks for it: requests run side by side
+        # anyway, and a small graph would wait for the change of threads longer than it runs.
+        parallel = session_config is not None and session_config.inter_op_parallelism_threads
+        self._pool = 0 if parallel else -1
         self._graph = tf.Graph()
         with self._graph.as_default():
             self._session = tf.compat.v1.Session(graph=self._graph, config=session_config)
@@ -94,7 +117,8 @@ class LoadedModel:
                 self._session.close()
                 raise
         self.signatures = dict(meta.signature_def)
-        self._callables: dict[tuple[str, tuple[str, ...]], Any] = {}
+        self._inputs = {name: set(one.inputs) for name, one in self.signatures.items()}
+        self._plans: dict[tuple[str, tuple[str, ...]], _Plan] = {}
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -114,20 +138,26 @@ class LoadedModel:
             )
         return self.signatures[name]
 
-    def _callable(self, name: str, outputs: tuple[str, ...]) -> tuple[list[str], Any]:
-        """Names of the inputs in the order of their feeds, and the function of their values."""
-        signature = self.signatures[name]
-        order = sorted(signature.inputs, key=lambda key: signature.inputs[key].name)
-        key = (name, outputs)
-        with self._lock:
-            if key not in self._callables:
-                # Session.run would hold the values to the placeholders' shapes.
-                options = config_pb2.CallableOptions(
-                    feed=[signature.inputs[one].name for one in order],
-                    fetch=[signature.outputs[output].name for output in outputs],
-                )
-                self._callables[key] = self._session._make_callable_from_options(options)
-        return order, self._callables[key]
+    def _plan(self, name: str, output_filter: Sequence[str]) -> _Plan:
+        key = (name, tuple(output_filter))
+        plan = self._plans.get(key)
+        if plan is None:
+            signature = self.signatures[name]
+            outputs = self._outputs(signature, output_filter)
+            order = sorted(signature.inputs, key=lambda one: signature.inputs[one].name)
+            feeds = tuple(signature.inputs[one].name for one in order)
+            # Session.run would hold the values to the placeholders' shapes.
+            options = config_pb2.CallableOptions(
+                feed=feeds,
+                fetch=[signature.outputs[output].name for output in outputs],
+                run_options=config_pb2.RunOptions(inter_op_thread_pool=self._pool),
+            )
+            with self._lock:
+                function = self._session._make_callable_from_options(options)
+            dtypes = tuple(tf.dtypes.as_dtype(signature.inputs[one].dtype) for one in order)
+            plan = _Plan(tuple(order), feeds, dtypes, outputs, function)
+            self._plans[key] = plan
+        return plan
 
     def run(
         self,
@@ -149,6 +179,41 @@ class LoadedModel:
         """
         name = name or "serving_default"
         signature = self.signature(name)
+        if inputs.keys() != self._inputs[name]:
+            inputs = self._complete(signature, inputs)
+        plan = self._plan(name, output_filter)
+        arrays = []
+        for i, (one, expected) in enumerate(zip(plan.order, plan.dtypes, strict=True)):
+            array = inputs[one]
+            arrays.append(array)
+            given = tf.string if array.dtype == object else tf.dtypes.as_dtype(array.dtype)
+            if given != expected:
+                raise invalid(
+                    f"Expects arg[{i}] to be {dtype_word(expected)} but {dtype_word(given)} "
+                    "is provided"
+                )
+        call.check()
+        start = time.perf_counter()
+        if self._batching is None:
+            results = _run(plan.function, arrays)
+        else:
+            results = self._batching.run(
+                (plan.feeds, plan.outputs),
+                lambda joined: _run(plan.function, joined),
+                arrays,
+                call.deadline,
+            )
+        if self._on_run is not None:
+            self._on_run(call, time.perf_counter() - start)
+        return dict(zip(plan.outputs, results, strict=True))
+
+    @staticmethod
+    def _complete(signature: Any, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """What is sent with the signature's defaults for what is not.
+
+        Raises:
+          RequestError: INVALID_ARGUMENT, something is missing or too much.
+        """
         wanted, sent = sorted(signature.inputs), sorted(inputs)
         missing = sorted(set(wanted) - set(sent))
         if len(sent) > len(wanted) or (len(sent) < len(wanted) and not signature.defaults):
@@ -177,31 +242,7 @@ class LoadedModel:
                 f"Inputs contains invalid name. Used request inputs: "
                 f"{{{','.join(sorted(set(sent) - surplus))}}}, request input: {{{names}}}"
             )
-        outputs = self._outputs(signature, output_filter)
-        order, function = self._callable(name, outputs)
-        for i, one in enumerate(order):
-            expected = tf.dtypes.as_dtype(signature.inputs[one].dtype)
-            given = (
-                tf.string if values[one].dtype == object else tf.dtypes.as_dtype(values[one].dtype)
-            )
-            if given != expected:
-                raise invalid(
-                    f"Expects arg[{i}] to be {dtype_word(expected)} but {dtype_word(given)} "
-                    "is provided"
-                )
-        call.check()
-        start = time.perf_counter()
-        arrays = [values[one] for one in order]
-        if self._batching is None:
-            results = _run(function, arrays)
-        else:
-            key = (tuple(signature.inputs[one].name for one in order), function)
-            results = self._batching.run(
-                key, lambda joined: _run(function, joined), arrays, call.deadline
-            )
-        if self._on_run is not None:
-            self._on_run(call, time.perf_counter() - start)
-        return dict(zip(outputs, results, strict=True))
+        return values
 
     @staticmethod
     def _outputs(signature: Any, output_filter: Sequence[str]) -> tuple[str, ...]:
