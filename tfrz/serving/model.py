@@ -232,7 +232,7 @@ class LoadedModel:
                     f"Signature input alias: {one}(feed name: {signature.inputs[one].name}) not "
                     "found in request and no default value provided. Inputs expected to be in "
                     f"the request {{{names}}}, or default input alias set: "
-                    f"{{{','.join(sorted(signature.defaults))}}}"
+                    f"{','.join(sorted(signature.defaults))}"
                 )
             values[one] = tf.make_ndarray(signature.defaults[one])
         surplus = set(sent) - set(wanted)
@@ -240,7 +240,7 @@ class LoadedModel:
             names = ",".join(sent)
             raise invalid(
                 f"Inputs contains invalid name. Used request inputs: "
-                f"{{{','.join(sorted(set(sent) - surplus))}}}, request input: {{{names}}}"
+                f"{','.join(sorted(set(sent) - surplus))}, request input: {names}"
             )
         return values
 

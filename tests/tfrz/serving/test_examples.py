@@ -16,8 +16,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from tests.tfrz.serving.test_server import _port
-from tfrz.serving.server import Server, ServerConfig
+from tests.tfrz.serving.harness import ServerProcess, contract
 
 
 class _Model(tf.Module):
@@ -73,11 +72,11 @@ def served(tmp_path_factory):
     signatures = {name: getattr(module, name) for name in names}
     signatures["serving_default"] = module.regress
     tf.saved_model.save(module, str(folder / "m" / "3"), signatures=signatures)
-    config = ServerConfig("m", str(folder / "m"), _port(), _port(), file_system_poll_wait_seconds=0)
-    with Server(config) as server:
-        with grpc.insecure_channel(f"127.0.0.1:{server.config.port}") as channel:
+    flags = (f"--model_base_path={folder / 'm'}", "--model_name=m")
+    with ServerProcess(*flags, log=folder / "log") as server:
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-            yield f"http://127.0.0.1:{server.config.rest_api_port}/v1/models/m", stub
+            yield f"http://127.0.0.1:{server.rest_port}/v1/models/m", stub
 
 
 def _post(address, verb, document):
@@ -89,6 +88,9 @@ def _post(address, verb, document):
         return error.code, json.loads(error.read())["error"]
 
 
+@contract(
+    "7.6", "classify and regress: JSON values decide the kind of feature, context, forms of answers"
+)
 @pytest.mark.parametrize(
     ("verb", "document", "answer"),
     [
@@ -115,6 +117,7 @@ def test_answers_over_http(served, verb, document, answer):
     assert _post(served[0], verb, document) == (200, answer)
 
 
+@contract("9", "classify and regress: texts of what is wrong with signature, examples and features")
 @pytest.mark.parametrize(
     ("verb", "document", "message"),
     [
@@ -199,6 +202,10 @@ def _input(message, xs, context=None):
         c.float_list.value.append(context)
 
 
+@contract(
+    "6.2",
+    "Classify and Regress, with and without a context; a signature for them can be run with Predict",
+)
 def test_classify_and_regress_over_grpc(served):
     _, stub = served
     request = classification_pb2.ClassificationRequest()
@@ -234,6 +241,7 @@ def _tasks(*tasks):
     return request
 
 
+@contract("6.3", "MultiInference: results in the order of the tasks, from one version")
 def test_multi_inference(served):
     _, stub = served
     tasks = _tasks(("m", "classify", "classify"), ("m", "regress", "regress"))
@@ -243,6 +251,10 @@ def test_multi_inference(served):
     assert second.model_spec.version.value == 3
 
 
+@contract(
+    "6.3",
+    "MultiInference: no tasks, different models, a signature twice or unknown, no examples, other methods",
+)
 @pytest.mark.parametrize(
     ("tasks", "code", "message"),
     [

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import base64
 import gzip
-import http.client
 import json
-import shutil
 import socket
-import threading
-import time
 
 import grpc
 import numpy as np
@@ -18,29 +14,20 @@ import tensorflow as tf
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
-    model_service_pb2_grpc,
     predict_pb2,
-    prediction_service_pb2_grpc,
 )
 
+from tests.tfrz.serving.harness import (
+    ServerProcess,
+    config_text,
+    contract,
+    free_port,
+    half_plus,
+    save,
+)
 from tfrz.errors import InputError
-from tfrz.serving.grpc_service import UNLIMITED
 from tfrz.serving.server import Server, ServerConfig
 from tfrz.serving.status import RequestError
-
-
-def _port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _half_plus(constant: float) -> tf.Module:
-    module = tf.Module()
-    module.f = tf.function(
-        lambda x: {"y": 0.5 * x + constant}, input_signature=[tf.TensorSpec([None], name="x")]
-    )
-    return module
 
 
 def _ranker() -> tf.Module:
@@ -63,65 +50,26 @@ def _ranker() -> tf.Module:
     return module
 
 
-def _save(module: tf.Module, path, **more) -> None:
-    tf.saved_model.save(module, str(path), signatures={"serving_default": module.f, **more})
-
-
-class Client:
-    """One kept-alive HTTP connection and a gRPC channel to a running server."""
-
-    def __init__(self, server: Server) -> None:
-        config = server.config
-        self.http = http.client.HTTPConnection("127.0.0.1", config.rest_api_port, timeout=60)
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{config.port}", options=UNLIMITED)
-        self.predict_stub = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
-        self.model_stub = model_service_pb2_grpc.ModelServiceStub(self.channel)
-
-    def ask(self, method: str, path: str, body: object = None, headers=()) -> tuple[int, str]:
-        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        self.http.request(method, path, data, dict(headers))
-        answer = self.http.getresponse()
-        return answer.status, answer.read().decode()
-
-    def predict(self, name: str, values: dict, **spec) -> predict_pb2.PredictResponse:
-        request = predict_pb2.PredictRequest()
-        request.model_spec.name = name
-        if "version" in spec:
-            request.model_spec.version.value = spec["version"]
-        request.model_spec.signature_name = spec.get("signature", "")
-        if "label" in spec:
-            request.model_spec.version_label = spec["label"]
-        request.output_filter.extend(spec.get("outputs", ()))
-        for key, value in values.items():
-            request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
-        return self.predict_stub.Predict(request, timeout=60)
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """Two servers: `half_plus_two` version 123 and `ranker` version 1."""
+    """A client of a server of `half_plus_two` version 123 and `ranker` version 1."""
     folder = tmp_path_factory.mktemp("models")
-    _save(_half_plus(2.0), folder / "half_plus_two" / "00000123")
+    save(half_plus(2.0), folder / "half_plus_two" / "00000123")
     (folder / "half_plus_two" / "notes.txt").write_text("ignored")
     (folder / "half_plus_two" / "tmp-export").mkdir()
     module = _ranker()
-    _save(module, folder / "ranker" / "1", rank=module.f)
-    servers = [
-        Server(
-            ServerConfig(
-                name, str(folder / name), _port(), _port(), file_system_poll_wait_seconds=0
-            )
-        )
-        for name in ("half_plus_two", "ranker")
-    ]
-    yield {server.config.model_name: Client(server) for server in servers}
-    for server in servers:
-        server.stop()
+    save(module, folder / "ranker" / "1", rank=module.f)
+    config = folder / "models.config"
+    config.write_text(config_text(half_plus_two=folder / "half_plus_two", ranker=folder / "ranker"))
+    with ServerProcess(f"--model_config_file={config}", log=folder / "log") as server:
+        yield server.client()
 
 
 HALF = "/v1/models/half_plus_two"
 
 
+@contract("7.5", "row and column form of predict: answers, and the texts of what is wrong")
+@contract("16", "the worked examples over HTTP")
 @pytest.mark.parametrize(
     ("path", "body", "status", "answer"),
     [
@@ -219,10 +167,11 @@ HALF = "/v1/models/half_plus_two"
     ],
 )
 def test_predict_over_http(served, path, body, status, answer):
-    got, text = served["half_plus_two"].ask("POST", path, body)
+    got, text = served.ask("POST", path, body)
     assert (got, json.loads(text)) == (status, answer)
 
 
+@contract("9", "bodies that are empty, no JSON, no object, or have something behind them")
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -233,11 +182,15 @@ def test_predict_over_http(served, path, body, status, answer):
     ],
 )
 def test_bodies_that_are_no_request(served, body, message):
-    status, text = served["half_plus_two"].ask("POST", f"{HALF}:predict", body)
+    status, text = served.ask("POST", f"{HALF}:predict", body)
     assert status == 400
     assert json.loads(text)["error"].startswith(message)
 
 
+@contract(
+    "7.1",
+    "other paths and methods: 404 outside /v1/, Malformed request inside; model paths in any case, verbs in lower case",
+)
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
@@ -252,7 +205,7 @@ def test_bodies_that_are_no_request(served, body, message):
     ],
 )
 def test_other_paths_and_methods(served, method, path, status):
-    got, text = served["half_plus_two"].ask(method, path)
+    got, text = served.ask(method, path)
     if path == "/v1/MODELS/half_plus_two":
         assert got == 200
         return
@@ -261,18 +214,23 @@ def test_other_paths_and_methods(served, method, path, status):
         assert json.loads(text)["error"] == f"Malformed request: {method} {path}"
 
 
+@contract("7.2", "gzip bodies are unpacked; one that does not unpack counts as empty")
 def test_gzip_bodies_are_unpacked_and_broken_ones_are_empty(served):
     body = gzip.compress(json.dumps({"instances": [2.0]}).encode())
     headers = {"Content-Encoding": "gzip"}
-    client = served["half_plus_two"]
+    client = served
     assert client.ask("POST", f"{HALF}:predict", body, headers)[0] == 200
     status, text = client.ask("POST", f"{HALF}:predict", b"no gzip", headers)
     assert (status, json.loads(text)["error"]) == (400, "JSON Parse error: The document is empty")
 
 
+@contract(
+    "8",
+    "floats: shortest of six digits that reads back the same, else all; .0 on whole numbers; bare NaN and Infinity",
+)
 def test_numbers_are_written_as_the_contract_has_them(served):
     values = [2.0, -3.8, 1111111.0, -3.99994, 17999996.0, float("inf"), float("nan")]
-    _, text = served["half_plus_two"].ask("POST", f"{HALF}:predict", {"inputs": values})
+    _, text = served.ask("POST", f"{HALF}:predict", {"inputs": values})
     assert text.startswith('{"outputs": [3.0, ')
     assert text.endswith(", 555557.5, 3.0040741e-05, 9e+06, Infinity, NaN]}")
     written = text.removeprefix('{"outputs": [').split(", ")
@@ -282,10 +240,14 @@ def test_numbers_are_written_as_the_contract_has_them(served):
         assert "." in token or "e" in token
 
 
+@contract(
+    "7.5",
+    "several outputs have names, a single one has not; 64-bit integers keep all digits; ..._bytes outputs are base64; surplus columns are ignored",
+)
 def test_several_outputs_large_integers_and_bytes(served):
     row = {"user_id": 9007199254740993, "item_ids": [2, 1, 4]}
     encoded = {"b64": base64.b64encode(b"hi\xff").decode()}
-    client = served["ranker"]
+    client = served
     _, text = client.ask(
         "POST", "/v1/models/ranker:predict", {"signature_name": "rank", "instances": [row]}
     )
@@ -302,24 +264,25 @@ def test_several_outputs_large_integers_and_bytes(served):
     assert json.loads(text)["outputs"]["scores"] == [[0.25, 0.125, 0.5]]
 
 
+@contract("9", "row form: which keys a row must have, and that plain values need a single input")
 def test_row_form_names_what_is_missing(served):
-    status, text = served["ranker"].ask(
-        "POST", "/v1/models/ranker:predict", {"instances": [{"user_id": 1}]}
-    )
+    status, text = served.ask("POST", "/v1/models/ranker:predict", {"instances": [{"user_id": 1}]})
     assert status == 400
     assert json.loads(text)["error"].endswith("keys must be equal to: item_ids,user_id")
-    status, text = served["ranker"].ask("POST", "/v1/models/ranker:predict", {"instances": [1]})
+    status, text = served.ask("POST", "/v1/models/ranker:predict", {"instances": [1]})
     assert "instances is a plain list" in json.loads(text)["error"]
 
 
+@contract("8", "of a key given twice the first counts")
 def test_for_a_key_given_twice_the_first_counts(served):
     body = b'{"instances": [1.0], "instances": [2.0]}'
-    _, text = served["half_plus_two"].ask("POST", f"{HALF}:predict", body)
+    _, text = served.ask("POST", f"{HALF}:predict", body)
     assert json.loads(text) == {"predictions": [2.5]}
 
 
+@contract("7.4", "bodies of status and metadata, and the errors of unknown models and versions")
 def test_status_and_metadata_over_http(served):
-    client = served["half_plus_two"]
+    client = served
     status, text = client.ask("GET", HALF)
     assert (status, json.loads(text)) == (
         200,
@@ -352,18 +315,26 @@ def test_status_and_metadata_over_http(served):
     assert default["method_name"] == "tensorflow/serving/predict"
 
 
+@contract(
+    "6.1",
+    "answers fill the typed field and leave tensor_content empty; model_spec has the signature and the version",
+)
+@contract("16", "the worked example over gRPC")
 def test_predict_over_grpc_answers_in_typed_fields(served):
-    answer = served["half_plus_two"].predict("half_plus_two", {"x": np.float32([1.0, 2.0])})
+    answer = served.predict("half_plus_two", {"x": np.float32([1.0, 2.0])})
     assert list(answer.outputs["y"].float_val) == [2.5, 3.0]
     assert answer.outputs["y"].tensor_content == b""
     assert answer.model_spec.signature_name == "serving_default"
     assert answer.model_spec.version.value == 123
-    again = served["half_plus_two"].predict("half_plus_two", {"x": np.float32([1.0])}, version=123)
+    again = served.predict("half_plus_two", {"x": np.float32([1.0])}, version=123)
     assert again.outputs["y"].float_val == [2.5]
 
 
+@contract(
+    "6.1", "shapes are not compared with the signature; a short typed field repeats its last value"
+)
 def test_grpc_takes_other_shapes_and_repeats_short_fields(served):
-    client = served["half_plus_two"]
+    client = served
     answer = client.predict("half_plus_two", {"x": np.float32([[1.0], [2.0]])})
     assert [d.size for d in answer.outputs["y"].tensor_shape.dim] == [2, 1]
     request = predict_pb2.PredictRequest()
@@ -375,6 +346,10 @@ def test_grpc_takes_other_shapes_and_repeats_short_fields(served):
     assert list(client.predict_stub.Predict(request).outputs["y"].float_val) == [2.5] * 3
 
 
+@contract(
+    "9",
+    "unknown model, version, label, signature, input, output; wrong dtype; counts of inputs: codes and texts over gRPC",
+)
 @pytest.mark.parametrize(
     ("model", "values", "spec", "code", "message"),
     [
@@ -453,19 +428,22 @@ def test_errors_over_grpc(served, model, values, spec, code, message):
         for k, v in values.items()
     }
     with pytest.raises(grpc.RpcError) as error:
-        served["half_plus_two"].predict(model, values, **spec)
+        served.predict(model, values, **spec)
     assert error.value.code().name == code
     assert error.value.details().startswith(message)
 
 
+@contract("6.1", "output_filter: only the outputs asked for")
 def test_an_output_filter_leaves_the_others_out(served):
     values = {"user_id": np.int64([1]), "item_ids": np.int64([[1, 2, 3]])}
-    answer = served["ranker"].predict("ranker", values, outputs=["user"])
+    answer = served.predict("ranker", values, outputs=["user"])
     assert list(answer.outputs) == ["user"]
 
 
+@contract("6.5", "GetModelMetadata gives a SignatureDefMap in an Any")
+@contract("6.6", "GetModelStatus: rows, and Missing ModelSpec")
 def test_status_and_metadata_over_grpc(served):
-    client = served["half_plus_two"]
+    client = served
     request = get_model_status_pb2.GetModelStatusRequest()
     with pytest.raises(grpc.RpcError, match="Missing ModelSpec"):
         client.model_stub.GetModelStatus(request)
@@ -481,77 +459,19 @@ def test_status_and_metadata_over_grpc(served):
     assert "serving_default" in signatures.signature_def
 
 
+@contract("14", "gRPC messages beyond gRPC's default of 4 MiB, both ways")
 def test_messages_beyond_four_mebibytes_pass(served):
     many = np.ones(2_000_000, "float32")
-    answer = served["half_plus_two"].predict("half_plus_two", {"x": many})
+    answer = served.predict("half_plus_two", {"x": many})
     assert len(answer.outputs["y"].float_val) == 2_000_000
-
-
-def test_a_version_change_fails_no_request(tmp_path):
-    base = tmp_path / "m"
-    _save(_half_plus(2.0), base / "1")
-    _save(_half_plus(3.0), tmp_path / "new")
-    config = ServerConfig("m", str(base), _port(), _port(), file_system_poll_wait_seconds=0.05)
-    with Server(config) as server:
-        client = Client(server)
-        answers, failures = [], []
-
-        def hammer() -> None:
-            mine = Client(server)
-            for _ in range(400):
-                status, text = mine.ask("POST", "/v1/models/m:predict", {"instances": [0.0]})
-                (answers if status == 200 else failures).append(text)
-
-        threads = [threading.Thread(target=hammer) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        (tmp_path / "new").rename(base / "2")
-        for thread in threads:
-            thread.join()
-        for _ in range(200):
-            if server.versions == [2]:
-                break
-            time.sleep(0.05)
-        assert failures == []
-        assert json.loads(client.ask("POST", "/v1/models/m:predict", {"instances": [0.0]})[1]) == {
-            "predictions": [3.0]
-        }
-        states = json.loads(client.ask("GET", "/v1/models/m")[1])["model_version_status"]
-        assert [(s["version"], s["state"]) for s in states] == [("2", "AVAILABLE"), ("1", "END")]
-        shutil.rmtree(base / "2")
-        for _ in range(200):
-            if server.versions == [1]:
-                break
-            time.sleep(0.05)
-        assert server.versions == [1]
-
-
-def test_a_version_that_does_not_load_leaves_the_old_one(tmp_path):
-    base = tmp_path / "m"
-    _save(_half_plus(2.0), base / "1")
-    config = ServerConfig(
-        "m", str(base), 0, _port(), file_system_poll_wait_seconds=0, max_num_load_retries=0
-    )
-    with Server(config) as server:
-        (base / "2").mkdir()
-        (base / "2" / "saved_model.pb").write_bytes(b"broken")
-        server.manager.poll()
-        for _ in range(200):
-            if server.manager.status("m")[0][1] == 50:
-                break
-            time.sleep(0.05)
-        assert server.versions == [1]
-        rows = server.manager.status("m")
-        assert (rows[0][0], rows[0][1]) == (2, 50)
-        assert rows[0][2] != 0
 
 
 def test_what_cannot_be_served_is_told_in_one_line(tmp_path):
     base = tmp_path / "m"
     base.mkdir()
     with pytest.raises(RequestError, match="No versions of servable m found"):
-        Server(ServerConfig("m", str(base), 0, _port()))
-    _save(_half_plus(2.0), base / "1")
+        Server(ServerConfig("m", str(base), 0, free_port()))
+    save(half_plus(2.0), base / "1")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
