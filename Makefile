@@ -9,7 +9,7 @@ IMPORT_STAMP := $(IMPORT_VENV)/.made-from-lock
 UV_VERSION := 0.13.9
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup demo test test-import lint format bench docs lock protos build-files clean
+.PHONY: help setup demo test test-import lint format bench conformance docs lock protos build-files clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,6 +57,10 @@ format: setup ## let ruff lay out the code
 
 bench: setup ## the benchmarks (minutes; leave the machine alone meanwhile)
 	$(BIN)/tfrz bench cross
+
+conformance: setup ## docs/serving_conformance.md, from a run of the black-box suite (minutes)
+	CONFORMANCE_PAGE=docs/serving_conformance.md $(BIN)/python -m pytest -q -n 2 --dist loadfile \
+	  tests/tfrz/serving --deselect tests/tfrz/serving/test_conformance_page.py
 
 docs: setup ## the pages made from the registry and the stored results
 	$(BIN)/python docs/build.py

@@ -32,6 +32,9 @@ from tfrz.serving.model import Call
 from tfrz.serving.status import RequestError, code_name, invalid
 
 logger = logging.getLogger(__name__)
+# The library reports every malformed request with a stack; the answer says what was wrong.
+_quiet = logging.getLogger(f"{__name__}.http")
+_quiet.setLevel(logging.CRITICAL + 1)
 
 _MODEL = r"/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
 _GET = re.compile(_MODEL + r"(?P<metadata>/metadata)?", re.IGNORECASE)
@@ -47,6 +50,7 @@ _CORS = {
 # Limits of ours: what is beyond them is refused before it costs memory.
 MAX_BODY = 64 << 20
 MAX_CONNECTIONS = 1024
+_BACKLOG = 128  # accepted at once, so many connections may be a little more
 _WAITING_PER_THREAD = 64
 _IDLE_SECONDS = 75.0
 _BODY_SECONDS = 60.0
@@ -309,12 +313,13 @@ class RestServer:
         self._connections = web.Server(
             self._handle,
             access_log=None,
+            logger=_quiet,
             auto_decompress=False,
             keepalive_timeout=_IDLE_SECONDS,
             lingering_time=1.0,
         )
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(self._connect, host, port, backlog=1024)
+        self._listener = await loop.create_server(self._connect, host, port, backlog=_BACKLOG)
 
     def _connect(self) -> asyncio.Protocol:
         assert self._connections is not None
@@ -400,6 +405,9 @@ async def _read(request: web.BaseRequest) -> bytes:
     )
     if (request.content_length or 0) > MAX_BODY:
         raise too_large
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
     parts, size = [], 0
     async for part in request.content.iter_any():
         size += len(part)
