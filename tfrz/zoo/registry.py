@@ -117,7 +117,7 @@ _DCN_V2 = ModelEntry(
         "transform_features",
     ),
     metrics=("auc", "log_loss", "calibration"),
-    bench=("cross",),
+    bench=("cross", "serving"),
     reproduce=("tfrz.reproduce.dcn_v2",),
 )
 
