@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import json
+import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +19,100 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         metavar="TARGET",
-        help="http://HOST:PORT/v1/models/NAME[/versions/N], grpc://HOST:PORT/NAME[/versions/N], "
-        "or the folder of a SavedModel or of its versions",
+        help="http://HOST:PORT/v1/models/NAME[/versions/N|/labels/L], "
+        "grpc://HOST:PORT/NAME[/versions/N|/labels/L], or the folder of a SavedModel or of its "
+        "versions",
     )
     parser.add_argument(
         "request",
         metavar="REQUEST",
         help='JSON as TF Serving takes it, e.g. \'{"instances": [{"user": "u1"}]}\'; '
-        "a list is taken for the instances; @FILE reads a file, - reads standard input",
+        "a list is taken for the instances; @FILE reads a file: JSON, .jsonl (an instance a line) "
+        "or .parquet (an instance a row); - reads standard input",
     )
     parser.add_argument("--signature", help="name of the signature (serving_default)")
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds to wait (30)")
+    parser.add_argument(
+        "--repeat", type=int, default=1, metavar="N", help="ask N times and report the times (1)"
+    )
+
+
+def _json_value(value: Any, where: str) -> Any:
+    """A Parquet value as JSON has it."""
+    if isinstance(value, bytes):
+        return {"b64": base64.b64encode(value).decode()}
+    if isinstance(value, list):
+        return [_json_value(item, where) for item in value]
+    if not isinstance(value, bool | int | float | str):
+        from tfrz.errors import InputError
+
+        raise InputError(f"{where}: {value!r} has no place in a request: leave the column out")
+    return value
+
+
+def _parquet(path: str) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tfrz.errors import InputError
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    # As the raw signatures write what is missing.
+    absent: dict[str, Any] = {}
+    for field in table.schema:
+        if pa.types.is_string(field.type) or pa.types.is_binary(field.type):
+            absent[field.name] = ""
+        elif pa.types.is_floating(field.type):
+            absent[field.name] = float("nan")
+    return [
+        {
+            name: _json_value(
+                absent.get(name) if value is None else value, f"{path}, row {i}, column {name}"
+            )
+            for name, value in row.items()
+        }
+        for i, row in enumerate(table.to_pylist())
+    ]
+
+
+def _parse(text: str, where: str) -> Any:
+    from tfrz.errors import InputError
+
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{where} is not JSON: {error}") from error
 
 
 def _read(word: str) -> dict[str, Any]:
     from tfrz.errors import InputError
 
-    where = "REQUEST"
-    text = word
+    where, request = "REQUEST", None
     if word == "-":
-        where, text = "standard input", sys.stdin.read()
+        where = "standard input"
+        request = _parse(sys.stdin.read(), where)
     elif word.startswith("@"):
         where = word[1:]
-        try:
-            text = Path(where).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read {where}: {error}") from error
-    try:
-        request = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{where} is not JSON: {error}") from error
+        if where.endswith(".parquet"):
+            request = _parquet(where)
+        else:
+            try:
+                text = Path(where).read_text()
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"cannot read {where}: {error}") from error
+            if where.endswith((".jsonl", ".ndjson")):
+                request = [
+                    _parse(line, f"{where}, line {number}")
+                    for number, line in enumerate(text.splitlines(), 1)
+                    if line.strip()
+                ]
+            else:
+                request = _parse(text, where)
+    else:
+        request = _parse(word, where)
     if isinstance(request, list):
         return {"instances": request}
     if not isinstance(request, dict):
@@ -54,9 +121,30 @@ def _read(word: str) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the answer as JSON."""
-    from tfrz.serving.client import predict
+    """Prints the answer as JSON, and the times on standard error."""
+    from tfrz.errors import InputError
+    from tfrz.serving.client import connect
 
-    request = _read(args.request)
-    print(json.dumps(predict(args.target, request, args.signature, args.timeout), indent=1))
+    if args.repeat < 1:
+        raise InputError(f"--repeat {args.repeat}: ask at least once")
+    document = _read(args.request)
+    if args.signature is not None:
+        document["signature_name"] = args.signature
+    begin = time.perf_counter()
+    times = []
+    with connect(args.target, args.timeout) as client:
+        opened = time.perf_counter() - begin
+        for _ in range(args.repeat):
+            start = time.perf_counter()
+            answer = client.predict(document)
+            times.append(1e3 * (time.perf_counter() - start))
+    print(json.dumps(answer, indent=1))
+    line = f"opened in {1e3 * opened:.1f} ms, first answer after {times[0]:.1f} ms"
+    if args.repeat > 1:
+        rest = sorted(times[1:])
+        line += (
+            f", {len(rest)} more: p50 {statistics.median(rest):.2f} ms, "
+            f"p99 {rest[min(len(rest) - 1, int(0.99 * len(rest)))]:.2f} ms"
+        )
+    print(line, file=sys.stderr)
     return 0
