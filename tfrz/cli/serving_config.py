@@ -12,7 +12,9 @@ HELP = "write TF Serving's model, batching and monitoring configuration for a mo
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    parser.add_argument("directory", metavar="DIR", help="the model's base path: a folder per version")
+    parser.add_argument(
+        "directory", metavar="DIR", help="the model's base path: a folder per version"
+    )
     parser.add_argument("--out", required=True, help="folder for the three files")
     parser.add_argument("--name", help="what requests call the model (the zoo model's name)")
     parser.add_argument(
@@ -70,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
     if latest == folder:
         raise InputError(f"{args.directory} is one version: name the folder above it")
     if args.keep < 1 or args.max_batch_size < 1 or args.batch_timeout_micros < 0:
-        raise InputError("--keep and --max-batch-size must be positive, --batch-timeout-micros >= 0")
+        raise InputError(
+            "--keep and --max-batch-size must be positive, --batch-timeout-micros >= 0"
+        )
     name = args.name or _zoo_name(latest)
     base_path = args.base_path or str(folder)
     if not base_path.startswith("/") and "://" not in base_path:

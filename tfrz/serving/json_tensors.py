@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import itertools
 import json
 import math
@@ -25,6 +24,7 @@ _RANGES = {
 }
 _INT32 = (-(2**31), 2**31 - 1)
 _STRING_OR_INF = re.compile(r'"(?:[^"\\]|\\.)*"|Inf(?!inity)', re.DOTALL)
+_LONE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 # NumPy's limit; TensorFlow's own is 254.
 _MAX_DIMENSIONS = 32
 _INTEGERS = (tf.int8, tf.int16, tf.int32, tf.int64, tf.uint8, tf.uint32, tf.uint64)
@@ -45,9 +45,19 @@ def parse(body: bytes) -> dict[str, Any]:
         raise invalid(f"JSON Parse error: {error.msg} at offset: {error.pos}") from error
     except RecursionError as error:
         raise too_deep() from error
+    if _LONE_SURROGATE.search(text) and not _encodable(document):
+        raise invalid("JSON Parse error: The surrogate pair in string is invalid. at offset: 0")
     if not isinstance(document, dict):
         raise invalid(f"JSON Value: {show(document)} Is not object")
     return document
+
+
+def _encodable(document: Any) -> bool:
+    try:
+        json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def too_deep() -> RequestError:
@@ -121,7 +131,7 @@ def _element(value: Any, dtype: tf.DType) -> Any:
             raise invalid(f"JSON Value: {show(value)} not formatted correctly for base64 data")
         try:
             return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # not of the alphabet, or not even ASCII
             raise invalid("Unable to base64 decode") from error
     if dtype not in (*_FLOATS, *_INTEGERS, tf.bool, tf.string):
         raise RequestError(

@@ -256,6 +256,8 @@ def test_json_values(client, dtype, sent, answer):
         ("bool", "[1]", "JSON Value: 1 Type: Number is not of expected type: bool"),
         ("string", "[1]", "JSON Value: 1 Type: Number is not of expected type: string"),
         ("string", '[{"b64": "%%"}]', "Unable to base64 decode"),
+        ("string", '[{"b64": "\u00ba"}]', "Unable to base64 decode"),
+        ("string", r'["\ud800"]', "JSON Parse error: The surrogate pair in string is invalid."),
         ("string", '[{"b64": "aGk=", "more": 1}]', "JSON Value: {"),
         ("float32", "[1.0, [2.0]]", "Encountered list at unexpected level: 1 expected < 1"),
         ("float32", "[[1.0], 2.0]", "JSON Value: 2.0 found at incorrect level: 2 in the JSON DOM"),
