@@ -57,6 +57,7 @@ format: setup ## let ruff lay out the code
 
 bench: setup ## the benchmarks (minutes; leave the machine alone meanwhile)
 	$(BIN)/tfrz bench cross
+	$(BIN)/tfrz bench serving
 
 conformance: setup ## docs/serving_conformance.md, from a run of the black-box suite (minutes)
 	CONFORMANCE_PAGE=docs/serving_conformance.md $(BIN)/python -m pytest -q -n 2 --dist loadfile \

@@ -17,7 +17,9 @@ LOAD = 'load("@rules_python//python:defs.bzl", {})\n'
 # What each folder's library imports: other folders and locked packages.
 LIBRARIES = {
     "tfrz": [
+        '"@pip//aiohttp"',
         '"@pip//grpcio"',
+        '"@pip//grpcio_health_checking"',
         '"@pip//matplotlib"',
         '"@pip//pyyaml"',
         '"@pip//tensorflow"',

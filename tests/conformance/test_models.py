@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from tests.conformance.case import MODEL_CASES, ModelCase
+from tests.tfrz.serving.harness import ServerProcess
 from tfrz.data.readers import open_source
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import load_run_config
@@ -222,3 +224,20 @@ def test_the_exported_model_answers_in_a_fresh_process_as_the_trainer_did(case, 
     for name in ("run_config.yaml", "card.md", "vocabularies.json"):
         assert (version / "assets" / name).exists()
     assert (version / "assets.extra" / "tf_serving_warmup_requests").exists()
+    _served_answers_are_the_trainers(out / "model", case.model, sent, expected, tmp_path)
+
+
+def _served_answers_are_the_trainers(base, name, sent, expected, tmp_path) -> None:
+    """The same rows over gRPC and REST from a server of the exported model."""
+    flags = (f"--model_base_path={base}", f"--model_name={name}")
+    with ServerProcess(*flags, log=tmp_path / "server.log") as server:
+        client = server.client()
+        outputs = client.predict(name, {"examples": np.array(sent, object)}).outputs
+        over_grpc = tf.make_ndarray(outputs["scores"])
+        rows = [{"b64": base64.b64encode(one).decode()} for one in sent]
+        status, document = client.rest(name, {"inputs": {"examples": rows}})
+        assert status == 200, document
+        answer = document["outputs"]
+        over_rest = np.float32(answer["scores"] if isinstance(answer, dict) else answer)
+    np.testing.assert_allclose(over_grpc, expected, atol=1e-6)
+    np.testing.assert_array_equal(over_rest, over_grpc)
