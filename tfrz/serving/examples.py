@@ -254,6 +254,10 @@ def _fill(value: Any, example: tf.train.Example) -> None:
     # The message exists even without features, so that an empty example counts.
     example.features.SetInParent()
     for name, content in value.items():
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise invalid(f"Feature: {name} has a name that is not UTF-8") from error
         _feature(name, content, example.features.feature[name])
 
 

@@ -260,7 +260,8 @@ def _plain_rows(
 def _row_inputs(
     instances: Any, document: Mapping[str, Any], signature: Any
 ) -> dict[str, np.ndarray]:
-    inputs = signature.inputs
+    # A plain dictionary: a message's map cannot be asked for a name that is no UTF-8.
+    inputs = dict(signature.inputs)
     if not isinstance(instances, list):
         raise invalid(f"JSON Value: {show(document)} Expecting 'instances' to be an list/array")
     if not instances:

@@ -100,6 +100,29 @@ def test_unusual_but_right(server):
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
 
 
+@contract("8", "bytes that are no UTF-8: in values they are kept, in names they fail as any other")
+@pytest.mark.parametrize(
+    ("verb", "body", "status"),
+    [
+        ("predict", b'{"signature_name": "text", "inputs": ["\xc0"]}', 200),
+        ("predict", b'{"instances": [{"\xc0": 1.0}]}', 400),
+        ("predict", b'{"inputs": {"\xc0": 1.0}}', 400),
+        ("predict", b'{"\xc0": 1.0}', 400),
+        ("predict", b'{"signature_name": "\xc0", "inputs": 1.0}', 400),
+        ("classify", b'{"examples": [{"\xc0": 1.0}]}', 400),
+        ("regress", b'{"context": {"\xc0": 1.0}, "examples": [{}]}', 400),
+    ],
+)
+def test_bytes_that_are_no_utf8(server, verb, body, status):
+    client = server.client()
+    client.http.request("POST", f"/v1/models/m:{verb}", body)
+    answer = client.http.getresponse()
+    data = answer.read()
+    assert answer.status == status, data
+    if status == 200:
+        assert data == b'{"outputs": ["\xc0"]}'
+
+
 @contract(
     "14",
     "HTTP bodies are bounded",
