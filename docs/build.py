@@ -33,6 +33,10 @@ def results_page() -> str:
     return "\n".join(lines)
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
 def benchmarks_page() -> str:
     """The stored results of `tfrz bench`."""
     lines = [
@@ -55,14 +59,14 @@ def benchmarks_page() -> str:
             rows = [
                 (
                     figure["name"],
-                    f"{figure['value']:.4g} {figure['unit']}",
+                    f"{_number(figure['value'])} {figure['unit']}",
                     figure["bound"] or "",
                     figure["verdict"] or "",
                 )
                 for figure in part["figures"]
             ]
             lines += [format_markdown(("what", "value", "bound", "verdict"), rows), ""]
-            lines += [f"{note[0].upper()}{note[1:]}." for note in part["notes"]]
+            lines += [f"{note[0].upper()}{note[1:].rstrip('.')}." for note in part["notes"]]
             lines += [""] if part["notes"] else []
     return "\n".join(lines).rstrip() + "\n"
 
