@@ -215,20 +215,32 @@ def test_what_a_model_refuses_is_told_in_one_line(trained, server, capsys):
 
 
 def test_an_interrupted_training_resumes(tmp_path):
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "tfrz", "train", "dcn_v2", "--out", str(out)]
-    command += ["--set", "data.options={rows: 20000}", "--set", "trainer.epochs=40"]
-    command += ["--set", "trainer.early_stopping_patience=null"]
     import signal
     import time
 
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    out, log = tmp_path / "out", tmp_path / "log"
+    command = [sys.executable, "-m", "tfrz", "train", "dcn_v2", "--out", str(out)]
+    # So long that it cannot end by itself before the signal comes.
+    command += ["--set", "data.options={rows: 20000}", "--set", "trainer.epochs=10000"]
+    command += ["--set", "trainer.early_stopping_patience=null"]
+    command += ["--set", "trainer.checkpoint_every_steps=50"]
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command,
+            stderr=stream,
+            stdout=subprocess.DEVNULL,
+            # Started in the background, the tests themselves may have been told to ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+    try:
         deadline = time.monotonic() + 120
         while not list(Path(out).glob("checkpoints/*.index")) and time.monotonic() < deadline:
             time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        error = process.stderr.read().decode() if process.stderr else ""
         status = process.wait(60)
+    finally:
+        process.kill()
+    error = log.read_text(errors="replace")
     assert status == 130, error[-1500:]
     assert error.splitlines()[-1] == "tfrz: interrupted"
     assert list(out.glob("checkpoints/*.index"))
