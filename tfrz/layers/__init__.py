@@ -10,12 +10,24 @@ from tfrz.layers.cross_analysis import (
     singular_values,
     to_low_rank,
 )
+from tfrz.layers.temporal import (
+    ContextualGate,
+    LongRangeEncoder,
+    MultiTemporalRangeMixture,
+    ShortRangeEncoder,
+    TinyRangeEncoder,
+)
 
 __all__ = [
+    "ContextualGate",
     "Cross",
+    "LongRangeEncoder",
     "LowRankConversion",
     "LowRankCross",
     "MixtureOfLowRankCross",
+    "MultiTemporalRangeMixture",
+    "ShortRangeEncoder",
+    "TinyRangeEncoder",
     "cross_matrix",
     "interaction_norms",
     "numerical_rank",

@@ -167,6 +167,9 @@ class GrpcClient(Client):
             raise InputError(f"{target}: write grpc://HOST:PORT/NAME[/versions/N]")
         import grpc
 
+        # TensorFlow is imported here, so that it is no part of the first answer's time.
+        import tfrz.serving.json_tensors  # noqa: F401
+
         self.address = match["address"]
         self._target, self._match, self._timeout = target, match, timeout
         options = [
