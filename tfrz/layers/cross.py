@@ -14,16 +14,9 @@ import keras
 import tensorflow as tf
 
 from tfrz.config import require
+from tfrz.layers.initializers import independent
 
 GATES = ("softmax", "sigmoid", "constant")
-
-
-def _independent(initializer: Any, index: int) -> Any:
-    """A copy of `initializer` whose draws are not those of its other copies."""
-    config = initializer.get_config()
-    if config.get("seed") is not None:
-        config["seed"] = config["seed"] + index
-    return type(initializer).from_config(config)
 
 
 def _experts(
@@ -47,7 +40,7 @@ def _experts(
 
     def draw(shape: Sequence[int], dtype: Any = None, **_: Any) -> tf.Tensor:
         matrices = [
-            _independent(initializer, i)((fan_in, fan_out), dtype=dtype) for i in range(num_experts)
+            independent(initializer, i)((fan_in, fan_out), dtype=dtype) for i in range(num_experts)
         ]
         if transpose:
             matrices = [tf.transpose(matrix) for matrix in matrices]
@@ -233,13 +226,13 @@ class LowRankCross(_CrossBase):
         self.V = self.add_weight(
             name="V",
             shape=(dim, self.rank),
-            initializer=_experts(_independent(initializer, 0), 1, dim, self.rank, False),
+            initializer=_experts(independent(initializer, 0), 1, dim, self.rank, False),
             regularizer=self.kernel_regularizer,
         )
         self.U = self.add_weight(
             name="U",
             shape=(dim, self.rank),
-            initializer=_experts(_independent(initializer, 1), 1, self.rank, dim, True),
+            initializer=_experts(independent(initializer, 1), 1, self.rank, dim, True),
             regularizer=self.kernel_regularizer,
         )
         self._add_bias(dim)
@@ -348,13 +341,13 @@ class MixtureOfLowRankCross(_CrossBase):
         self.V = self.add_weight(
             name="V",
             shape=(dim, experts * rank),
-            initializer=_experts(_independent(initializer, 0), experts, dim, rank, False),
+            initializer=_experts(independent(initializer, 0), experts, dim, rank, False),
             regularizer=self.kernel_regularizer,
         )
         self.U = self.add_weight(
             name="U",
             shape=(dim, experts * rank),
-            initializer=_experts(_independent(initializer, experts), experts, rank, dim, True),
+            initializer=_experts(independent(initializer, experts), experts, rank, dim, True),
             regularizer=self.kernel_regularizer,
         )
         if self.use_inner_map:

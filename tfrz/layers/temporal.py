@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from tfrz.config import require
+from tfrz.layers.initializers import independent
 
 RANGES = ("tiny", "short", "long")
 SHORT_RANGES = ("gru", "lstm", "convolution")
@@ -307,11 +308,11 @@ class LongRangeEncoder(_Encoder):
             shape = (dim, self.key_dim or dim)
             self.W_Q = self.add_weight(name="W_Q", shape=shape, initializer=initializer)
             self.W_K = self.add_weight(
-                name="W_K", shape=shape, initializer=_another(initializer, 1)
+                name="W_K", shape=shape, initializer=independent(initializer, 1)
             )
         if self.units is not None:
             self.W_V = self.add_weight(
-                name="W_V", shape=(dim, self.units), initializer=_another(initializer, 2)
+                name="W_V", shape=(dim, self.units), initializer=independent(initializer, 2)
             )
         self.built = True
 
@@ -348,14 +349,6 @@ class LongRangeEncoder(_Encoder):
             "projections": self.projections,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
-
-
-def _another(initializer: Any, index: int) -> Any:
-    """A copy of `initializer` whose draws are not the original's."""
-    config = initializer.get_config()
-    if config.get("seed") is not None:
-        config["seed"] = config["seed"] + index
-    return type(initializer).from_config(config)
 
 
 @keras.saving.register_keras_serializable(package="tfrz")

@@ -97,8 +97,8 @@ class BatchingParameters:
 class _Task:
     """One request's run."""
 
-    def __init__(self, inputs: Sequence[np.ndarray], rows: int, deadline: float | None) -> None:
-        self.inputs, self.rows, self.deadline = inputs, rows, deadline
+    def __init__(self, inputs: Sequence[np.ndarray], rows: int) -> None:
+        self.inputs, self.rows = inputs, rows
         self.start = time.monotonic()
         self.taken = False
         self.done = threading.Event()
@@ -358,7 +358,7 @@ class BatchingRunner:
             if key not in self._queues:
                 self._queues[key] = _Queue(self._parameters, runner)
             queue = self._queues[key]
-        task = _Task(inputs, rows, deadline)
+        task = _Task(inputs, rows)
         self._scheduler.submit(queue, task)
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         if not task.done.wait(left):

@@ -6,6 +6,7 @@ answer is what it gives, `{"predictions": ...}` or `{"outputs": ...}`, whichever
 
 from __future__ import annotations
 
+import abc
 import http.client
 import json
 import re
@@ -50,17 +51,18 @@ def predict(
         return client.predict(document)
 
 
-class Client:
+class Client(abc.ABC):
     """Something that answers requests; a context manager."""
 
+    @abc.abstractmethod
     def predict(self, document: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to one request.
 
         Raises:
           InputError: nothing answers, or the request is refused.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Lets the connection or the model go."""
 

@@ -116,7 +116,8 @@ class PredictionService:
             answer = examples.multi_inference(model, request, call)
         for result in answer.results:
             _describe(result.model_spec, name, result.model_spec.signature_name, number)
-        self._count_examples(name, len(examples.serialized(request.input)))
+        rows = request.input.example_list_with_context.examples
+        self._count_examples(name, len(rows or request.input.example_list.examples))
         return answer
 
     def get_model_metadata(self, request: Any, call: Call) -> Any:

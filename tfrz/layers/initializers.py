@@ -1,0 +1,13 @@
+"""Initialisers of several matrices from one that the user gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def independent(initializer: Any, index: int) -> Any:
+    """A copy of `initializer` whose draws are not those of its other copies."""
+    config = initializer.get_config()
+    if config.get("seed") is not None:
+        config["seed"] = config["seed"] + index
+    return type(initializer).from_config(config)
