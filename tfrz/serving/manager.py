@@ -485,12 +485,6 @@ class ModelManager:
             records = self._models[name].available if name in self._models else []
             return sorted(record.number for record in records)
 
-    @property
-    def names(self) -> list[str]:
-        """The models that are configured."""
-        with self._changed:
-            return sorted(self._configured)
-
 
 def _platform(config: model_server_config_pb2.ModelConfig) -> str:
     if config.model_platform:
