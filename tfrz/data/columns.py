@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
-from tfrz.data.features import FeatureSpec
+from tfrz.data.features import FeatureSpec, HistorySpec
 
 ARROW = {"string": pa.binary(), "int64": pa.int64(), "float32": pa.float32()}
 
@@ -50,14 +50,14 @@ def to_sparse(column: pa.ListArray | pa.ChunkedArray) -> tf.SparseTensor:
 
 
 def raw_sparse(
-    table: pa.Table, spec: FeatureSpec, label: bool = True
+    table: pa.Table, spec: FeatureSpec | HistorySpec, label: bool = True
 ) -> dict[str, tf.SparseTensor]:
     """The raw form of all features of `table`."""
     names = [f.name for f in spec.features] + ([spec.label] if label else [])
     return {name: to_sparse(table.column(name)) for name in names}
 
 
-def to_examples(table: pa.Table, spec: FeatureSpec, limit: int) -> list[bytes]:
+def to_examples(table: pa.Table, spec: FeatureSpec | HistorySpec, limit: int) -> list[bytes]:
     """The first `limit` rows, without the label, as serialised `tf.Example`s."""
     rows: list[Mapping[str, Any]] = table.slice(0, limit).to_pylist()
     serialized = []

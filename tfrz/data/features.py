@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import tensorflow as tf
 
 from tfrz.config import from_mapping, read_yaml, require
+
+# A missing whole number where something must stand; of strings it is "", of floats NaN.
+MISSING_INT = int(np.iinfo(np.int64).min)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,8 +22,8 @@ class Feature:
 
     Attributes:
       name: of the column or the `tf.Example` feature.
-      kind: categorical (looked up in a vocabulary) or numeric.
-      dtype: type of the raw values. Categorical: string or int64; numeric: float32.
+      kind: categorical (looked up in a vocabulary), numeric, or time (Unix seconds).
+      dtype: type of the raw values. Categorical: string or int64; numeric: float32; time: int64.
       multivalent: whether an example has a list of values.
       vocabulary_size: keep this many terms, the most frequent; null for all.
       min_count: leave out terms that occur less often.
@@ -29,7 +34,7 @@ class Feature:
     """
 
     name: str
-    kind: Literal["categorical", "numeric"] = "categorical"
+    kind: Literal["categorical", "numeric", "time"] = "categorical"
     dtype: Literal["string", "int64", "float32"] = "string"
     multivalent: bool = False
     vocabulary_size: int | None = None
@@ -43,7 +48,7 @@ class Feature:
         require(bool(self.name), "feature", "needs a name")
         numeric = self.kind == "numeric"
         require(numeric == (self.dtype == "float32"), where, "numeric goes with dtype float32")
-        require(not (numeric and self.multivalent), where, "numeric features have one value")
+        require(self.kind != "time" or self.dtype == "int64", where, "time goes with dtype int64")
         require(
             self.vocabulary_size is None or self.vocabulary_size >= 1,
             where,
@@ -56,6 +61,13 @@ class Feature:
 def numeric(name: str, log_offset: float | None = None, standardize: bool = False) -> Feature:
     """A numeric feature."""
     return Feature(name, "numeric", "float32", log_offset=log_offset, standardize=standardize)
+
+
+def _check_names(features: Iterable[Feature], taken: str, what: str) -> None:
+    names = [f.name for f in features]
+    for name in names:
+        require(names.count(name) == 1, f"feature {name}", "is there twice")
+    require(taken not in names, f"feature {taken}", f"is the {what}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +83,13 @@ class FeatureSpec:
     label: str = "label"
 
     def __post_init__(self) -> None:
-        names = [f.name for f in self.features]
-        require(bool(names), "features", "there is none")
-        for name in names:
-            require(names.count(name) == 1, f"feature {name}", "is there twice")
-        require(self.label not in names, f"feature {self.label}", "is the label")
+        require(bool(self.features), "features", "there is none")
+        _check_names(self.features, self.label, "label")
+        for feature in self.features:
+            where = f"feature {feature.name}"
+            require(feature.kind != "time", where, "only histories of events have times")
+            one = not (feature.kind == "numeric" and feature.multivalent)
+            require(one, where, "numeric features have one value")
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> FeatureSpec:
@@ -92,6 +106,16 @@ class FeatureSpec:
         return tuple(f for f in self.features if f.kind == "categorical")
 
     @property
+    def vocabularies(self) -> tuple[Feature, ...]:
+        """Features that have a vocabulary."""
+        return self.categorical
+
+    @property
+    def label_dtype(self) -> tf.DType:
+        """Of the raw label."""
+        return tf.float32
+
+    @property
     def multivalent(self) -> tuple[Feature, ...]:
         """Features with a list of values."""
         return tuple(f for f in self.features if f.multivalent)
@@ -102,14 +126,96 @@ class FeatureSpec:
         return tuple(f for f in self.features if f.kind == "numeric")
 
 
+@dataclasses.dataclass(frozen=True)
+class HistorySpec:
+    """What the columns of a source of interactions are, and what its examples look like.
+
+    A source has a row per interaction. An example has a user's events in order of time, the
+    context of the request that follows them, and the item that the user took then.
+
+    Attributes:
+      user: column of the user.
+      item: column of the item.
+      time: column of the time in Unix seconds; null where the rows are in order of time.
+      context: further columns, known when the recommendations are asked for (page, device, shop).
+        Nothing that is only known of an event afterwards (dwell time, rating) belongs here.
+      vocabulary_size: keep this many items, the most frequent; null for all.
+      oov_buckets: ids for items outside the vocabulary.
+    """
+
+    user: str = "user"
+    item: str = "item"
+    time: str | None = "time"
+    context: tuple[Feature, ...] = ()
+    vocabulary_size: int | None = None
+    oov_buckets: int = 1
+
+    def __post_init__(self) -> None:
+        for feature in self.context:
+            where = f"context {feature.name}"
+            require(not feature.multivalent, where, "has one value an event")
+            require(feature.kind != "time", where, "name the time column as time")
+        columns = [c for c in (self.user, self.item, self.time) if c is not None]
+        columns += [f.name for f in self.context]
+        for name in columns:
+            require(columns.count(name) == 1, f"column {name}", "is named twice")
+        _check_names(self.features, self.label, "target")
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> HistorySpec:
+        """Reads a spec: `user: customer`, `item: sku`, `time: bought_at`, `context: [...]`.
+
+        Raises:
+          ConfigError: the file is missing, or a name or value in it is wrong.
+        """
+        return from_mapping(cls, read_yaml(path), str(path))
+
+    @property
+    def label(self) -> str:
+        """The feature of an example that holds the item to predict."""
+        return "target"
+
+    @property
+    def label_dtype(self) -> tf.DType:
+        """Of the raw target."""
+        return tf.string
+
+    @property
+    def item_feature(self) -> Feature:
+        """The items' vocabulary, which history and target share."""
+        return Feature("item", vocabulary_size=self.vocabulary_size, oov_buckets=self.oov_buckets)
+
+    @property
+    def vocabularies(self) -> tuple[Feature, ...]:
+        """Features that have a vocabulary."""
+        return (self.item_feature, *(f for f in self.context if f.kind == "categorical"))
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """The raw features of an example, without the target.
+
+        `history`, `history_time` and `history_<context>` are aligned lists, the oldest event
+        first; `request_time` and `<context>` belong to the request.
+        """
+        features = [Feature("history", multivalent=True)]
+        if self.time is not None:
+            features.append(Feature("history_time", "time", "int64", multivalent=True))
+            features.append(Feature("request_time", "time", "int64"))
+        for feature in self.context:
+            name = f"history_{feature.name}"
+            features.append(dataclasses.replace(feature, name=name, multivalent=True))
+            features.append(feature)
+        return tuple(features)
+
+
 def transformed_name(name: str) -> str:
     """The name of a feature after the transform."""
     return f"{name}_xf"
 
 
-def raw_feature_spec(spec: FeatureSpec, label: bool = True) -> dict[str, Any]:
+def raw_feature_spec(spec: FeatureSpec | HistorySpec, label: bool = True) -> dict[str, Any]:
     """What `tf.io.parse_example` takes: every value may be missing, so all are `VarLenFeature`."""
     parse = {f.name: tf.io.VarLenFeature(tf.dtypes.as_dtype(f.dtype)) for f in spec.features}
     if label:
-        parse[spec.label] = tf.io.VarLenFeature(tf.float32)
+        parse[spec.label] = tf.io.VarLenFeature(spec.label_dtype)
     return parse

@@ -7,7 +7,7 @@ TensorFlow Transform's (`tfrz.data.transform_analyzers`), in process those of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,14 +16,25 @@ import pyarrow.compute as pc
 import tensorflow as tf
 
 from tfrz.data.columns import raw_sparse
-from tfrz.data.features import Feature, FeatureSpec, transformed_name
+from tfrz.data.features import (
+    MISSING_INT,
+    Feature,
+    FeatureSpec,
+    HistorySpec,
+    transformed_name,
+)
 
 
 class Analyzers(Protocol):
     """What must be known of the whole data set."""
 
-    def vocabulary(self, feature: Feature, tokens: tf.SparseTensor) -> tf.SparseTensor:
-        """Ids of string tokens: 1..V by falling frequency, then the out-of-vocabulary buckets."""
+    def lookup(
+        self, feature: Feature, tokens: tf.SparseTensor
+    ) -> Callable[[tf.Tensor], tf.Tensor]:
+        """From string terms, of any shape, to ids; the vocabulary is that of all `tokens`.
+
+        Ids are 1..V by falling frequency, then the out-of-vocabulary buckets.
+        """
 
     def moments(self, feature: Feature, values: tf.SparseTensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Mean and variance of the values that are there."""
@@ -45,7 +56,7 @@ def _closed_up(values: tf.SparseTensor) -> tf.SparseTensor:
     return tf.SparseTensor(indices, values.values, values.dense_shape)
 
 
-def _first(values: tf.SparseTensor, default: Any) -> tf.Tensor:
+def first_value(values: tf.SparseTensor, default: Any) -> tf.Tensor:
     """The first value of each row, `[batch]`."""
     batch = values.dense_shape[0]
     rows = values.indices[:, 0]
@@ -95,12 +106,15 @@ def preprocess(
                 mean, variance = analyzers.moments(feature, values)
                 scaled = (values.values - mean) * tf.math.rsqrt(tf.maximum(variance, 1e-12))
                 values = tf.SparseTensor(values.indices, scaled, values.dense_shape)
-            outputs[name] = _first(values, 0.0)
+            outputs[name] = first_value(values, 0.0)
             continue
-        ids = analyzers.vocabulary(feature, _tokens(feature, inputs[feature.name]))
-        outputs[name] = ids if feature.multivalent else _first(ids, 0)
+        tokens = _tokens(feature, inputs[feature.name])
+        ids = tf.SparseTensor(
+            tokens.indices, analyzers.lookup(feature, tokens)(tokens.values), tokens.dense_shape
+        )
+        outputs[name] = ids if feature.multivalent else first_value(ids, 0)
     if with_label:
-        outputs[transformed_name(spec.label)] = _first(
+        outputs[transformed_name(spec.label)] = first_value(
             tf.sparse.retain(inputs[spec.label], tf.math.is_finite(inputs[spec.label].values)),
             0.0,
         )
@@ -115,11 +129,11 @@ def densify(features: Mapping[str, Any]) -> dict[str, tf.Tensor]:
     }
 
 
-def _ranked_terms(column: pa.ChunkedArray, feature: Feature) -> list[bytes]:
+def ranked_terms(column: pa.ChunkedArray, feature: Feature) -> list[bytes]:
     """Terms by falling frequency, ties by falling bytes: TensorFlow Transform's order."""
     flat = pc.list_flatten(column)
     if feature.dtype == "int64":
-        flat = flat.cast(pa.string())
+        flat = flat.filter(pc.not_equal(flat, MISSING_INT)).cast(pa.string())
     counts = pc.value_counts(flat.cast(pa.binary()).drop_null())
     pairs = [
         (count, term)
@@ -133,6 +147,13 @@ def _ranked_terms(column: pa.ChunkedArray, feature: Feature) -> list[bytes]:
     return [term for _, term in pairs[: feature.vocabulary_size]]
 
 
+def fitted_moments(table: pa.Table, feature: Feature) -> tuple[float, float]:
+    """Mean and variance of a numeric column."""
+    column = raw_sparse(table.select([feature.name]), FeatureSpec((feature,), "_"), label=False)
+    values = _numbers(feature, column[feature.name]).values.numpy().astype(np.float64)
+    return (float(values.mean()), float(values.var())) if values.size else (0.0, 1.0)
+
+
 class Preprocessor(tf.Module):
     """The transform, fitted to a table in this process; saved along in a SavedModel.
 
@@ -144,7 +165,7 @@ class Preprocessor(tf.Module):
 
     def __init__(
         self,
-        spec: FeatureSpec,
+        spec: FeatureSpec | HistorySpec,
         vocabularies: Mapping[str, list[bytes]],
         moments: Mapping[str, tuple[float, float]],
     ) -> None:
@@ -153,7 +174,7 @@ class Preprocessor(tf.Module):
         self._terms = {name: tuple(terms) for name, terms in vocabularies.items()}
         self._moments = dict(moments)
         self._tables = {}
-        for feature in spec.categorical:
+        for feature in spec.vocabularies:
             terms = list(vocabularies[feature.name])
             # A table may not be empty; the empty string is never looked up.
             keys = tf.constant(terms or [b""], tf.string)
@@ -165,17 +186,8 @@ class Preprocessor(tf.Module):
     @classmethod
     def fit(cls, table: pa.Table, spec: FeatureSpec) -> Preprocessor:
         """Vocabularies and moments of the rows of `table`."""
-        vocabularies = {f.name: _ranked_terms(table.column(f.name), f) for f in spec.categorical}
-        moments = {}
-        for feature in spec.numeric:
-            if feature.standardize:
-                column = raw_sparse(
-                    table.select([feature.name]), FeatureSpec((feature,), "_"), label=False
-                )
-                values = _numbers(feature, column[feature.name]).values.numpy().astype(np.float64)
-                moments[feature.name] = (
-                    (float(values.mean()), float(values.var())) if values.size else (0.0, 1.0)
-                )
+        vocabularies = {f.name: ranked_terms(table.column(f.name), f) for f in spec.categorical}
+        moments = {f.name: fitted_moments(table, f) for f in spec.numeric if f.standardize}
         return cls(spec, vocabularies, moments)
 
     @property
@@ -191,13 +203,15 @@ class Preprocessor(tf.Module):
         """Transformed name to ids in all: padding, vocabulary, out-of-vocabulary buckets."""
         return {
             transformed_name(f.name): 1 + max(len(self._terms[f.name]), 1) + f.oov_buckets
-            for f in self._spec.categorical
+            for f in self._spec.vocabularies
         }
 
-    def vocabulary(self, feature: Feature, tokens: tf.SparseTensor) -> tf.SparseTensor:
+    def lookup(
+        self, feature: Feature, tokens: tf.SparseTensor
+    ) -> Callable[[tf.Tensor], tf.Tensor]:
         """See `Analyzers`."""
-        ids = self._tables[feature.name].lookup(tokens.values) + 1
-        return tf.SparseTensor(tokens.indices, ids, tokens.dense_shape)
+        table = self._tables[feature.name]
+        return lambda terms: table.lookup(terms) + 1
 
     def moments(self, feature: Feature, values: tf.SparseTensor) -> tuple[tf.Tensor, tf.Tensor]:
         """See `Analyzers`."""

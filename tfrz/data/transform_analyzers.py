@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from tfrz.data.features import Feature, FeatureSpec, transformed_name
+from tfrz.data.features import Feature, FeatureSpec, HistorySpec, transformed_name
 
 
 def vocabulary_name(feature_name: str) -> str:
@@ -18,23 +19,26 @@ def vocabulary_name(feature_name: str) -> str:
 class TransformAnalyzers:
     """Vocabularies and moments computed by Beam over the whole data set."""
 
-    def vocabulary(self, feature: Feature, tokens: tf.SparseTensor) -> tf.SparseTensor:
+    def lookup(
+        self, feature: Feature, tokens: tf.SparseTensor
+    ) -> Callable[[tf.Tensor], tf.Tensor]:
         """See `tfrz.data.preprocessing.Analyzers`."""
-        ids = tft.compute_and_apply_vocabulary(
+        path = tft.vocabulary(
             tokens,
             top_k=feature.vocabulary_size,
             frequency_threshold=feature.min_count if feature.min_count > 1 else None,
-            num_oov_buckets=feature.oov_buckets,
             vocab_filename=vocabulary_name(feature.name),
         )
-        return tf.SparseTensor(ids.indices, ids.values + 1, ids.dense_shape)
+        return lambda terms: 1 + tft.apply_vocabulary(
+            terms, path, num_oov_buckets=feature.oov_buckets
+        )
 
     def moments(self, feature: Feature, values: tf.SparseTensor) -> tuple[tf.Tensor, tf.Tensor]:
         """See `tfrz.data.preprocessing.Analyzers`."""
         return tft.mean(values), tft.var(values)
 
 
-def vocabularies_from_transform(output: Any, spec: FeatureSpec) -> dict[str, list[str]]:
+def vocabularies_from_transform(output: Any, spec: FeatureSpec | HistorySpec) -> dict[str, list[str]]:
     """Transformed name to terms in the order of their ids from 1.
 
     Args:
@@ -46,15 +50,15 @@ def vocabularies_from_transform(output: Any, spec: FeatureSpec) -> dict[str, lis
             term.decode("utf-8", "backslashreplace")
             for term in output.vocabulary_by_name(vocabulary_name(f.name))
         ]
-        for f in spec.categorical
+        for f in spec.vocabularies
     }
 
 
-def vocabulary_sizes_from_transform(output: Any, spec: FeatureSpec) -> dict[str, int]:
+def vocabulary_sizes_from_transform(output: Any, spec: FeatureSpec | HistorySpec) -> dict[str, int]:
     """Transformed name to ids in all: padding, vocabulary, out-of-vocabulary buckets."""
     return {
         transformed_name(f.name): 1
         + max(output.vocabulary_size_by_name(vocabulary_name(f.name)), 1)
         + f.oov_buckets
-        for f in spec.categorical
+        for f in spec.vocabularies
     }

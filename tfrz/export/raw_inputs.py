@@ -5,15 +5,12 @@ Missing is the empty string, NaN, or the smallest int64; lists are padded with i
 
 from __future__ import annotations
 
-import numpy as np
 import tensorflow as tf
 
-from tfrz.data.features import FeatureSpec
-
-MISSING_INT = np.iinfo(np.int64).min
+from tfrz.data.features import MISSING_INT, FeatureSpec, HistorySpec
 
 
-def raw_input_signature(spec: FeatureSpec) -> dict[str, tf.TensorSpec]:
+def raw_input_signature(spec: FeatureSpec | HistorySpec) -> dict[str, tf.TensorSpec]:
     """Names to specs: `[batch]`, or `[batch, values]` for multivalent features."""
     return {
         feature.name: tf.TensorSpec(

@@ -1,5 +1,6 @@
 """Layers of the zoo's systems. Each is an ordinary Keras layer, usable in a model of your own."""
 
+from tfrz.layers.baseline_encoders import CaserEncoder, SelfAttentiveEncoder
 from tfrz.layers.cross import Cross, LowRankCross, MixtureOfLowRankCross
 from tfrz.layers.cross_analysis import (
     LowRankConversion,
@@ -10,6 +11,7 @@ from tfrz.layers.cross_analysis import (
     singular_values,
     to_low_rank,
 )
+from tfrz.layers.dropout import SeededDropout
 from tfrz.layers.temporal import (
     ContextualGate,
     LongRangeEncoder,
@@ -19,6 +21,7 @@ from tfrz.layers.temporal import (
 )
 
 __all__ = [
+    "CaserEncoder",
     "ContextualGate",
     "Cross",
     "LongRangeEncoder",
@@ -26,6 +29,8 @@ __all__ = [
     "LowRankCross",
     "MixtureOfLowRankCross",
     "MultiTemporalRangeMixture",
+    "SeededDropout",
+    "SelfAttentiveEncoder",
     "ShortRangeEncoder",
     "TinyRangeEncoder",
     "cross_matrix",

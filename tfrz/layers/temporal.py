@@ -21,13 +21,18 @@ SHORT_RANGES = ("gru", "lstm", "convolution")
 GATES = ("sigmoid", "softmax", "fixed")
 
 
-def _last_dim(shape: Sequence[int | None], what: str) -> int:
+def last_dim(shape: Sequence[int | None], what: str) -> int:
+    """The last dimension of a shape.
+
+    Raises:
+      ValueError: it is unknown.
+    """
     if shape[-1] is None:
         raise ValueError(f"{what} needs to know the last dimension of its input")
     return int(shape[-1])
 
 
-def _policy(layer: keras.layers.Layer) -> Any:
+def policy_of(layer: keras.layers.Layer) -> Any:
     """A layer's dtype policy by the name that Keras 2 and 3 both take."""
     policy = getattr(layer, "dtype_policy", None)
     if policy is None:  # Keras 2.15
@@ -35,15 +40,15 @@ def _policy(layer: keras.layers.Layer) -> Any:
     return policy
 
 
-def _zero_padding(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+def zero_padding(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
     """`values` `[batch, time, dim]` with zeros where `mask` `[batch, time]` is False."""
     if mask is None:
         return values
     return tf.where(mask[..., None], values, tf.zeros_like(values))
 
 
-class _Encoder(keras.layers.Layer):
-    """What the three encoders share: `[batch, time, in]` to `[batch, time, units]`."""
+class Encoder(keras.layers.Layer):
+    """What encoders share: `[batch, time, in]` to `[batch, time, units]`."""
 
     def __init__(self, units: int | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -61,7 +66,7 @@ class _Encoder(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class TinyRangeEncoder(_Encoder):
+class TinyRangeEncoder(Encoder):
     """Tiny range: the last event alone, as in item co-occurrence.
 
     Formula: `SE_t^T = z_t W_T + b_T`, or `z_t` itself.
@@ -105,7 +110,7 @@ class TinyRangeEncoder(_Encoder):
     def build(self, z_shape: Any) -> None:
         """Makes `W_T` `[dim, units]` and `b_T` `[units]`, unless the layer is the identity."""
         if self.units is not None:
-            shape = (_last_dim(z_shape, self.name), self.units)
+            shape = (last_dim(z_shape, self.name), self.units)
             self.W_T = self.add_weight(name="W_T", shape=shape, initializer=self.kernel_initializer)
             self.b_T = self.add_weight(
                 name="b_T", shape=(self.units,), initializer=self.bias_initializer
@@ -117,7 +122,7 @@ class TinyRangeEncoder(_Encoder):
         z = tf.cast(z, self.compute_dtype)
         if self.units is not None:
             z = tf.tensordot(z, tf.convert_to_tensor(self.W_T), 1) + self.b_T
-        return _zero_padding(z, mask)
+        return zero_padding(z, mask)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -129,7 +134,7 @@ class TinyRangeEncoder(_Encoder):
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class ShortRangeEncoder(_Encoder):
+class ShortRangeEncoder(Encoder):
     """Short range: a recurrent network (M3R) or a causal convolution (M3C).
 
     Formula: `SE_t^S = RNN(z_t, SE_{t-1}^S)` from a zero state; or
@@ -187,7 +192,7 @@ class ShortRangeEncoder(_Encoder):
         self._rnn: Any = None
         if kind != "convolution":
             # Not the GRU and LSTM layers: those compile anew at every training step under XLA.
-            policy = _policy(self)
+            policy = policy_of(self)
             cell = keras.layers.GRUCell if kind == "gru" else keras.layers.LSTMCell
             self._rnn = keras.layers.RNN(
                 cell(
@@ -203,7 +208,7 @@ class ShortRangeEncoder(_Encoder):
 
     def build(self, z_shape: Any) -> None:
         """Makes the cell's weights, or a kernel `K` `[k, in, units]` and `b_S` per dilation."""
-        dim = _last_dim(z_shape, self.name)
+        dim = last_dim(z_shape, self.name)
         if self._rnn is not None:
             self._rnn.build((None, None, dim))
         else:
@@ -227,16 +232,16 @@ class ShortRangeEncoder(_Encoder):
 
     def call(self, z: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
         """Encodes every step with the steps just before it."""
-        z = _zero_padding(tf.cast(z, self.compute_dtype), mask)
+        z = zero_padding(tf.cast(z, self.compute_dtype), mask)
         if self._rnn is not None:
-            return _zero_padding(self._rnn(z, mask=mask), mask)
+            return zero_padding(self._rnn(z, mask=mask), mask)
         for kernel, bias, dilation in zip(self.kernels, self.biases, self.dilations, strict=True):
             # K_j belongs to the event j steps back: TensorFlow's kernels run the other way.
             reach = (self.kernel_size - 1) * dilation
             before = tf.pad(z, [[0, 0], [reach, 0], [0, 0]])
             flipped = tf.reverse(tf.convert_to_tensor(kernel), axis=[0])
             z = tf.nn.conv1d(before, flipped, 1, "VALID", dilations=dilation) + bias
-            z = _zero_padding(self.activation(z), mask)
+            z = zero_padding(self.activation(z), mask)
         return z
 
     def get_config(self) -> dict[str, Any]:
@@ -253,7 +258,7 @@ class ShortRangeEncoder(_Encoder):
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class LongRangeEncoder(_Encoder):
+class LongRangeEncoder(Encoder):
     """Long range: causal attention with one head and no positions.
 
     Formula: `SE_t^L = sum_{i<=t} a_{t,i} z_i W_V` with
@@ -301,7 +306,7 @@ class LongRangeEncoder(_Encoder):
 
     def build(self, z_shape: Any) -> None:
         """Makes `W_Q`, `W_K` `[dim, key_dim]` and `W_V` `[dim, units]`, those that are learned."""
-        dim = _last_dim(z_shape, self.name)
+        dim = last_dim(z_shape, self.name)
         self.W_Q = self.W_K = self.W_V = None
         initializer = self.kernel_initializer
         if self.projections:
@@ -403,7 +408,7 @@ class ContextualGate(keras.layers.Layer):
     def build(self, u_shape: Any) -> None:
         """Makes `W_G` `[dim, num_gates]` and `b_G` `[num_gates]`, unless the gate is fixed."""
         if self.gate != "fixed":
-            shape = (_last_dim(u_shape, self.name), self.num_gates)
+            shape = (last_dim(u_shape, self.name), self.num_gates)
             self.W_G = self.add_weight(name="W_G", shape=shape, initializer=self.kernel_initializer)
             self.b_G = self.add_weight(
                 name="b_G", shape=(self.num_gates,), initializer=self.bias_initializer
@@ -491,7 +496,7 @@ class MultiTemporalRangeMixture(keras.layers.Layer):
         self.kernel_size, self.dilations = kernel_size, tuple(dilations)
         self.supports_masking = True
         own = None if identity else units
-        policy = _policy(self)
+        policy = policy_of(self)
         made = {
             "tiny": lambda: TinyRangeEncoder(own, dtype=policy, name="tiny"),
             "short": lambda: ShortRangeEncoder(
@@ -504,13 +509,13 @@ class MultiTemporalRangeMixture(keras.layers.Layer):
 
     def build(self, z_shape: Any, u_shape: Any = None) -> None:
         """Builds the encoders and the gate."""
-        dim = _last_dim(z_shape, self.name)
+        dim = last_dim(z_shape, self.name)
         if self.identity and dim != self.units:
             raise ValueError(f"identity needs an input of {self.units} features, got {dim}")
         for encoder in self.encoders:
             encoder.build((None, None, dim))
         if self.gate == "fixed" or u_shape is not None:
-            width = dim if u_shape is None else _last_dim(u_shape, self.name)
+            width = dim if u_shape is None else last_dim(u_shape, self.name)
             self.contextual_gate.build((None, None, width))
         self.built = True
 

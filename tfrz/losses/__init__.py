@@ -1,1 +1,5 @@
-"""Losses that the systems of the zoo bring."""
+"""Losses of recommenders."""
+
+from tfrz.losses.retrieval import NegativeSampler, sampled_softmax_loss, softmax_loss
+
+__all__ = ["NegativeSampler", "sampled_softmax_loss", "softmax_loss"]

@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from tfrz.config import from_mapping
 from tfrz.errors import ConfigError
-from tfrz.models.dcn_v2 import DCNv2, DCNv2Config, SeededDropout, embedding_width
+from tfrz.layers.dropout import SeededDropout
+from tfrz.models.dcn_v2 import DCNv2, DCNv2Config, embedding_width
 
 
 def _config(**values):

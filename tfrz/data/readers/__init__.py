@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -11,77 +12,120 @@ from tfrz.data.readers.base import Reader, Shard
 from tfrz.data.records import CorruptLine, check_corrupt
 from tfrz.errors import ConfigError, InputError
 
+# A type of record to the function that opens a path for it.
+Source = dict[str, Callable[..., Reader]]
+
 __all__ = ["Reader", "Shard", "open_source", "read_table"]
 
 
-def _movielens_1m(path: str, **options: Any) -> Reader:
-    from tfrz.data.readers.movielens import MovieLens
+def _simulated_clicks(path: str, **options: Any) -> Reader:
+    from tfrz.data.readers.simulated import SimulatedClicks
 
-    return MovieLens(path, "1m", **options)
-
-
-def _movielens_100k(path: str, **options: Any) -> Reader:
-    from tfrz.data.readers.movielens import MovieLens
-
-    return MovieLens(path, "100k", **options)
+    return SimulatedClicks(**options)
 
 
-def _criteo(path: str, **options: Any) -> Reader:
-    from tfrz.data.readers.ctr import ClickLog
+def _simulated_interactions(path: str, **options: Any) -> Reader:
+    from tfrz.data.readers.interactions import SimulatedInteractions
 
-    return ClickLog(path, "criteo", **options)
-
-
-def _avazu(path: str, **options: Any) -> Reader:
-    from tfrz.data.readers.ctr import ClickLog
-
-    return ClickLog(path, "avazu", **options)
+    return SimulatedInteractions(**options)
 
 
-# A new reader is one more line here.
-SOURCES = {
-    "movielens-1m": _movielens_1m,
-    "movielens-100k": _movielens_100k,
-    "criteo": _criteo,
-    "avazu": _avazu,
+def _movielens(release: str) -> Source:
+    def impressions(path: str, **options: Any) -> Reader:
+        from tfrz.data.readers.movielens import MovieLens
+
+        return MovieLens(path, release, **options)
+
+    def histories(path: str, **options: Any) -> Reader:
+        from tfrz.data.readers.interactions import MovieLensInteractions
+
+        return MovieLensInteractions(path, release, **options)
+
+    return {"impression": impressions, "history": histories}
+
+
+def _click_log(name: str) -> Source:
+    def impressions(path: str, **options: Any) -> Reader:
+        from tfrz.data.readers.ctr import ClickLog
+
+        return ClickLog(path, name, **options)
+
+    return {"impression": impressions}
+
+
+def _interactions(name: str) -> Source:
+    def histories(path: str, **options: Any) -> Reader:
+        from tfrz.data.readers import interactions
+
+        return getattr(interactions, name)(path, **options)
+
+    return {"history": histories}
+
+
+# A new source is one more line here: its name, and a reader for each type of record it can give.
+SOURCES: dict[str, Source] = {
+    "simulated": {"impression": _simulated_clicks, "history": _simulated_interactions},
+    "movielens-1m": _movielens("1m"),
+    "movielens-100k": _movielens("100k"),
+    "criteo": _click_log("criteo"),
+    "avazu": _click_log("avazu"),
+    "sessions": _interactions("sessions"),
+    "amazon-seq": _interactions("amazon_seq"),
+    "completejourney": _interactions("CompleteJourney"),
 }
 
 
-def open_source(data: str, features: str | None = None, **options: Any) -> Reader:
+def _tabular(path: str, features: str, records: str, **options: Any) -> Reader:
+    from tfrz.data.readers.interactions import TabularInteractions
+    from tfrz.data.readers.tabular import Tabular
+
+    kinds: dict[str, Callable[..., Reader]] = {
+        "impression": Tabular,
+        "history": TabularInteractions,
+    }
+    return kinds[records](path, features, **options)
+
+
+def open_source(
+    data: str, features: str | None = None, records: str | None = None, **options: Any
+) -> Reader:
     """The reader of `--data`.
 
     Args:
       data: `simulated`, `NAME:PATH` with a known name, or the path of a CSV, Parquet or TFRecord
         file.
       features: feature spec of such a file.
+      records: the type of records wanted; the source's first if not given.
       options: of the reader (`data.options` of the configuration).
 
     Raises:
-      InputError: an unknown name, a missing path or spec.
+      InputError: an unknown name, a missing path or spec, or a source without such records.
       ConfigError: an option that the reader does not have.
     """
     name, colon, path = data.partition(":")
     try:
-        if data == "simulated":
-            from tfrz.data.readers.simulated import SimulatedClicks
-
-            return SimulatedClicks(**options)
-        if name in SOURCES:
-            if not path:
+        if name in SOURCES and (colon or name == "simulated"):
+            if not path and name != "simulated":
                 raise InputError(f"--data {data} needs a path: write {name}:PATH")
-            return SOURCES[name](path, **options)
+            readers = SOURCES[name]
+            wanted = records or next(iter(readers))
+            if wanted not in readers:
+                raise InputError(
+                    f"{data} has {' and '.join(readers)} records, not {wanted} records: "
+                    "see 'tfrz list' for what each model learns from"
+                )
+            return readers[wanted](path, **options)
+        if name in SOURCES:
+            raise InputError(f"--data {data} needs a path: write {name}:PATH")
         if colon and "/" not in name and "\\" not in name:
-            words = (*SOURCES, "simulated")
-            raise InputError(f"unknown data source {name!r}{did_you_mean(name, words)}")
-        from tfrz.data.readers.tabular import Tabular
-
+            raise InputError(f"unknown data source {name!r}{did_you_mean(name, SOURCES)}")
         if features is None:
-            known = ", ".join(("simulated", *(f"{s}:PATH" for s in SOURCES)))
+            known = ", ".join(n if n == "simulated" else f"{n}:PATH" for n in SOURCES)
             raise InputError(
                 f"--data {data}: a file of your own needs --features SPEC.yaml; "
                 f"known sources are {known}"
             )
-        return Tabular(data, features, **options)
+        return _tabular(data, features, records or "impression", **options)
     except TypeError as error:
         unknown = str(error).rpartition("argument ")[2]
         raise ConfigError(f"data.options: {name} has no option {unknown}") from error

@@ -123,23 +123,26 @@ class MovieLens(Reader):
         _catalogue(self.path, self.release)
         return shards
 
+    def fields(self, shard: Shard) -> tuple[list[bytes], list[list[bytes]]]:
+        """The lines of a shard, and each cut into its fields."""
+        lines = self._source(self._layout.ratings).lines(shard)
+        return lines, [line.split(self._layout.separator) for line in lines]
+
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
         """See `Reader`."""
-        lines = self._source(self._layout.ratings).lines(shard)
-        separator = self._layout.separator
+        lines, rows = self.fields(shard)
         catalogue = _catalogue(self.path, self.release)
-        rows = [line.split(separator) for line in lines]
-        numbers = _numbers(rows)
+        numbers = whole_numbers(rows)
         if numbers is None:
             good: list[int] = []
             for i, row in enumerate(rows):
                 if len(row) != 4:
                     yield corrupt(shard, i, f"{len(row)} fields instead of 4", lines[i])
-                elif _numbers([row]) is None:
+                elif whole_numbers([row]) is None:
                     yield corrupt(shard, i, "a field is not a whole number", lines[i])
                 else:
                     good.append(i)
-            numbers = _numbers([rows[i] for i in good])
+            numbers = whole_numbers([rows[i] for i in good])
             indices = np.array(good, np.int64)
         else:
             indices = np.arange(len(rows))
@@ -178,7 +181,7 @@ def _strings(numbers: np.ndarray) -> pa.Array:
     return pa.array(numbers).cast(pa.string())
 
 
-def _numbers(rows: list[list[bytes]]) -> np.ndarray | None:
+def whole_numbers(rows: list[list[bytes]]) -> np.ndarray | None:
     """`[rows, 4]`, or None if any row is not four whole numbers."""
     try:
         flat = np.array([row[:3] + row[3:4] for row in rows if len(row) == 4], dtype="S20")

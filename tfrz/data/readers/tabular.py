@@ -43,10 +43,12 @@ class Tabular(Reader):
     name = "file"
 
     def __init__(self, path: str, features: str) -> None:
-        self.path = path
         mapping = read_yaml(features)
-        self.separator = str(mapping.pop("separator", "|"))
+        self._open(path, str(mapping.pop("separator", "|")))
         self.spec = from_mapping(FeatureSpec, mapping, features)
+
+    def _open(self, path: str, separator: str = "|") -> None:
+        self.path, self.separator = path, separator
         if not Path(path).exists():
             raise InputError(f"{path} does not exist: check the path given to --data")
         plain = path[:-3] if path.endswith(".gz") else path
@@ -63,6 +65,10 @@ class Tabular(Reader):
     def files(self) -> list[str]:
         """See `Reader`."""
         return [self.path]
+
+    @property
+    def _multivalent(self) -> tuple[Feature, ...]:
+        return self.spec.multivalent
 
     @property
     def _names(self) -> list[str]:
@@ -108,31 +114,34 @@ class Tabular(Reader):
             rows = self._parquet_rows(shard)
         else:
             rows = self._csv_rows(shard)
-        columns: dict[str, list[list[Any]]] = {name: [] for name in self._names}
+        gathered: list[tuple[int, dict[str, Any]]] = []
         for row in rows:
             if isinstance(row, CorruptLine):
                 yield row
                 continue
-            for name in columns:
-                columns[name].append(row[name])
-            if len(columns[self.spec.label]) == _ROWS_A_BATCH:
-                yield self._batch(columns)
-                columns = {name: [] for name in self._names}
-        if columns[self.spec.label]:
-            yield self._batch(columns)
+            gathered.append(row)
+            if len(gathered) == _ROWS_A_BATCH:
+                yield self._batch(gathered)
+                gathered = []
+        if gathered:
+            yield self._batch(gathered)
 
-    def _batch(self, columns: dict[str, list[list[Any]]]) -> pa.RecordBatch:
+    def _batch(self, rows: list[tuple[int, dict[str, Any]]]) -> pa.RecordBatch:
+        """Numbered rows as Arrow columns."""
         dtypes = {f.name: f.dtype for f in self.spec.features} | {self.spec.label: "float32"}
         return pa.RecordBatch.from_pydict(
-            {n: pa.array(v, pa.list_(ARROW[dtypes[n]])) for n, v in columns.items()}
+            {
+                name: pa.array([row[name] for _, row in rows], pa.list_(ARROW[dtypes[name]]))
+                for name in self._names
+            }
         )
 
-    def _row(self, raw: dict[str, list[Any]]) -> dict[str, list[Any]] | str:
+    def _row(self, raw: dict[str, list[Any]]) -> dict[str, Any] | str:
         """The values of a row in their types, or what is wrong with them."""
-        row: dict[str, list[Any]] = {}
+        row: dict[str, Any] = {}
         for feature in self.spec.features:
             try:
-                row[feature.name] = [_typed(feature, v) for v in raw[feature.name]]
+                row[feature.name] = [typed(feature.dtype, v) for v in raw[feature.name]]
             except (ValueError, TypeError):
                 return f"{feature.name} is not {feature.dtype}: {raw[feature.name]!r:.40}"
             if len(row[feature.name]) > 1 and not feature.multivalent:
@@ -146,9 +155,9 @@ class Tabular(Reader):
         row[self.spec.label] = label
         return row
 
-    def _csv_rows(self, shard: Shard) -> Iterator[dict[str, list[Any]] | CorruptLine]:
+    def _csv_rows(self, shard: Shard) -> Iterator[tuple[int, dict[str, Any]] | CorruptLine]:
         header = self._header()
-        multivalent = {f.name for f in self.spec.multivalent}
+        multivalent = {f.name for f in self._multivalent}
         for i, line in enumerate(TextSource(self.path).lines(shard)):
             if shard.first_line + i == 1:
                 continue
@@ -170,9 +179,10 @@ class Tabular(Reader):
                 for name in self._names
             }
             row = self._row(raw)
-            yield corrupt(shard, i, row, line) if isinstance(row, str) else row
+            number = shard.first_line + i
+            yield corrupt(shard, i, row, line) if isinstance(row, str) else (number, row)
 
-    def _parquet_rows(self, shard: Shard) -> Iterator[dict[str, list[Any]] | CorruptLine]:
+    def _parquet_rows(self, shard: Shard) -> Iterator[tuple[int, dict[str, Any]] | CorruptLine]:
         file = pq.ParquetFile(self.path)
         before = sum(file.metadata.row_group(g).num_rows for g in range(shard.start))
         table = file.read_row_group(shard.start, columns=self._names)
@@ -188,9 +198,9 @@ class Tabular(Reader):
                 if isinstance(row, str):
                     yield CorruptLine(self.path, number, row, "")
                 else:
-                    yield row
+                    yield number, row
 
-    def _examples(self, shard: Shard) -> Iterator[dict[str, list[Any]] | CorruptLine]:
+    def _examples(self, shard: Shard) -> Iterator[tuple[int, dict[str, Any]] | CorruptLine]:
         import tensorflow as tf
 
         compression = "GZIP" if self.path.endswith(".gz") else ""
@@ -212,14 +222,19 @@ class Tabular(Reader):
                 if isinstance(row, str):
                     yield CorruptLine(self.path, number, row, "")
                 else:
-                    yield row
+                    yield number, row
         except tf.errors.DataLossError as error:
             raise InputError(f"{self.path} is not a TFRecord file, or damaged") from error
 
 
-def _typed(feature: Feature, value: Any) -> Any:
-    if feature.dtype == "string":
+def typed(dtype: str, value: Any) -> Any:
+    """A raw value as `dtype`.
+
+    Raises:
+      ValueError: it is not one.
+    """
+    if dtype == "string":
         return value if isinstance(value, bytes) else str(value).encode()
-    if feature.dtype == "int64":
+    if dtype == "int64":
         return int(value)
     return float(np.float32(value))

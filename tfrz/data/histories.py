@@ -1,0 +1,279 @@
+"""From interactions to examples of histories: order, rare users and items, splits without leakage.
+
+Interactions are an Arrow table with a row per event: `user` and `item` (binary), `time` (int64,
+Unix seconds; 0 where the source has none), `position` (int64, the place of the row in the source)
+and a column per context. The order of a user's events is (time, position), a total one: events of
+one second keep the order of the source.
+
+Everything here works on a table in memory. `tfrz.data.history_transforms` does the same under Beam
+and calls these functions for a few users at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from tfrz.config import require
+from tfrz.data.features import MISSING_INT, HistorySpec
+from tfrz.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class HistoryConfig:
+    """How interactions become examples.
+
+    Attributes:
+      length: events that the model sees, the newest.
+      padding: the side on which shorter histories are padded.
+      keep: events that an example holds, the newest; those beyond `length` only count as seen.
+        Null for `length`.
+      split: leave_last_out (a user's last event is the test target, the one before the validation
+        target, the one before that the last training target), time (targets are a user's first
+        events at or after `validation_start` and `test_start`), or users (a share of the users is
+        held out with their last event as target).
+      validation_start: Unix seconds; for the time split.
+      test_start: Unix seconds; for the time split.
+      min_item_count: leave out items with fewer events.
+      min_user_count: then leave out users with fewer events.
+      min_count_passes: once, or again until nothing changes.
+      max_passes: a fixed point that takes more passes is refused.
+      drop_duplicates: count events that are equal in user, item and time once.
+      time_features: context derived from the times: gap (seconds since the event before, in 8
+        logarithmic buckets), hour (of the day, UTC), weekday.
+    """
+
+    length: int = 50
+    padding: Literal["right", "left"] = "right"
+    keep: int | None = None
+    split: Literal["leave_last_out", "time", "users"] = "leave_last_out"
+    validation_start: int | None = None
+    test_start: int | None = None
+    min_item_count: int = 1
+    min_user_count: int = 1
+    min_count_passes: Literal["fixed_point", 1] = 1
+    max_passes: int = 10
+    drop_duplicates: bool = False
+    time_features: tuple[Literal["gap", "hour", "weekday"], ...] = ()
+
+    def __post_init__(self) -> None:
+        where = "data.history"
+        for name in ("length", "min_item_count", "min_user_count", "max_passes"):
+            require(getattr(self, name) >= 1, f"{where}.{name}", "must be at least 1")
+        require(
+            self.keep is None or self.keep >= self.length,
+            f"{where}.keep",
+            f"must be at least {where}.length, {self.length}",
+        )
+        if self.split == "time":
+            first, second = self.validation_start, self.test_start
+            require(
+                first is not None and second is not None and 0 <= first < second,
+                f"{where}.validation_start and test_start",
+                "a split by time needs both, in Unix seconds, the first below the second",
+            )
+
+    @property
+    def kept(self) -> int:
+        """Events that an example holds."""
+        return self.length if self.keep is None else self.keep
+
+    def check(self, spec: HistorySpec) -> None:
+        """Refuses what needs times where the source has none.
+
+        Raises:
+          ConfigError: names the setting.
+        """
+        timed = spec.time is not None
+        without = "the source has no times, only an order"
+        require(timed or self.split != "time", "data.history.split", without)
+        require(timed or not self.time_features, "data.history.time_features", without)
+        require(timed or not self.drop_duplicates, "data.history.drop_duplicates", without)
+
+
+def _binary(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+
+
+def _codes(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Equal values to equal numbers from 0."""
+    return _binary(column).dictionary_encode().indices.to_numpy(zero_copy_only=False)
+
+
+def drop_duplicates(events: pa.Table) -> pa.Table:
+    """Events that are equal in user, item and time once: the first of them in the source."""
+    users, items = _codes(events["user"]), _codes(events["item"])
+    times, positions = events["time"].to_numpy(), events["position"].to_numpy()
+    order = np.lexsort((positions, times, items, users))
+    keys = np.stack([users[order], items[order], times[order]])
+    first = np.concatenate([[True], (keys[:, 1:] != keys[:, :-1]).any(axis=0)])[: len(order)]
+    return events.take(pa.array(np.sort(order[first])))
+
+
+def drop_rare(events: pa.Table, config: HistoryConfig) -> pa.Table:
+    """Leaves out rare items, then rare users: once or until nothing changes.
+
+    Raises:
+      InputError: the fixed point was not reached in `max_passes`, or nothing is left.
+    """
+    if config.min_item_count == 1 and config.min_user_count == 1:
+        return events
+    users, items = _codes(events["user"]), _codes(events["item"])
+    kept = np.arange(len(users))
+    for _ in range(config.max_passes):
+        before = len(kept)
+        for codes, least in ((items, config.min_item_count), (users, config.min_user_count)):
+            counts = np.bincount(codes[kept], minlength=1)
+            kept = kept[counts[codes[kept]] >= least]
+        if config.min_count_passes == 1 or len(kept) == before:
+            break
+    else:
+        raise not_settled(config)
+    if not len(kept):
+        raise InputError(
+            f"no user has {config.min_user_count} events with items that have "
+            f"{config.min_item_count}: lower data.history.min_user_count or min_item_count"
+        )
+    return events.take(pa.array(kept))
+
+
+def not_settled(config: HistoryConfig) -> InputError:
+    """The error of a fixed point that was not reached."""
+    return InputError(
+        f"leaving out rare items and users did not settle in {config.max_passes} passes: raise "
+        "data.history.max_passes, or set data.history.min_count_passes to 1"
+    )
+
+
+def user_share(user: bytes, seed: int) -> float:
+    """A number in [0, 1) that depends on the user and the seed alone."""
+    digest = hashlib.blake2b(user, digest_size=8, key=str(seed).encode()).digest()
+    return int.from_bytes(digest, "big") / 2.0**64
+
+
+def _targets(
+    config: HistoryConfig,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    times: np.ndarray,
+    users: list[bytes],
+    held_out: tuple[float, float],
+    seed: int,
+    with_test: bool,
+) -> dict[str, np.ndarray]:
+    """For each split, the row of each user's target, or -1 for none."""
+    none = np.full(len(starts), -1)
+    if config.split == "leave_last_out":
+        left_out = 2 if with_test else 1
+        # Users with fewer events are only trained on.
+        enough = ends - starts > left_out
+        return {
+            "train": np.where(enough, ends - 1 - left_out, ends - 1),
+            "validation": np.where(enough, ends - left_out, none),
+            "test": np.where(enough & with_test, ends - 1, none),
+        }
+    if config.split == "users":
+        shares = np.array([user_share(user, seed) for user in users])
+        validation, test = held_out if with_test else (held_out[0], 0.0)
+        last, several = ends - 1, ends - starts >= 2
+        chosen = {
+            "test": (shares < test) & several,
+            "validation": (shares >= test) & (shares < test + validation) & several,
+        }
+        chosen["train"] = shares >= test + validation
+        return {name: np.where(chosen[name], last, none) for name in SPLITS}
+
+    def before(bound: int) -> np.ndarray:
+        # Times rise within a user: count those below the bound.
+        below = np.concatenate([[0], np.cumsum(times < bound)])
+        return starts + below[ends] - below[starts]
+
+    assert config.validation_start is not None and config.test_start is not None
+    first = before(config.validation_start)
+    second = before(config.test_start) if with_test else ends
+    return {
+        "train": np.where(first > starts, first - 1, none),
+        "validation": np.where((first > starts) & (first < second), first, none),
+        "test": np.where((second > starts) & (second < ends) & with_test, second, none),
+    }
+
+
+def _lists(column: pa.Array, first: np.ndarray, end: np.ndarray) -> pa.ListArray:
+    """A list of the rows [first, end) for each pair."""
+    lengths = end - first
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    rows = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], lengths)
+    return pa.ListArray.from_arrays(
+        pa.array(offsets.astype(np.int32)), column.take(pa.array(rows))
+    )
+
+
+def build_examples(
+    events: pa.Table,
+    spec: HistorySpec,
+    config: HistoryConfig,
+    held_out: tuple[float, float] = (0.0, 0.0),
+    seed: int = 0,
+    with_test: bool = True,
+) -> dict[str, pa.Table]:
+    """Examples of each split, at most one a user in each.
+
+    Args:
+      events: interactions in any order.
+      spec: what their columns are.
+      config: how.
+      held_out: shares of the users in validation and test, for the split by users.
+      seed: of that split.
+      with_test: without it, validation takes what test would.
+
+    Returns:
+      Split to a table with `user` and the raw features and target of `spec`, as lists.
+      A missing context within a history is "" or NaN, so that the lists stay aligned.
+    """
+    config.check(spec)
+    codes = _codes(events["user"])
+    order = np.lexsort((events["position"].to_numpy(), events["time"].to_numpy(), codes))
+    events = events.take(pa.array(order))
+    codes = codes[order]
+    starts = np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1]])[: len(codes)])
+    ends = np.append(starts[1:], len(codes)).astype(np.int64)
+    columns = {name: _binary(events[name]) for name in events.column_names}
+    filled = {}
+    for feature in spec.context:
+        values = columns[feature.name]
+        missing = {"string": b"", "int64": MISSING_INT, "float32": float("nan")}[feature.dtype]
+        filled[feature.name] = values.fill_null(pa.scalar(missing, values.type))
+    users = columns["user"].take(pa.array(starts)).to_pylist() if config.split == "users" else []
+    times = columns["time"].to_numpy()
+    targets = _targets(config, starts, ends, times, users, held_out, seed, with_test)
+    examples = {}
+    for split in SPLITS:
+        some = targets[split] >= 0
+        target = targets[split][some]
+        first = np.maximum(starts[some], target - config.kept)
+        row = {
+            "user": _lists(columns["user"], target, target + 1),
+            "history": _lists(columns["item"], first, target),
+            "target": _lists(columns["item"], target, target + 1),
+        }
+        if spec.time is not None:
+            row["history_time"] = _lists(columns["time"], first, target)
+            row["request_time"] = _lists(columns["time"], target, target + 1)
+        for name, column in filled.items():
+            row[f"history_{name}"] = _lists(column, first, target)
+            row[name] = _lists(column, target, target + 1)
+        examples[split] = pa.Table.from_pydict(row)
+    return examples
+
+
+def newest(events: list[tuple], count: int) -> list[tuple]:
+    """The newest `count` of events `(time, position, ...)`, in order."""
+    events.sort(key=lambda event: event[:2])
+    return events[-count:]
