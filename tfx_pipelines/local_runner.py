@@ -206,17 +206,13 @@ def open_checked(config: RunConfig, data: str, features: str | None) -> Any:
     """The reader of `data`, after everything that can be checked before a run.
 
     Raises:
-      InputError: the data is missing, of another format or of another record type.
+      InputError: the data is missing, of another format, or has no such records.
     """
-    reader = open_source(data, features, **config.data.options)
     entry = registry.get(config.name)
-    if reader.record_type != entry.record_type:
-        raise InputError(
-            f"{config.name} learns from {entry.record_type} records, {data} has "
-            f"{reader.record_type} records: see 'tfrz list'"
-        )
+    reader = open_source(data, features, entry.record_type, **config.data.options)
     reader.shards()
-    _check_slices(config, {f.name for f in reader.feature_spec().features})
+    names = {f.name for f in reader.feature_spec().features}
+    _check_slices(config, names | set(entry.load("task").slice_features))
     return reader
 
 

@@ -13,7 +13,7 @@ from tfrz.data.readers import Reader
 from tfrz.errors import InputError
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import RunConfig, run_config_to_mapping
-from tfx_pipelines.components.example_gen import ReaderExampleGen
+from tfx_pipelines.components.example_gen import HistoryExampleGen, ReaderExampleGen
 from tfx_pipelines.configs import Places
 
 
@@ -31,7 +31,8 @@ def _imported_schema(reader: Reader, folder: str) -> str:
     schema = schema_pb2.Schema()
     for feature in spec.features:
         schema.feature.add(name=feature.name, type=kinds[feature.dtype])
-    schema.feature.add(name=spec.label, type=schema_pb2.FLOAT)
+    label = schema_pb2.BYTES if spec.label_dtype == tf.string else schema_pb2.FLOAT
+    schema.feature.add(name=spec.label, type=label)
     path = f"{folder}/schema.pbtxt"
     try:
         tf.io.gfile.makedirs(folder)
@@ -63,14 +64,9 @@ def create_pipeline(
     entry = registry.get(config.name)
     task = entry.load("task")(entry, config)
     spec = reader.feature_spec()
-    example_gen = ReaderExampleGen(
-        data,
-        features,
-        config.data.options,
-        reader,
-        config.data.validation_fraction,
-        config.data.max_corrupt_fraction,
-        places.corrupt_lines,
+    example_gens = {"impression": ReaderExampleGen, "history": HistoryExampleGen}
+    example_gen = example_gens[entry.record_type](
+        data, features, reader, config.data, places.corrupt_lines
     )
     examples = example_gen.outputs["examples"]
     statistics_gen = tfx.components.StatisticsGen(examples=examples)
@@ -88,7 +84,10 @@ def create_pipeline(
         examples=examples,
         schema=schema,
         preprocessing_fn="tfx_pipelines.modules.preprocessing.preprocessing_fn",
-        custom_config={"feature_spec": to_mapping(spec)},
+        custom_config={
+            "feature_spec": to_mapping(spec),
+            "run_config": run_config_to_mapping(config),
+        },
         disable_statistics=True,
     )
     components = [example_gen, statistics_gen, schema_gen, example_validator, transform]

@@ -191,6 +191,11 @@ class HistorySpec:
         return (self.item_feature, *(f for f in self.context if f.kind == "categorical"))
 
     @property
+    def aligned(self) -> tuple[str, ...]:
+        """Features with a value an event, the items first."""
+        return tuple(f.name for f in self.features if f.multivalent)
+
+    @property
     def features(self) -> tuple[Feature, ...]:
         """The raw features of an example, without the target.
 

@@ -5,6 +5,8 @@ Missing is the empty string, NaN, or the smallest int64; lists are padded with i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from tfrz.data.features import MISSING_INT, FeatureSpec, HistorySpec
@@ -22,12 +24,22 @@ def raw_input_signature(spec: FeatureSpec | HistorySpec) -> dict[str, tf.TensorS
     }
 
 
-def to_sparse(features: dict[str, tf.Tensor]) -> dict[str, tf.SparseTensor]:
-    """The same features as `tf.io.parse_example` would give them: missing values left out."""
+def to_sparse(
+    features: dict[str, tf.Tensor], aligned: Sequence[str] = ()
+) -> dict[str, tf.SparseTensor]:
+    """The same features as `tf.io.parse_example` would give them: missing values left out.
+
+    Args:
+      features: as `raw_input_signature` names them.
+      aligned: lists that belong together: a place is left out of all of them if it is missing in
+        the first, and only then.
+    """
     sparse = {}
     for name, value in features.items():
         dense = value[:, tf.newaxis] if value.shape.rank == 1 else value
-        if dense.dtype == tf.string:
+        if name in aligned:
+            present = tf.not_equal(features[aligned[0]], "")
+        elif dense.dtype == tf.string:
             present = tf.not_equal(dense, "")
         elif dense.dtype.is_floating:
             present = tf.logical_not(tf.math.is_nan(dense))

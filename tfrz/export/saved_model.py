@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tfrz.config import write_yaml
-from tfrz.data.features import FeatureSpec
+from tfrz.data.features import FeatureSpec, HistorySpec
 from tfrz.export.warmup import write_warmup
 from tfrz.files import atomic_directory
 
@@ -34,7 +34,7 @@ def export_model(
     model: keras.Model,
     task: Any,
     transform: tf.Module,
-    spec: FeatureSpec,
+    spec: FeatureSpec | HistorySpec,
     run_config: Any,
     vocabularies: Mapping[str, Sequence[str]],
     card: str,
@@ -62,7 +62,7 @@ def export_model(
     module = tf.Module()
     module.weights = weight_names(model)
     module.transform = transform
-    signatures = task.signatures(model, transform, spec)
+    signatures = task.signatures(model, transform, spec, vocabularies)
     with atomic_directory(version_directory, replace) as folder:
         tf.saved_model.save(
             module,

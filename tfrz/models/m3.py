@@ -13,6 +13,7 @@ from tfrz.config import from_mapping, require, to_mapping
 from tfrz.layers.baseline_encoders import CaserEncoder, SelfAttentiveEncoder
 from tfrz.layers.dropout import SeededDropout
 from tfrz.layers.temporal import MultiTemporalRangeMixture
+from tfrz.losses.retrieval import NegativeSampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,23 +175,23 @@ class M3(keras.Model):
         self.length, self.padding = length, padding
         self.context, self.numeric = dict(context or {}), tuple(numeric)
         policy = self._policy()
-        initial = keras.initializers.RandomNormal(stddev=config.embedding_scale)
 
-        def table(name: str, rows: int, dim: int, initializer: Any, dtype: Any = policy) -> Any:
+        def table(name: str, rows: int, dim: int, dtype: Any = policy, start: Any = None) -> Any:
+            start = start or keras.initializers.RandomNormal(stddev=config.embedding_scale)
             return keras.layers.Embedding(
-                rows, dim, embeddings_initializer=initializer, name=name, dtype=dtype
+                rows, dim, embeddings_initializer=start, name=name, dtype=dtype
             )
 
-        self.items = table("items", item_rows, config.item_dim, initial)
+        self.items = table("items", item_rows, config.item_dim)
         # Scores are sums over the width: they stay in float32.
         self.output_items = (
             self.items
             if config.tie_embeddings
-            else table("output_items", item_rows, config.output_dim, initial, "float32")
+            else table("output_items", item_rows, config.output_dim, "float32")
         )
-        self.output_bias = table("output_bias", item_rows, 1, "zeros", "float32")
+        self.output_bias = table("output_bias", item_rows, 1, "float32", start="zeros")
         self.context_tables = {
-            name: table(f"context_{name}", rows, config.context_dim, initial)
+            name: table(f"context_{name}", rows, config.context_dim)
             for name, rows in self.context.items()
             if config.context_dim is not None
         }
@@ -198,6 +199,18 @@ class M3(keras.Model):
         self.input_layers = self._dense("input", config.input_units, False, policy)
         self.output_layers = self._dense("output", config.output_units, config.linear_output, policy)
         self.mixture = self._encoder(policy)
+        self.sampler = (
+            NegativeSampler(
+                num_items,
+                config.num_sampled,
+                config.sampling,
+                config.correction,
+                name="sampler",
+                dtype="float32",
+            )
+            if config.loss == "sampled_softmax"
+            else None
+        )
         self._build_parts()
 
     def _policy(self) -> Any:

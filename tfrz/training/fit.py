@@ -36,6 +36,7 @@ class Trainable(Protocol):
     """What the loop needs to know of a task (see `tfrz.zoo.tasks`)."""
 
     objective: str
+    objective_direction: str
 
     def lookup(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Embedding lookups and all else that XLA shall not compile."""
@@ -276,9 +277,10 @@ def _boundaries(steps_per_epoch: int, per_epoch: int, total: int) -> Callable[[i
     return following
 
 
-def _judge(loop: _Loop, progress: _Progress, objective: str, evaluations_of_patience: int) -> None:
+def _judge(loop: _Loop, progress: _Progress, task: Trainable, evaluations_of_patience: int) -> None:
     """Keeps the weights if the last evaluation is the best, and decides whether to stop."""
-    values = [row[objective] for row in progress.history]
+    sign = 1.0 if task.objective_direction == "min" else -1.0
+    values = [sign * row[task.objective] for row in progress.history]
     if progress.best_row < 0 or values[-1] < values[progress.best_row]:
         progress.best_row = len(values) - 1
         loop.assign(loop.best, loop.weights_to_evaluate())
@@ -369,7 +371,7 @@ def fit(
                     }
                 )
                 state.loss_sum, state.loss_steps = 0.0, 0
-                _judge(loop, state, task.objective, patience)
+                _judge(loop, state, task, patience)
                 bar.set_postfix({k: f"{v:.4f}" for k, v in metrics.items()})
                 if writer is not None:
                     with writer.as_default(step=state.step):

@@ -24,7 +24,7 @@ class WarmStartReport:
 
     Attributes:
       copied: weights taken as they are.
-      remapped: embedding -> (rows found by their term, rows of terms that are new).
+      remapped: weight -> (rows found by their term, rows of terms that are new).
       fresh: weights that the old model lacks or has in another shape; they keep their initial
         values.
     """
@@ -94,7 +94,9 @@ def warm_start(
         raise InputError(
             f"{root} is not a SavedModel that tfrz exported: cannot start from it"
         ) from error
-    embeddings = {id(w): name for name, w in task.vocabulary_weights(model).items()}
+    embeddings = {
+        id(w): name for name, weights in task.vocabulary_weights(model).items() for w in weights
+    }
     copied, fresh, remapped = [], [], {}
     for name, weight in weight_names(model).items():
         key = f"weights/{name}/.ATTRIBUTES/VARIABLE_VALUE"
@@ -105,7 +107,7 @@ def warm_start(
                 terms = vocabularies[feature]
                 rows, found = remap_rows(old, old_terms[feature], terms, int(weight.shape[0]))
                 weight.assign(rows)
-                remapped[feature] = (found, len(terms) - found)
+                remapped[name] = (found, len(terms) - found)
                 continue
         if old is not None and feature is None and old.shape == tuple(weight.shape):
             weight.assign(old)

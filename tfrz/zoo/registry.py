@@ -121,7 +121,44 @@ _DCN_V2 = ModelEntry(
     reproduce=("tfrz.reproduce.dcn_v2",),
 )
 
-_ENTRIES: dict[str, ModelEntry] = {entry.name: entry for entry in (_DCN_V2,)}
+_M3 = ModelEntry(
+    name="m3",
+    title="Mixture of temporal ranges with a contextual gate: next items from long histories",
+    paper=Paper(
+        title="Towards Neural Mixture Recommender for Long Range Dependent User Sequences",
+        authors="Tang, Belletti, Jain, Chen, Beutel, Xu, Chi",
+        venue="WWW 2019",
+        url="https://arxiv.org/abs/1902.08588",
+    ),
+    record_type="history",
+    model="tfrz.models.m3:M3",
+    config="tfrz.models.m3:M3Config",
+    task="tfrz.zoo.tasks.history:HistoryTask",
+    layers=(
+        "tfrz.layers.temporal:TinyRangeEncoder",
+        "tfrz.layers.temporal:ShortRangeEncoder",
+        "tfrz.layers.temporal:LongRangeEncoder",
+        "tfrz.layers.temporal:ContextualGate",
+        "tfrz.layers.temporal:MultiTemporalRangeMixture",
+        "tfrz.layers.baseline_encoders:CaserEncoder",
+        "tfrz.layers.baseline_encoders:SelfAttentiveEncoder",
+    ),
+    losses=("tfrz.losses.retrieval:NegativeSampler",),
+    datasets=(
+        "simulated",
+        "movielens-1m",
+        "movielens-100k",
+        "sessions",
+        "amazon-seq",
+        "completejourney",
+    ),
+    signatures=("serving_default", "serving_raw", "recommend", "transform_features"),
+    metrics=("map_at_20", "precision_at_20", "recall_at_10", "recall_at_20", "ndcg_at_20"),
+    bench=("temporal",),
+    reproduce=("tfrz.reproduce.m3",),
+)
+
+_ENTRIES: dict[str, ModelEntry] = {entry.name: entry for entry in (_DCN_V2, _M3)}
 
 
 def names() -> tuple[str, ...]:

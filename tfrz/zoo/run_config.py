@@ -7,8 +7,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from tfrz.config import apply_overrides, from_mapping, merge, read_yaml, require, to_mapping
+from tfrz.data.histories import HistoryConfig
 from tfrz.training.config import TrainerConfig
 from tfrz.zoo import registry
+
+
+# What full rankings are judged by; see `tfrz.metrics.ranking`.
+RANKING_METRICS = (
+    "map_at_20",
+    "precision_at_20",
+    "recall_at_10",
+    "recall_at_20",
+    "ndcg_at_20",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +32,8 @@ class DataConfig:
       test_fraction: share held out to report; `tfrz train` only.
       max_corrupt_fraction: share of unreadable lines above which a run fails.
       options: passed to the reader of the source, e.g. `rows` for simulated data.
+      history: how interactions become histories; for models of history records only. The
+        fractions above then count users, and only for the split by users.
     """
 
     seed: int = 0
@@ -28,6 +41,7 @@ class DataConfig:
     test_fraction: float = 0.1
     max_corrupt_fraction: float = 0.001
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    history: HistoryConfig | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -53,9 +67,13 @@ class ExportConfig:
     Attributes:
       warmup_examples: rows of the largest request stored for TF Serving's warm-up; those of 1, 2,
         4, ... rows are stored before it. 0 for none.
+      top_k: items that a recommendation lists; for models that recommend.
+      drop_seen: do not recommend what is in the request's history; for models that recommend.
     """
 
     warmup_examples: int = 8
+    top_k: int = 20
+    drop_seen: bool = True
 
     def __post_init__(self) -> None:
         require(
@@ -63,6 +81,7 @@ class ExportConfig:
             "export.warmup_examples",
             "must be 0 to 1000",
         )
+        require(self.top_k >= 1, "export.top_k", "must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +144,30 @@ class EvaluatorConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RankingEvaluatorConfig:
+    """What a model that recommends must reach to be blessed.
+
+    Attributes:
+      slices: tuples of feature names by whose values metrics are sliced: raw contexts, and
+        `history_length` and `target_popularity` as the transform gives them.
+      min_metrics: metric to the value that it must exceed over all examples, e.g. recall_at_20.
+      max_drops: metric to how much a candidate may be below the latest blessed model.
+    """
+
+    slices: tuple[tuple[str, ...], ...] = (("history_length",), ("target_popularity",))
+    min_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    max_drops: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("min_metrics", "max_drops"):
+            for metric, value in getattr(self, name).items():
+                where = f"evaluator.{name}.{metric}"
+                known = metric in RANKING_METRICS
+                require(known, where, f"is none of {', '.join(RANKING_METRICS)}")
+                require(0 <= value < 1, where, "must be at least 0, under 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class PipelineConfig:
     """How the TFX pipeline runs.
 
@@ -148,6 +191,7 @@ class RunConfig:
     Attributes:
       name: the model's name in the registry.
       model: an instance of the configuration class of that model.
+      evaluator: an `EvaluatorConfig`, or a `RankingEvaluatorConfig` for history records.
     """
 
     name: str
@@ -156,7 +200,7 @@ class RunConfig:
     trainer: TrainerConfig = TrainerConfig()
     export: ExportConfig = ExportConfig()
     tuner: TunerConfig = TunerConfig()
-    evaluator: EvaluatorConfig = EvaluatorConfig()
+    evaluator: Any = EvaluatorConfig()
     pipeline: PipelineConfig = PipelineConfig()
 
 
@@ -169,7 +213,15 @@ def run_config_from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
     values = dict(mapping)
     entry = registry.get(str(values.get("name", "")))
     model = from_mapping(entry.load("config"), values.pop("model", None), "model")
-    config = from_mapping(RunConfig, {**values, "model": model})
+    judged = RankingEvaluatorConfig if entry.record_type == "history" else EvaluatorConfig
+    evaluator = from_mapping(judged, values.pop("evaluator", None), "evaluator")
+    config = from_mapping(RunConfig, {**values, "model": model, "evaluator": evaluator})
+    histories = entry.record_type == "history"
+    require(
+        histories == (config.data.history is not None),
+        "data.history",
+        "must be given" if histories else f"{entry.name} does not learn from histories",
+    )
     for dotted in config.tuner.search_space:
         # A misspelt name must not cost an evening of trials: build one configuration with each.
         first = config.tuner.search_space[dotted][0]

@@ -60,7 +60,7 @@ def train(
       model: a name of the registry.
       data: as `--data` of the command line.
       out: takes `config.yaml`, `metrics.json`, `curves.png`, `card.md`, `history.json`,
-        `checkpoints/`, `tensorboard/` and `model/<version>/`. An unfinished run is resumed.
+        `checkpoints/`, `tensorboard/`, `model/<version>/` and the task's own reports. An unfinished run is resumed.
       features: feature spec of a file of the user's own.
       overrides: `section.key=value`.
       progress: show a bar on standard error.
@@ -80,12 +80,7 @@ def train(
 
     entry = registry.get(model)
     config = load_run_config(model, data.partition(":")[0], overrides)
-    reader = open_source(data, features, **config.data.options)
-    if reader.record_type != entry.record_type:
-        raise InputError(
-            f"{model} learns from {entry.record_type} records, {data} has {reader.record_type} "
-            "records: see 'tfrz list'"
-        )
+    reader = open_source(data, features, entry.record_type, **config.data.options)
     if config.trainer.warm_start == "latest_blessed":
         raise ConfigError(
             "trainer.warm_start: latest_blessed needs the pipeline; name a SavedModel directory"
@@ -135,6 +130,7 @@ def train(
             prepared.examples[: config.export.warmup_examples],
         )
     atomic_write(out / "card.md", card)
+    task.report(keras_model, prepared, out)
     seconds["export"] = time.perf_counter() - started
     steps = result.steps_run - result.resumed_from
     described = {

@@ -16,10 +16,27 @@ from tfx.components.example_gen.component import QueryBasedExampleGen
 from tfx.dsl.components.base import executor_spec
 from tfx.proto import example_gen_pb2
 
+from tfrz.config import from_mapping, to_mapping
+from tfrz.data.histories import HistoryConfig
+from tfrz.data.history_transforms import InteractionsToExamples
 from tfrz.data.readers import Reader, open_source
+from tfrz.data.readers.interactions import InteractionReader
 from tfrz.data.transforms import CheckCorrupt, ReadRecords, RecordsToExamples
+from tfrz.zoo.run_config import DataConfig
 
 _BUCKETS = 1000
+
+
+def _opened(query: dict[str, Any]) -> Reader:
+    return open_source(query["data"], query["features"], query["records"], **query["options"])
+
+
+def _read(pipeline: beam.Pipeline, query: dict[str, Any], reader: Reader) -> beam.PCollection:
+    outputs = pipeline | "ReadRecords" >> ReadRecords(reader)
+    _ = outputs | "CheckCorrupt" >> CheckCorrupt(
+        query["max_corrupt_fraction"], query["corrupt_lines"]
+    )
+    return outputs["records"]
 
 
 @beam.ptransform_fn
@@ -30,57 +47,82 @@ def _source_to_examples(
 ) -> beam.PCollection:
     del exec_properties
     query = json.loads(split_pattern)
-    reader = open_source(query["data"], query["features"], **query["options"])
-    outputs = pipeline | "ReadRecords" >> ReadRecords(reader)
-    _ = outputs | "CheckCorrupt" >> CheckCorrupt(
-        query["max_corrupt_fraction"], query["corrupt_lines"]
-    )
-    return outputs["records"] | "ToExamples" >> RecordsToExamples()
+    records = _read(pipeline, query, _opened(query))
+    return records | "ToExamples" >> RecordsToExamples()
 
 
 class ReaderExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor):
-    """Runs a reader under Beam."""
+    """Runs a reader of impressions under Beam."""
 
     def GetInputSourceToExamplePTransform(self) -> beam.PTransform:
         """See the base class."""
         return _source_to_examples
 
 
-class ReaderExampleGen(QueryBasedExampleGen):
-    """Examples of a reader, split at random by a hash of the record into `train` and `eval`.
+class HistoryExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor):
+    """Runs a reader of interactions under Beam, and makes histories of them.
 
-    Args:
-      data: as `--data` of the command line.
-      features: feature spec of a file of the user's own.
-      options: of the reader.
-      reader: what `data` opens.
-      eval_fraction: share of the `eval` split.
-      max_corrupt_fraction: tolerated share of unreadable lines.
-      corrupt_lines: the file that takes them.
+    The splits follow from the histories, not from a hash of the example.
     """
 
-    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(ReaderExampleGenExecutor)
+    def GetInputSourceToExamplePTransform(self) -> beam.PTransform:
+        """See the base class; `GenerateExamplesByBeam` does without it."""
+        return _source_to_examples
+
+    def GenerateExamplesByBeam(
+        self, pipeline: beam.Pipeline, exec_properties: dict[str, Any]
+    ) -> dict[str, beam.PCollection]:
+        """Examples of the splits `train` and `eval`."""
+        from google.protobuf import json_format
+
+        inputs = example_gen_pb2.Input()
+        json_format.Parse(exec_properties["input_config"], inputs)
+        query = json.loads(inputs.splits[0].pattern)
+        reader = _opened(query)
+        assert isinstance(reader, InteractionReader)
+        examples = _read(pipeline, query, reader) | "Histories" >> InteractionsToExamples(
+            reader.feature_spec(),
+            from_mapping(HistoryConfig, query["history"]),
+            reader.schema,
+            (query["validation_fraction"], 0.0),
+            query["seed"],
+            with_test=False,
+        )
+        return {
+            name: examples[split] | f"Encode{name.title()}" >> RecordsToExamples()
+            for name, split in (("train", "train"), ("eval", "validation"))
+        }
+
+
+def _split(name: str, buckets: int) -> Any:
+    return example_gen_pb2.SplitConfig.Split(name=name, hash_buckets=buckets)
+
+
+class _ExampleGen(QueryBasedExampleGen):
+    """What both have: the query of a reader as TFX's input configuration."""
 
     def __init__(
         self,
         data: str,
         features: str | None,
-        options: dict[str, Any],
         reader: Reader,
-        eval_fraction: float,
-        max_corrupt_fraction: float,
+        config: DataConfig,
         corrupt_lines: str,
     ) -> None:
         query = {
             "data": data,
             "features": features,
-            "options": options,
-            "max_corrupt_fraction": max_corrupt_fraction,
+            "records": reader.record_type,
+            "options": config.options,
+            "max_corrupt_fraction": config.max_corrupt_fraction,
             "corrupt_lines": corrupt_lines,
             "fingerprint": reader.fingerprint(),
         }
-        eval_buckets = min(max(round(eval_fraction * _BUCKETS), 1), _BUCKETS - 1)
-        split = example_gen_pb2.SplitConfig.Split
+        if config.history is not None:
+            query["history"] = to_mapping(config.history)
+            query["validation_fraction"], query["seed"] = config.validation_fraction, config.seed
+        eval_buckets = min(max(round(config.validation_fraction * _BUCKETS), 1), _BUCKETS - 1)
+        splits = [_split("train", _BUCKETS - eval_buckets), _split("eval", eval_buckets)]
         super().__init__(
             input_config=example_gen_pb2.Input(
                 splits=[
@@ -90,11 +132,37 @@ class ReaderExampleGen(QueryBasedExampleGen):
                 ]
             ),
             output_config=example_gen_pb2.Output(
-                split_config=example_gen_pb2.SplitConfig(
-                    splits=[
-                        split(name="train", hash_buckets=_BUCKETS - eval_buckets),
-                        split(name="eval", hash_buckets=eval_buckets),
-                    ]
-                )
+                split_config=example_gen_pb2.SplitConfig(splits=splits)
             ),
         )
+
+
+class ReaderExampleGen(_ExampleGen):
+    """Examples of impressions, split at random by a hash of the record into `train` and `eval`.
+
+    Args:
+      data: as `--data` of the command line.
+      features: feature spec of a file of the user's own.
+      reader: what `data` opens.
+      config: options, share of the `eval` split, tolerated share of unreadable lines.
+      corrupt_lines: the file that takes those lines.
+    """
+
+    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(ReaderExampleGenExecutor)
+
+
+class HistoryExampleGen(_ExampleGen):
+    """Examples of histories, in the splits `train` and `eval` that `config.history` asks for.
+
+    What validation and test would be together is `eval`: the pipeline chooses nothing by it but
+    whether to push.
+
+    Args:
+      data: as `--data` of the command line.
+      features: spec of a file of the user's own.
+      reader: what `data` opens.
+      config: options, how histories are made, tolerated share of unreadable lines.
+      corrupt_lines: the file that takes those lines.
+    """
+
+    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(HistoryExampleGenExecutor)

@@ -7,14 +7,17 @@ from typing import Any
 import tensorflow as tf
 
 from tfrz.config import from_mapping
-from tfrz.data.features import FeatureSpec
-from tfrz.data.preprocessing import preprocess
 from tfrz.data.transform_analyzers import TransformAnalyzers
+from tfrz.zoo import registry
+from tfrz.zoo.run_config import run_config_from_mapping
 
 
 def preprocessing_fn(
     inputs: dict[str, tf.SparseTensor], custom_config: dict[str, Any]
 ) -> dict[str, Any]:
-    """`tfrz.data.preprocessing.preprocess` with Beam's analyzers."""
-    spec = from_mapping(FeatureSpec, custom_config["feature_spec"])
-    return preprocess(inputs, spec, TransformAnalyzers())
+    """The task's transform with Beam's analyzers."""
+    config = run_config_from_mapping(custom_config["run_config"])
+    entry = registry.get(config.name)
+    task = entry.load("task")(entry, config)
+    spec = from_mapping(task.spec_class, custom_config["feature_spec"])
+    return dict(task.preprocess(inputs, spec, TransformAnalyzers()))

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from tfrz.config import from_mapping
-from tfrz.data.features import FeatureSpec, raw_feature_spec
+from tfrz.data.features import FeatureSpec, HistorySpec
 from tfrz.data.transform_analyzers import (
     vocabularies_from_transform,
     vocabulary_sizes_from_transform,
@@ -46,7 +46,7 @@ class Workspace:
 
     config: RunConfig
     task: Any
-    spec: FeatureSpec
+    spec: FeatureSpec | HistorySpec
     transform: tft.TFTransformOutput
     train: ExampleBatches
     validation: ExampleBatches
@@ -66,40 +66,20 @@ def open_workspace(fn_args: Any, config: RunConfig | None = None) -> Workspace:
     custom = fn_args.custom_config
     config = config or run_config_from_mapping(custom["run_config"])
     entry = registry.get(config.name)
+    task = entry.load("task")(entry, config)
     output = tft.TFTransformOutput(fn_args.transform_graph_path)
     parse_spec = output.transformed_feature_spec()
     trainer = config.trainer
     return Workspace(
         config=config,
-        task=entry.load("task")(entry, config),
-        spec=from_mapping(FeatureSpec, custom["feature_spec"]),
+        task=task,
+        spec=from_mapping(task.spec_class, custom["feature_spec"]),
         transform=output,
         train=ExampleBatches(
             _files(fn_args.train_files), parse_spec, trainer.batch_size, seed=trainer.seed
         ),
         validation=ExampleBatches(_files(fn_args.eval_files), parse_spec, 8192, shuffle=False),
     )
-
-
-def _raw_examples(output: tft.TFTransformOutput, spec: FeatureSpec, limit: int) -> list[bytes]:
-    """Requests for the warm-up, from the most frequent terms of each vocabulary."""
-    vocabularies = vocabularies_from_transform(output, spec)
-    serialized = []
-    for row in range(limit):
-        example = tf.train.Example()
-        for feature in spec.features:
-            stored = example.features.feature[feature.name]
-            if feature.kind == "numeric":
-                stored.float_list.value.append(float(row))
-                continue
-            terms = vocabularies[f"{feature.name}_xf"] or [""]
-            term = terms[row % len(terms)]
-            if feature.dtype == "int64":
-                stored.int64_list.value.append(int(term or 0))
-            else:
-                stored.bytes_list.value.append(term.encode())
-        serialized.append(example.SerializeToString())
-    return serialized
 
 
 def _with_hyperparameters(config: RunConfig, hyperparameters: dict[str, Any] | None) -> RunConfig:
@@ -155,9 +135,6 @@ def run_fn(fn_args: Any) -> None:
         config,
         vocabularies,
         card,
-        _raw_examples(workspace.transform, spec, config.export.warmup_examples),
+        task.warmup_examples(vocabularies, spec, config.export.warmup_examples),
         replace=True,
     )
-
-
-__all__ = ["TransformGraph", "Workspace", "open_workspace", "raw_feature_spec", "run_fn"]

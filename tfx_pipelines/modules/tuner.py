@@ -53,10 +53,10 @@ def tuner_fn(fn_args: Any) -> Any:
     from tfx.components.tuner.component import TunerFnResult
 
     config = run_config_from_mapping(fn_args.custom_config["run_config"])
-    task_objective = open_workspace(fn_args, config).task.objective
+    task = open_workspace(fn_args, config).task
     tuner = ConfigTuner(
         hypermodel=None,
-        objective=keras_tuner.Objective(task_objective, "min"),
+        objective=keras_tuner.Objective(task.objective, task.objective_direction),
         max_trials=config.tuner.max_trials,
         hyperparameters=_search_space(config),
         tune_new_entries=False,

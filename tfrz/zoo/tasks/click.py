@@ -7,7 +7,8 @@ numeric, dtype=...)` and has `embed(inputs) -> [batch, dim]` and `interact(x0) -
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -17,7 +18,7 @@ import tensorflow as tf
 from tfrz import metrics
 from tfrz.data.columns import to_examples
 from tfrz.data.features import FeatureSpec, raw_feature_spec, transformed_name
-from tfrz.data.preprocessing import Preprocessor, densify, transform_table
+from tfrz.data.preprocessing import Analyzers, Preprocessor, densify, preprocess, transform_table
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
 from tfrz.training.batches import ArrayBatches
 from tfrz.zoo.tasks.prepared import Prepared
@@ -74,6 +75,9 @@ class ClickTask:
     """
 
     objective = "log_loss"
+    objective_direction = "min"
+    spec_class = FeatureSpec
+    slice_features: tuple[str, ...] = ()
 
     def __init__(self, entry: ModelEntry, config: RunConfig) -> None:
         self.entry, self.config = entry, config
@@ -181,16 +185,56 @@ class ClickTask:
             "calibration": metrics.calibration(labels, logits),
         }
 
+    def report(self, model: keras.Model, prepared: Prepared, out: Path) -> None:
+        """Nothing beyond the metrics."""
+
     # What a warm start asks for.
 
-    def vocabulary_weights(self, model: keras.Model) -> dict[str, tf.Variable]:
-        """The embedding whose rows are the ids of each categorical input."""
-        return {name: layer.embeddings for name, layer in model.embeddings.items()}
+    def vocabulary_weights(self, model: keras.Model) -> dict[str, list[tf.Variable]]:
+        """The embeddings whose rows are the ids of each categorical input."""
+        return {name: [layer.embeddings] for name, layer in model.embeddings.items()}
+
+    # What the pipeline's Transform asks for.
+
+    def preprocess(
+        self, inputs: Mapping[str, tf.SparseTensor], spec: FeatureSpec, analyzers: Analyzers
+    ) -> dict[str, Any]:
+        """Raw features and label to transformed ones."""
+        return preprocess(inputs, spec, analyzers)
 
     # What the export asks for.
 
+    def outputs(self, model: keras.Model, features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """What the signatures answer with: probabilities, float32 `[batch]`."""
+        return {"scores": tf.sigmoid(tf.cast(model(features, training=False), tf.float32))}
+
+    def warmup_examples(
+        self, vocabularies: Mapping[str, Sequence[str]], spec: FeatureSpec, limit: int
+    ) -> list[bytes]:
+        """Requests for the warm-up, from the most frequent terms of each vocabulary."""
+        serialized = []
+        for row in range(limit):
+            example = tf.train.Example()
+            for feature in spec.features:
+                stored = example.features.feature[feature.name]
+                if feature.kind == "numeric":
+                    stored.float_list.value.append(float(row))
+                    continue
+                terms = vocabularies[transformed_name(feature.name)] or [""]
+                term = terms[row % len(terms)]
+                if feature.dtype == "int64":
+                    stored.int64_list.value.append(int(term or 0))
+                else:
+                    stored.bytes_list.value.append(term.encode())
+            serialized.append(example.SerializeToString())
+        return serialized
+
     def signatures(
-        self, model: keras.Model, transform: Transform, spec: FeatureSpec
+        self,
+        model: keras.Model,
+        transform: Transform,
+        spec: FeatureSpec,
+        vocabularies: Mapping[str, Sequence[str]],
     ) -> dict[str, Any]:
         """The signatures of DESIGN's contract for a binary model.
 
@@ -198,11 +242,13 @@ class ClickTask:
           model: the trained model.
           transform: raw sparse features to transformed ones.
           spec: the raw features.
+          vocabularies: not needed here.
 
         Returns:
           Names to functions with an input signature. `examples` and `inputs` are serialised
           `tf.Example`s `[batch]`; scores are float32 `[batch]`.
         """
+        del vocabularies
         parse_spec = raw_feature_spec(spec, label=False)
         examples = tf.TensorSpec([None], tf.string, name="examples")
         inputs = tf.TensorSpec([None], tf.string, name="inputs")
@@ -211,7 +257,7 @@ class ClickTask:
             return densify(transform(tf.io.parse_example(serialized, parse_spec)))
 
         def probability(features: dict[str, tf.Tensor]) -> tf.Tensor:
-            return tf.sigmoid(tf.cast(model(features, training=False), tf.float32))
+            return self.outputs(model, features)["scores"]
 
         @tf.function(input_signature=[examples])
         def serving_default(examples: tf.Tensor) -> dict[str, tf.Tensor]:

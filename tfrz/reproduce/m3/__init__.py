@@ -1,0 +1,3 @@
+"""M3: the experiments of its specification that fit a small machine."""
+
+EXPERIMENTS: tuple = ()
