@@ -18,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--work", default="runs/reproduce", help="folder of runs that a repeated command resumes"
     )
     parser.add_argument(
+        "--jobs", type=int, default=1, help="runs to train at the same time, where there are many"
+    )
+    parser.add_argument(
         "--store", action="store_true", help="write them into the package's stored results"
     )
 
@@ -32,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from tfrz.cli.tables import format_table
+    from tfrz.config import require
     from tfrz.files import atomic_write
     from tfrz.reproduce.experiment import Context, experiments, result_file, select
 
@@ -39,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         rows = [(e.name, e.source, e.title) for e in experiments().values()]
         print(format_table(("experiment", "in the paper", "what"), rows))
         return 0
+    require(args.jobs >= 1, "--jobs", "must be at least 1")
     held, results = True, {}
     for experiment in select(args.names):
         print(f"{experiment.name}: {experiment.title} ({experiment.source})", file=sys.stderr)
@@ -50,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
                 data=args.data,
                 work=Path(args.work) / experiment.name.partition("/")[0],
                 say=lambda line: print(f"  {line}", file=sys.stderr, flush=True),
+                jobs=args.jobs,
             )
         )
         held &= outcome.held

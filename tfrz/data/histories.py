@@ -210,9 +210,7 @@ def _lists(column: pa.Array, first: np.ndarray, end: np.ndarray) -> pa.ListArray
     lengths = end - first
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     rows = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], lengths)
-    return pa.ListArray.from_arrays(
-        pa.array(offsets.astype(np.int32)), column.take(pa.array(rows))
-    )
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), column.take(pa.array(rows)))
 
 
 def build_examples(

@@ -28,9 +28,7 @@ from tfrz.data.features import (
 class Analyzers(Protocol):
     """What must be known of the whole data set."""
 
-    def lookup(
-        self, feature: Feature, tokens: tf.SparseTensor
-    ) -> Callable[[tf.Tensor], tf.Tensor]:
+    def lookup(self, feature: Feature, tokens: tf.SparseTensor) -> Callable[[tf.Tensor], tf.Tensor]:
         """From string terms, of any shape, to ids; the vocabulary is that of all `tokens`.
 
         Ids are 1..V by falling frequency, then the out-of-vocabulary buckets.
@@ -206,9 +204,7 @@ class Preprocessor(tf.Module):
             for f in self._spec.vocabularies
         }
 
-    def lookup(
-        self, feature: Feature, tokens: tf.SparseTensor
-    ) -> Callable[[tf.Tensor], tf.Tensor]:
+    def lookup(self, feature: Feature, tokens: tf.SparseTensor) -> Callable[[tf.Tensor], tf.Tensor]:
         """See `Analyzers`."""
         table = self._tables[feature.name]
         return lambda terms: table.lookup(terms) + 1

@@ -19,9 +19,7 @@ def vocabulary_name(feature_name: str) -> str:
 class TransformAnalyzers:
     """Vocabularies and moments computed by Beam over the whole data set."""
 
-    def lookup(
-        self, feature: Feature, tokens: tf.SparseTensor
-    ) -> Callable[[tf.Tensor], tf.Tensor]:
+    def lookup(self, feature: Feature, tokens: tf.SparseTensor) -> Callable[[tf.Tensor], tf.Tensor]:
         """See `tfrz.data.preprocessing.Analyzers`."""
         path = tft.vocabulary(
             tokens,
@@ -29,8 +27,8 @@ class TransformAnalyzers:
             frequency_threshold=feature.min_count if feature.min_count > 1 else None,
             vocab_filename=vocabulary_name(feature.name),
         )
-        return lambda terms: 1 + tft.apply_vocabulary(
-            terms, path, num_oov_buckets=feature.oov_buckets
+        return lambda terms: (
+            1 + tft.apply_vocabulary(terms, path, num_oov_buckets=feature.oov_buckets)
         )
 
     def moments(self, feature: Feature, values: tf.SparseTensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -38,7 +36,9 @@ class TransformAnalyzers:
         return tft.mean(values), tft.var(values)
 
 
-def vocabularies_from_transform(output: Any, spec: FeatureSpec | HistorySpec) -> dict[str, list[str]]:
+def vocabularies_from_transform(
+    output: Any, spec: FeatureSpec | HistorySpec
+) -> dict[str, list[str]]:
     """Transformed name to terms in the order of their ids from 1.
 
     Args:

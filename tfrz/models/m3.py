@@ -197,7 +197,9 @@ class M3(keras.Model):
         }
         self.dropout = SeededDropout(config.dropout, name="dropout", dtype=policy)
         self.input_layers = self._dense("input", config.input_units, False, policy)
-        self.output_layers = self._dense("output", config.output_units, config.linear_output, policy)
+        self.output_layers = self._dense(
+            "output", config.output_units, config.linear_output, policy
+        )
         self.mixture = self._encoder(policy)
         self.sampler = (
             NegativeSampler(

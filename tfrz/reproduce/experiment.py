@@ -60,6 +60,7 @@ class Context:
       seed: of everything random.
       data: where the experiment's data set is, if the user said so.
       work: a folder for runs that are resumed when the command is repeated.
+      jobs: runs to train at the same time, each in a process of its own, where the experiment can.
       say: takes a line of progress.
     """
 
@@ -68,6 +69,7 @@ class Context:
     data: str | None
     work: Path
     say: Callable[[str], None]
+    jobs: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

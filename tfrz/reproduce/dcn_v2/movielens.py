@@ -12,6 +12,7 @@ import numpy as np
 
 from tfrz.errors import InputError
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
+from tfrz.reproduce.runs import Runs
 
 _DEFAULT_DATA = "../shared/data/ml-1m/ml-1m.zip"
 
@@ -51,26 +52,6 @@ _TRAINER = {
 }
 
 
-class _Runs:
-    """Runs that are done, kept in a file so that nothing is computed twice."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
-        self._done = {json.dumps(r["key"], sort_keys=True): r for r in map(json.loads, lines)}
-
-    def get(self, key: dict[str, Any]) -> dict[str, Any] | None:
-        return self._done.get(json.dumps(key, sort_keys=True))
-
-    def add(self, key: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-        row = {"key": key, **row}
-        self._done[json.dumps(key, sort_keys=True)] = row
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        return row
-
-
 def _run(context: Context) -> Outcome:
 
     from tfrz.data.readers import open_source
@@ -97,7 +78,7 @@ def _run(context: Context) -> Outcome:
 
     prepared = entry.load("task")(entry, configure("DNN", {}, 0)).prepare(reader)
     columns = {n: v.numpy() for n, v in prepared.train._columns.items()}
-    runs = _Runs(
+    runs = Runs(
         context.work / ("movielens_1m.quick.jsonl" if context.quick else "movielens_1m.jsonl")
     )
 
@@ -105,7 +86,7 @@ def _run(context: Context) -> Outcome:
         config = configure(model, values, seed)
         key = {"model": model, "values": values, "seed": seed, "split": context.seed, "test": test}
         key["settings"] = [_TRAINER, MODELS[model][0]]
-        done = runs.get(json.loads(json.dumps(key)))
+        done = runs.get(key)
         if done is not None:
             return done
         started = time.perf_counter()
@@ -126,7 +107,7 @@ def _run(context: Context) -> Outcome:
             f"{model} {values} seed {seed}: validation log loss {best['log_loss']:.4f} "
             f"({row['seconds']} s)"
         )
-        return runs.add(json.loads(json.dumps(key)), row)
+        return runs.add(key, row)
 
     grid = [dict(zip(SEARCH, v, strict=True)) for v in itertools.product(*SEARCH.values())]
     seeds = range(2) if context.quick else range(5)

@@ -1,3 +1,5 @@
-"""M3: the experiments of its specification that fit a small machine."""
+"""M3: experiments on whether a mixture of ranges is better than one of them."""
 
-EXPERIMENTS: tuple = ()
+from tfrz.reproduce.m3 import context_switch, movielens
+
+EXPERIMENTS = (*context_switch.EXPERIMENTS, *movielens.EXPERIMENTS)

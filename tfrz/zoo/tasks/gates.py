@@ -80,7 +80,9 @@ def gate_table(model: keras.Model, prepared: Prepared) -> list[dict[str, Any]]:
 
     def order(row: dict[str, Any]) -> tuple[str, int]:
         first = row["value"].split("-")[0].rstrip("+")
-        return row["by"], lengths.get(first, 0) if row["by"] == "events so far" else -row["requests"]
+        return row["by"], lengths.get(first, 0) if row["by"] == "events so far" else -row[
+            "requests"
+        ]
 
     return sorted(rows, key=order)
 
@@ -100,11 +102,15 @@ def gate_report(model: keras.Model, prepared: Prepared, out: Path) -> None:
     for column, by in enumerate(groups):
         shown = [row for row in rows if row["by"] == by][: max(_VALUES_SHOWN, len(_LENGTHS))]
         places = np.arange(len(shown))
-        for line, (what, title) in enumerate((("gates", "mean gate"), ("norms", "|gate x output|"))):
+        for line, (what, title) in enumerate(
+            (("gates", "mean gate"), ("norms", "|gate x output|"))
+        ):
             axes = figure.add_subplot(2, len(groups), line * len(groups) + column + 1)
             for i, name in enumerate(ranges):
                 heights = [row[what][name] for row in shown]
-                axes.bar(places + 0.8 * (i / len(ranges) - 0.4), heights, 0.8 / len(ranges), label=name)
+                axes.bar(
+                    places + 0.8 * (i / len(ranges) - 0.4), heights, 0.8 / len(ranges), label=name
+                )
             axes.set_xticks(places, [row["value"] for row in shown], rotation=45, ha="right")
             axes.set_title(f"{title} by {by}")
             axes.legend()

@@ -182,9 +182,7 @@ class HistoryTask:
         columns = {name: transform_table(transform, parts[name]) for name in SPLITS}
         del columns["train"]["seen_xf"]
         sizes = transform.vocabulary_sizes
-        evaluated = {
-            name: ArrayBatches(columns[name], _EVALUATION_BATCH) for name in SPLITS[1:]
-        }
+        evaluated = {name: ArrayBatches(columns[name], _EVALUATION_BATCH) for name in SPLITS[1:]}
         return Prepared(
             train=ArrayBatches(columns["train"], trainer.batch_size, trainer.seed),
             validation=evaluated["validation"],

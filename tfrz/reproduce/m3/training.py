@@ -1,0 +1,74 @@
+"""Training for a fixed number of steps: what the experiments on M3 share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfrz.training.batches import ArrayBatches, Batches
+from tfrz.training.fit import build_model, fit
+from tfrz.zoo import registry
+from tfrz.zoo.run_config import RunConfig, load_run_config
+
+# The weights of the last step are taken: nothing is chosen by looking at held-out data.
+_TRAINER = (
+    "trainer.epochs=1",
+    "trainer.clip_norm=null",
+    "trainer.ema_decay=null",
+    "trainer.early_stopping_patience=null",
+    "trainer.tensorboard=false",
+    "trainer.steps_per_call=50",
+)
+
+
+def configure(dataset: str, overrides: Iterable[str], seed: int) -> RunConfig:
+    """The zoo's configuration of M3 for an experiment."""
+    return load_run_config("m3", dataset, [*_TRAINER, *overrides, f"trainer.seed={seed}"])
+
+
+class Stepped:
+    """Batches whose epoch has a given number of steps: passes over the set, one after another.
+
+    Args:
+      batches: the set.
+      steps: of an epoch.
+    """
+
+    def __init__(self, batches: ArrayBatches, steps: int) -> None:
+        self._batches, self._steps = batches, steps
+        self.batch_size, self.num_examples = batches.batch_size, batches.num_examples
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """As given."""
+        return self._steps
+
+    def epoch(self, epoch: int, skip: int = 0) -> tf.data.Dataset:
+        """The given number of batches, without the first `skip`."""
+        passes = -(-self._steps // self._batches.steps_per_epoch)
+        dataset = self._batches.epoch(epoch * passes)
+        for number in range(1, passes):
+            dataset = dataset.concatenate(self._batches.epoch(epoch * passes + number))
+        return dataset.take(self._steps).skip(skip)
+
+    def once(self) -> tf.data.Dataset:
+        """All examples in stored order."""
+        return self._batches.once()
+
+
+def train(
+    config: RunConfig, inputs: Any, batches: ArrayBatches, steps: int, validation: Batches
+) -> tuple[keras.Model, Any, dict[str, float]]:
+    """Trains an M3 for `steps`.
+
+    Returns:
+      The model, its task, and the metrics on `validation` at the end.
+    """
+    entry = registry.get("m3")
+    task = entry.load("task")(entry, config)
+    model = build_model(lambda: task.build(inputs), config.trainer)
+    result = fit(model, task, Stepped(batches, steps), validation, config.trainer, None, False)
+    return model, task, result.best
