@@ -99,9 +99,6 @@ class NegativeSampler(keras.layers.Layer):
         target: an estimate of the whole softmax, on its scale).
       seed: of the draws.
 
-    Returns:
-      Called without arguments: ids int64 `[n]`.
-
     Raises:
       ConfigError: an argument is out of its range.
 
@@ -142,8 +139,8 @@ class NegativeSampler(keras.layers.Layer):
         )
         self.built = True
 
-    def call(self) -> tf.Tensor:
-        """The next draw."""
+    def sample(self) -> tf.Tensor:
+        """The next draw: ids int64 `[n]`."""
         draw = tf.convert_to_tensor(self.draws)
         self.draws.assign(draw + 1)
         seed = tf.stack([tf.constant(self.seed), draw])

@@ -371,7 +371,7 @@ class M3(keras.Model):
         return gates, gates * tf.norm(tf.cast(parts, gates.dtype), axis=-1)
 
     def encode(self, embedded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """h of every request, `[batch, time + 1, output_dim]`, float32."""
+        """H of every request, `[batch, time + 1, output_dim]`, float32."""
         z, u, mask = self._mixed(embedded, training)
         if self.config.encoder == "mixture":
             mixed = self.mixture(z, u, mask=mask)

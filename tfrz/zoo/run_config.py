@@ -11,7 +11,6 @@ from tfrz.data.histories import HistoryConfig
 from tfrz.training.config import TrainerConfig
 from tfrz.zoo import registry
 
-
 # What full rankings are judged by; see `tfrz.metrics.ranking`.
 RANKING_METRICS = (
     "map_at_20",

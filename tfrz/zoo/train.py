@@ -60,7 +60,8 @@ def train(
       model: a name of the registry.
       data: as `--data` of the command line.
       out: takes `config.yaml`, `metrics.json`, `curves.png`, `card.md`, `history.json`,
-        `checkpoints/`, `tensorboard/`, `model/<version>/` and the task's own reports. An unfinished run is resumed.
+        `checkpoints/`, `tensorboard/`, `model/<version>/` and the task's own reports. An
+        unfinished run is resumed.
       features: feature spec of a file of the user's own.
       overrides: `section.key=value`.
       progress: show a bar on standard error.

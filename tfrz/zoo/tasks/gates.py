@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ def _groups(
     bounds = np.array(_LENGTHS)
     words = [
         f"{low}-{high - 1}" if high - low > 1 else str(low)
-        for low, high in zip(_LENGTHS, _LENGTHS[1:], strict=False)
+        for low, high in itertools.pairwise(_LENGTHS)
     ] + [f"{_LENGTHS[-1]}+"]
     place = np.clip(np.searchsorted(bounds, lengths, side="right") - 1, 0, len(words) - 1)
     groups = {"events so far": np.array(words, object)[place]}

@@ -215,7 +215,7 @@ class HistoryTask:
         looked_up["targets"] = targets
         looked_up["weights"] = tf.cast(known, tf.float32)
         if model.sampler is not None:
-            negatives = model.sampler()
+            negatives = model.sampler.sample()
             for name, ids in (("target", targets), ("negative", negatives)):
                 looked_up[f"{name}_vectors"] = tf.cast(model.output_items(ids), tf.float32)
                 looked_up[f"{name}_bias"] = tf.cast(model.output_bias(ids), tf.float32)[..., 0]
