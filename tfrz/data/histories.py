@@ -195,7 +195,8 @@ def _targets(
         below = np.concatenate([[0], np.cumsum(times < bound)])
         return starts + below[ends] - below[starts]
 
-    assert config.validation_start is not None and config.test_start is not None
+    assert config.validation_start is not None
+    assert config.test_start is not None
     first = before(config.validation_start)
     second = before(config.test_start) if with_test else ends
     return {

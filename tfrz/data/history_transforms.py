@@ -146,7 +146,8 @@ class _Kept(beam.CombineFn):
         self._newest = config.kept + len(SPLITS)
         self._bounds: tuple[int, ...] = ()
         if config.split == "time":
-            assert config.validation_start is not None and config.test_start is not None
+            assert config.validation_start is not None
+            assert config.test_start is not None
             self._bounds = (config.validation_start, config.test_start)
 
     def create_accumulator(self) -> list[list[tuple]]:

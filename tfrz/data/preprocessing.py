@@ -168,7 +168,7 @@ class Preprocessor(tf.Module):
         moments: Mapping[str, tuple[float, float]],
     ) -> None:
         super().__init__()
-        self._spec = spec
+        self._spec: Any = spec
         self._terms = {name: tuple(terms) for name, terms in vocabularies.items()}
         self._moments = dict(moments)
         self._tables = {}

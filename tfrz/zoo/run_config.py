@@ -213,7 +213,7 @@ def run_config_from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
     entry = registry.get(str(values.get("name", "")))
     model = from_mapping(entry.load("config"), values.pop("model", None), "model")
     judged = RankingEvaluatorConfig if entry.record_type == "history" else EvaluatorConfig
-    evaluator = from_mapping(judged, values.pop("evaluator", None), "evaluator")
+    evaluator: Any = from_mapping(judged, values.pop("evaluator", None), "evaluator")
     config = from_mapping(RunConfig, {**values, "model": model, "evaluator": evaluator})
     histories = entry.record_type == "history"
     require(

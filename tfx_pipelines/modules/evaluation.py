@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import apache_beam as beam
@@ -24,7 +24,9 @@ class _Mean(beam.CombineFn):
 
     def add_input(self, accumulator: tuple[float, float], element: Any) -> tuple[float, float]:
         names = (self._key.model_name, self._key.output_name)
-        items = np.ravel(element.get_predictions(*names))
+        outputs = element.get_predictions(*names)
+        # TFMA leaves a signature's outputs together where there are several.
+        items = np.ravel(outputs["item_ids"] if isinstance(outputs, Mapping) else outputs)
         target = np.ravel(element.get_labels(*names))
         places = np.flatnonzero(items == target[0]) if target.size and target[0] else ()
         rank = int(places[0]) + 1 if len(places) else 0

@@ -272,9 +272,9 @@ class TabularInteractions(Tabular, InteractionReader):
 
     def __init__(self, path: str, features: str) -> None:
         self._open(path)
-        self.spec: HistorySpec = from_mapping(HistorySpec, read_yaml(features), features)
+        self.spec = from_mapping(HistorySpec, read_yaml(features), features)
 
-    def feature_spec(self) -> HistorySpec:
+    def feature_spec(self) -> Any:
         """See `Reader`."""
         return self.spec
 

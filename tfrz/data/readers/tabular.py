@@ -41,6 +41,7 @@ class Tabular(Reader):
     """
 
     name = "file"
+    spec: Any
 
     def __init__(self, path: str, features: str) -> None:
         mapping = read_yaml(features)
@@ -58,7 +59,7 @@ class Tabular(Reader):
                 f"{path}: the name must end in .csv, .tsv, .parquet or .tfrecord to be read"
             )
 
-    def feature_spec(self) -> FeatureSpec:
+    def feature_spec(self) -> Any:
         """See `Reader`."""
         return self.spec
 

@@ -188,7 +188,7 @@ def _checks(found: dict[str, dict[str, float]], long_gates: np.ndarray) -> list[
 
 def _run(context: Context) -> Outcome:
     seeds = [context.seed] if context.quick else [context.seed + i for i in range(3)]
-    size = {"users": [1500, 300] if context.quick else [4000, 1000]}
+    size: dict[str, Any] = {"users": [1500, 300] if context.quick else [4000, 1000]}
     size["steps"] = 700 if context.quick else 1500
     skipped = ("softmax", "bottom") if context.quick else ()
     models = [name for name in MODELS if not name.endswith(skipped)] if skipped else list(MODELS)

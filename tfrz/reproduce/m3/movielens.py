@@ -1,4 +1,4 @@
-"""MovieLens, leave-last-out, full ranking: mixtures against single encoders and published models."""
+"""MovieLens, leave-last-out, full ranking: mixtures against encoders and published models."""
 
 from __future__ import annotations
 

@@ -128,6 +128,7 @@ class ClickTask:
         held_out = (data.validation_fraction, data.test_fraction)
         parts = split_table(table, (1.0 - sum(held_out), *held_out), data.seed)
         spec = reader.feature_spec()
+        assert isinstance(spec, FeatureSpec)
         transform = Preprocessor.fit(parts[0], spec)
         trainer = self.config.trainer
         columns = [transform_table(transform, part) for part in parts]

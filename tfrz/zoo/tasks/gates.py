@@ -54,7 +54,7 @@ def gate_table(model: keras.Model, prepared: Prepared) -> list[dict[str, Any]]:
       A row per group: `by` (events so far, or a context of the request), `value`, `requests`,
       `gates` and `norms` (range to mean).
     """
-    sums: dict[tuple[str, str], list[np.ndarray]] = {}
+    sums: dict[tuple[str, str], list[Any]] = {}
     for batch in prepared.validation.once():
         gates, norms = (v.numpy().astype(np.float64) for v in model.gates(batch))
         real = batch["history_xf"].numpy() != 0

@@ -229,7 +229,8 @@ class HistoryTask:
         hidden = model.encode(looked_up, training=True)
         targets, weights = looked_up["targets"], looked_up["weights"]
         if model.sampler is None:
-            loss = softmax_loss(hidden, *model.item_vectors(), targets)
+            items, bias = model.item_vectors()
+            loss = softmax_loss(hidden, items, bias, targets)
         else:
             own = tf.reduce_sum(hidden * looked_up["target_vectors"], axis=-1)
             others = tf.tensordot(hidden, looked_up["negative_vectors"], [[-1], [1]])
