@@ -21,18 +21,22 @@ from tfrz.zoo.run_config import load_run_config
 from tfrz.zoo.train import train
 
 cases = pytest.mark.parametrize("case", MODEL_CASES, ids=lambda c: f"{c.model}-{c.name}")
-ROWS = "data.options={rows: 2000}"
+SIZES = {"impression": "data.options={rows: 2000}", "history": "data.options={users: 400}"}
+
+
+def _size(case: ModelCase) -> str:
+    return SIZES[registry.get(case.model).record_type]
 
 
 class Built:
     """A model of a case with the data it was built for."""
 
     def __init__(self, case: ModelCase, dtype: str = "float32") -> None:
-        overrides = (ROWS, "trainer.batch_size=64", f"trainer.dtype={dtype}", *case.overrides)
         entry = registry.get(case.model)
-        config = load_run_config(case.model, "simulated", overrides)
+        overrides = (_size(case), "trainer.batch_size=64", f"trainer.dtype={dtype}")
+        config = load_run_config(case.model, "simulated", (*overrides, *case.overrides))
         self.task = entry.load("task")(entry, config)
-        reader = open_source("simulated", None, **config.data.options)
+        reader = open_source("simulated", None, entry.record_type, **config.data.options)
         self.prepared = self.task.prepare(reader)
         keras.utils.set_random_seed(7)
         self.model = self.task.build(self.prepared.inputs)
@@ -109,7 +113,9 @@ def test_xla_of_the_dense_part_changes_nothing(case, built):
 def test_every_weight_gets_a_finite_gradient(case, built):
     one = built(case)
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(tf.square(one.model(one.batch) - 1.0))
+        rows = next(iter(one.prepared.train.epoch(0)))
+        losses, penalty = one.task.dense_loss(one.model, one.task.lookup(one.model, rows))
+        loss = tf.reduce_sum(losses) + penalty
     variables = one.model.trainable_variables
     for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
         assert gradient is not None, variable.name
@@ -122,23 +128,37 @@ import tensorflow as tf
 loaded = tf.saved_model.load(sys.argv[1])
 examples = [bytes.fromhex(e) for e in json.load(open(sys.argv[2]))]
 raw = json.load(open(sys.argv[3]))
+def plain(outputs):
+    return {
+        n: v.numpy().astype(str).tolist() if v.dtype == tf.string else v.numpy().tolist()
+        for n, v in outputs.items()
+    }
 default = loaded.signatures["serving_default"](examples=tf.constant(examples))
 inputs = loaded.signatures["serving_raw"].structured_input_signature[1]
 tensors = {n: tf.constant(raw[n], spec.dtype) for n, spec in inputs.items()}
 answers = {
-    "default": default["scores"].numpy().tolist(),
-    "raw": loaded.signatures["serving_raw"](**tensors)["scores"].numpy().tolist(),
-    "empty": loaded.signatures["serving_default"](
-        examples=tf.constant([b"", b""]))["scores"].numpy().tolist(),
+    "default": plain(default),
+    "raw": plain(loaded.signatures["serving_raw"](**tensors)),
+    "empty": plain(loaded.signatures["serving_default"](examples=tf.constant([b"", b""]))),
     "signatures": sorted(loaded.signatures),
 }
 print(json.dumps(answers))
 """
 
 
+def _same(answer: dict, expected: dict) -> None:
+    """Outputs as plain lists against the trainer's."""
+    assert set(answer) == set(expected)
+    for name, value in expected.items():
+        if value.dtype == tf.string:
+            assert answer[name] == value.numpy().astype(str).tolist()
+        else:
+            np.testing.assert_allclose(answer[name], value.numpy(), atol=1e-6)
+
+
 def _raw_columns(serialized: list[bytes], spec) -> dict[str, list]:
     """The same rows as named raw values, lists padded, missing as the contract writes it."""
-    from tfrz.export.raw_inputs import MISSING_INT
+    from tfrz.data.features import MISSING_INT
 
     missing = {"string": "", "int64": int(MISSING_INT), "float32": float("nan")}
     columns: dict[str, list] = {}
@@ -149,7 +169,7 @@ def _raw_columns(serialized: list[bytes], spec) -> dict[str, list]:
             kind = stored.WhichOneof("kind")
             row = list(getattr(stored, kind).value) if kind else []
             values.append([v.decode() if isinstance(v, bytes) else v for v in row])
-        width = max([1, *map(len, values)])
+        width = max([1, *map(len, values)], default=1)
         padded = [row + [missing[feature.dtype]] * (width - len(row)) for row in values]
         columns[feature.name] = padded if feature.multivalent else [row[0] for row in padded]
     return columns
@@ -162,7 +182,7 @@ def _raw_columns(serialized: list[bytes], spec) -> dict[str, list]:
 )
 def test_the_exported_model_answers_in_a_fresh_process_as_the_trainer_did(case, tmp_path):
     out = tmp_path / "run"
-    overrides = (ROWS, "trainer.epochs=1", "trainer.batch_size=64", *case.overrides)
+    overrides = (_size(case), "trainer.epochs=1", "trainer.batch_size=64", *case.overrides)
     result = train(case.model, out=out, overrides=overrides, progress=False)
     version = out / "model" / "1"
     assert result["model"] == str(version)
@@ -171,18 +191,19 @@ def test_the_exported_model_answers_in_a_fresh_process_as_the_trainer_did(case, 
     entry = registry.get(case.model)
     config = load_run_config(case.model, "simulated", overrides)
     task = entry.load("task")(entry, config)
-    prepared = task.prepare(open_source("simulated", None, **config.data.options))
+    reader = open_source("simulated", None, entry.record_type, **config.data.options)
+    prepared = task.prepare(reader)
     from tfrz.training.warm_start import warm_start
 
     model = task.build(prepared.inputs)
     report = warm_start(model, task, prepared.vocabularies, version)
     assert not report.fresh
     examples = prepared.examples[:20]
-    parse = task.signatures(model, prepared.transform, prepared.spec)
-    expected = parse["serving_default"](tf.constant(examples))["scores"].numpy()
+    functions = task.signatures(model, prepared.transform, prepared.spec, prepared.vocabularies)
+    answers = functions["serving_default"](tf.constant(examples))
     rows = next(iter(prepared.validation.once()))
-    direct = tf.sigmoid(model({n: rows[n][:20] for n in prepared.inputs.names})).numpy()
-    np.testing.assert_allclose(expected, direct, atol=1e-6)
+    direct = task.outputs(model, {name: value[:20] for name, value in rows.items()})
+    np.testing.assert_allclose(answers["scores"], direct["scores"], atol=1e-6)
 
     unknown = tf.train.Example()
     for feature in prepared.spec.features:
@@ -212,14 +233,10 @@ def test_the_exported_model_answers_in_a_fresh_process_as_the_trainer_did(case, 
     )
     assert done.returncode == 0, done.stderr[-2000:]
     answers = json.loads(done.stdout.splitlines()[-1])
-    expected = parse["serving_default"](tf.constant(sent))["scores"].numpy()
-    np.testing.assert_allclose(answers["default"], expected, atol=1e-6)
-    np.testing.assert_allclose(answers["raw"], expected, atol=1e-6)
-    np.testing.assert_allclose(
-        answers["empty"],
-        parse["serving_default"](tf.constant([b"", b""]))["scores"].numpy(),
-        atol=1e-6,
-    )
+    expected = functions["serving_default"](tf.constant(sent))
+    _same(answers["default"], expected)
+    _same(answers["raw"], expected)
+    _same(answers["empty"], functions["serving_default"](tf.constant([b"", b""])))
     assert set(entry.signatures) <= set(answers["signatures"])
     for name in ("run_config.yaml", "card.md", "vocabularies.json"):
         assert (version / "assets" / name).exists()
@@ -233,11 +250,18 @@ def _served_answers_are_the_trainers(base, name, sent, expected, tmp_path) -> No
     with ServerProcess(*flags, log=tmp_path / "server.log") as server:
         client = server.client()
         outputs = client.predict(name, {"examples": np.array(sent, object)}).outputs
-        over_grpc = tf.make_ndarray(outputs["scores"])
+        over_grpc = {n: tf.make_ndarray(value) for n, value in outputs.items()}
         rows = [{"b64": base64.b64encode(one).decode()} for one in sent]
         status, document = client.rest(name, {"inputs": {"examples": rows}})
         assert status == 200, document
         answer = document["outputs"]
-        over_rest = np.float32(answer["scores"] if isinstance(answer, dict) else answer)
-    np.testing.assert_allclose(over_grpc, expected, atol=1e-6)
-    np.testing.assert_array_equal(over_rest, over_grpc)
+        over_rest = answer if isinstance(answer, dict) else {"scores": answer}
+    _same(
+        {n: v.astype(str).tolist() if v.dtype == object else v for n, v in over_grpc.items()},
+        expected,
+    )
+    for output, value in over_grpc.items():
+        if value.dtype == object:
+            assert over_rest[output] == value.astype(str).tolist()
+        else:
+            np.testing.assert_array_equal(np.float32(over_rest[output]), value)

@@ -240,7 +240,7 @@ class ShortRangeEncoder(Encoder):
             reach = (self.kernel_size - 1) * dilation
             before = tf.pad(z, [[0, 0], [reach, 0], [0, 0]])
             flipped = tf.reverse(tf.convert_to_tensor(kernel), axis=[0])
-            z = tf.nn.conv1d(before, flipped, 1, "VALID", dilations=dilation) + bias
+            z = tf.nn.convolution(before, flipped, padding="VALID", dilations=[dilation]) + bias
             z = zero_padding(self.activation(z), mask)
         return z
 
