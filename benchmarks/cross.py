@@ -195,7 +195,7 @@ def make_step(
     import keras
     import tensorflow as tf
 
-    from tfrz.training.compilation import compile_dense
+    from tfrz.training.compilation import compiled_value_and_gradients
 
     apply_stack(layers, x0[:1])
     variables = [v for layer in layers for v in layer.trainable_variables]
@@ -208,14 +208,18 @@ def make_step(
         predicted = tf.reduce_sum(crossed, axis=1) * crossed.shape[-1] ** -0.5
         return tf.reduce_mean(tf.square(predicted - y))
 
-    loss_of = compile_dense(loss_of, xla)
+    compiled = compiled_value_and_gradients(lambda d: loss_of(d["x"], d["y"]), variables)
 
     @tf.function
     def step(x: Any, y: Any) -> tuple[Any, Any]:
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            loss = loss_of(x, y)
-        *gradients, of_x0 = tape.gradient(loss, [*variables, x])
+        if xla:
+            loss, gradients, inner = compiled({"x": x, "y": y})
+            of_x0 = inner["x"]
+        else:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                loss = loss_of(x, y)
+            *gradients, of_x0 = tape.gradient(loss, [*variables, x])
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return loss, of_x0
 

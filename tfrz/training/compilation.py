@@ -9,7 +9,7 @@ compiled, because the stock TF Serving binary has no CPU compiler.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -40,11 +40,43 @@ def use_xla(setting: str) -> bool:
     return compiled
 
 
-def compile_dense(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
-    """`function` as an XLA computation if `compiled`, else `function` itself.
+def compiled_value_and_gradients(
+    loss_of: Callable[[dict[str, tf.Tensor]], tf.Tensor], variables: Sequence[tf.Variable]
+) -> Callable[
+    [dict[str, tf.Tensor]], tuple[tf.Tensor, list[tf.Tensor | None], dict[str, tf.Tensor]]
+]:
+    """The loss and its gradients as one XLA computation.
 
-    Gradients taken through it are compiled as well.
+    Not the loss alone with gradients taken through it: what a recurrent network keeps for its
+    backward pass cannot leave a compiled function.
+
+    Args:
+      loss_of: from looked-up tensors to a scalar.
+      variables: whose gradients are wanted.
+
+    Returns:
+      From looked-up tensors to the loss, the gradients of the variables (None for those that the
+      loss does not read), and those of the looked-up tensors of floats.
     """
-    if not compiled:
-        return function
-    return tf.function(function, jit_compile=True, reduce_retracing=True)
+    reached: list[bool] = []
+
+    @tf.function(jit_compile=True, reduce_retracing=True)
+    def inside(looked_up: dict[str, tf.Tensor]) -> tuple[Any, list[Any], dict[str, Any]]:
+        floats = {n: v for n, v in looked_up.items() if v.dtype.is_floating}
+        with tf.GradientTape() as tape:
+            tape.watch(floats)
+            loss = loss_of({**looked_up, **floats})
+        dense, inner = tape.gradient(loss, (list(variables), floats))
+        reached[:] = [gradient is not None for gradient in dense]
+        return (
+            loss,
+            [tf.convert_to_tensor(gradient) for gradient in dense if gradient is not None],
+            {name: gradient for name, gradient in inner.items() if gradient is not None},
+        )
+
+    def value_and_gradients(looked_up: dict[str, tf.Tensor]) -> tuple[Any, list[Any], dict]:
+        loss, found, inner = inside(looked_up)
+        following = iter(found)
+        return loss, [next(following) if one else None for one in reached], inner
+
+    return value_and_gradients

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from tfrz.errors import InputError
 from tfrz.files import atomic_write
 from tfrz.training.batches import Batches
-from tfrz.training.compilation import compile_dense, use_xla
+from tfrz.training.compilation import compiled_value_and_gradients, use_xla
 from tfrz.training.config import TrainerConfig
 from tfrz.training.curves import save_curves
 
@@ -112,6 +112,13 @@ def _sum_duplicates(gradient: Any) -> Any:
     return tf.IndexedSlices(rows, ids, gradient.dense_shape)
 
 
+def _sum_of(first: Any, second: Any) -> Any:
+    """The sum of two gradients, either of which may be missing."""
+    if first is None or second is None:
+        return second if first is None else first
+    return tf.convert_to_tensor(first) + tf.convert_to_tensor(second)
+
+
 class _Loop:
     """The variables and compiled functions of one run."""
 
@@ -121,15 +128,13 @@ class _Loop:
         self.model, self.task, self.config = model, task, config
         self.strategy = model.distribute_strategy
         self.variables = model.trainable_variables
-        dense_loss = compile_dense(
-            lambda looked_up: task.dense_loss(model, looked_up), use_xla(config.xla)
-        )
+        self._compiled = use_xla(config.xla)
         with self.strategy.scope():
             self.optimizer = _make_optimizer(config, total_steps)
             self.optimizer.build(self.variables)
             self.averages = self._copies("average") if config.ema_decay is not None else []
             self.best = self._copies("best")
-        self._run_steps = self._compile(dense_loss)
+        self._run_steps = self._compile()
 
     def _copies(self, kind: str) -> list[tf.Variable]:
         return [
@@ -143,15 +148,45 @@ class _Loop:
             for i, variable in enumerate(self.variables)
         ]
 
-    def _compile(self, dense_loss: Callable[..., Any]) -> Callable[..., tf.Tensor]:
+    def _gradients(self) -> Callable[[dict[str, tf.Tensor]], tuple[tf.Tensor, list[Any]]]:
+        """The function from a batch to its loss and the gradients of all variables."""
+        model, task = self.model, self.task
         batch_size = float(self.config.batch_size)
         replicas = float(self.strategy.num_replicas_in_sync)
 
-        def replica_step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        def loss_of(looked_up: dict[str, tf.Tensor]) -> tf.Tensor:
+            per_example, regularization = task.dense_loss(model, looked_up)
+            return tf.reduce_sum(per_example) / batch_size + regularization / replicas
+
+        def plain(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, list[Any]]:
             with tf.GradientTape() as tape:
-                per_example, regularization = dense_loss(self.task.lookup(self.model, batch))
-                loss = tf.reduce_sum(per_example) / batch_size + regularization / replicas
-            gradients = tape.gradient(loss, self.variables)
+                loss = loss_of(task.lookup(model, batch))
+            return loss, tape.gradient(loss, self.variables)
+
+        if not self._compiled:
+            return plain
+        value_and_gradients = compiled_value_and_gradients(loss_of, self.variables)
+
+        def compiled(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, list[Any]]:
+            with tf.GradientTape() as tape:
+                looked_up = task.lookup(model, batch)
+            loss, dense, inner = value_and_gradients(looked_up)
+            names = list(inner)
+            outer = tape.gradient(
+                [looked_up[name] for name in names],
+                self.variables,
+                output_gradients=[inner[name] for name in names],
+            )
+            return loss, [_sum_of(a, b) for a, b in zip(dense, outer, strict=True)]
+
+        return compiled
+
+    def _compile(self) -> Callable[..., tf.Tensor]:
+        replicas = float(self.strategy.num_replicas_in_sync)
+        loss_and_gradients = self._gradients()
+
+        def replica_step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+            loss, gradients = loss_and_gradients(batch)
             if replicas > 1:
                 replica = tf.distribute.get_replica_context()
                 gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)

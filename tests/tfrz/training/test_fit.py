@@ -185,14 +185,43 @@ def test_embedding_lookups_stay_outside_the_compiled_part():
     """The gradient of the embedding must stay sparse: XLA would make it as large as the table."""
     task, config = ToyTask(), _replace(xla="on")
     model = loop.build_model(task.build, config)
-    from tfrz.training.compilation import compile_dense
-
-    dense = compile_dense(lambda looked_up: task.dense_loss(model, looked_up), True)
     batch = {"item": tf.constant([1, 2], tf.int64), "label": tf.constant([0.0, 1.0])}
+    both = {}
+    for xla in ("on", "off"):
+        run = loop._Loop(model, task, _replace(xla=xla), 10)
+        loss, gradients = run._gradients()(batch)
+        both[xla] = [loss, *map(tf.convert_to_tensor, gradients)]
+        found = {id(v): g for v, g in zip(run.variables, gradients, strict=True)}
+        assert isinstance(found[id(model.embedding.embeddings)], tf.IndexedSlices)
+    for on, off in zip(both["on"], both["off"], strict=True):
+        np.testing.assert_allclose(on, off, rtol=1e-5, atol=1e-7)
+
+
+def test_a_recurrent_network_compiles_once_and_its_gradients_too():
+    """What a loop keeps for its backward pass cannot cross the border of a compiled function."""
+    from tfrz.training.compilation import compiled_value_and_gradients
+
+    network = keras.layers.RNN(keras.layers.GRUCell(3), return_sequences=True)
+    x = tf.random.stateless_normal([2, 5, 4], [1, 2])
+    network(x)
+    traces = []
+
+    def loss_of(given):
+        traces.append(1)
+        return tf.reduce_sum(tf.square(network(given["x"])))
+
+    compiled = compiled_value_and_gradients(loss_of, network.trainable_variables)
+    for _ in range(4):
+        loss, dense, inner = compiled({"x": x})
+        for variable, gradient in zip(network.trainable_variables, dense, strict=True):
+            variable.assign_sub(0.01 * gradient)
+    assert len(traces) == 1
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(dense(task.lookup(model, batch))[0])
-    gradient = tape.gradient(loss, model.embedding.embeddings)
-    assert isinstance(gradient, tf.IndexedSlices)
+        tape.watch(x)
+        expected = tf.reduce_sum(tf.square(network(x)))
+    loss, _, inner = compiled({"x": x})
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(inner["x"], tape.gradient(expected, x), atol=1e-5)
 
 
 def test_files_of_a_run(tmp_path):

@@ -60,7 +60,7 @@ _PROTOTYPE = {
     "M3R bottom": (0.207, 0.045),
     "M3C bottom": (0.223, 0.049),
 }
-SEARCH = (0.001, 0.002, 0.004)
+SEARCH = (0.001, 0.003)
 
 
 def _overrides(release: str, model: str, rate: float, length: int, dim: int) -> list[str]:
@@ -92,7 +92,7 @@ def _prepared(release: str, path: str, length: int, dim: int, with_test: bool) -
 
 def train_one(key: dict[str, Any]) -> dict[str, Any]:
     """One run: trains for a number of steps and judges by the full ranking."""
-    from tfrz.reproduce.m3.training import configure, train
+    from tfrz.reproduce.m3.training import configure, device_name, train
     from tfrz.training.batches import ArrayBatches
     from tfrz.training.fit import evaluate
 
@@ -111,6 +111,7 @@ def train_one(key: dict[str, Any]) -> dict[str, Any]:
         row["test"] = evaluate(model, task, prepared.test)
     row["parameters"] = sum(int(w.shape.num_elements()) for w in model.trainable_weights)
     row["seconds"] = round(time.perf_counter() - started, 1)
+    row["device"] = device_name()
     row["says"] = (
         f"{key['model']}, learning rate {key['learning_rate']}, seed {key['seed']}: "
         f"mAP@20 {metrics['map_at_20']:.4f} ({row['seconds']} s)"

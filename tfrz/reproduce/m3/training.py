@@ -29,6 +29,14 @@ def configure(dataset: str, overrides: Iterable[str], seed: int) -> RunConfig:
     return load_run_config("m3", dataset, [*_TRAINER, *overrides, f"trainer.seed={seed}"])
 
 
+def device_name() -> str:
+    """What the runs of this process are trained on."""
+    for device in tf.config.list_physical_devices("GPU"):
+        details = tf.config.experimental.get_device_details(device)
+        return str(details.get("device_name", "GPU"))
+    return "CPU"
+
+
 class Stepped:
     """Batches whose epoch has a given number of steps: passes over the set, one after another.
 
