@@ -31,6 +31,7 @@ class ToyTask:
     """Binary log loss."""
 
     objective = "log_loss"
+    objective_direction = "min"
 
     def build(self) -> ToyModel:
         model = ToyModel()
