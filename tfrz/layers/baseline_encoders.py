@@ -98,9 +98,10 @@ class CaserEncoder(Encoder):
         before = tf.pad(z, [[0, 0], [self.window - 1, 0], [0, 0]])
         parts = []
         for h, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True), start=1):
-            found = tf.nn.relu(
-                tf.nn.conv1d(before, tf.convert_to_tensor(kernel), 1, "VALID") + bias
-            )
+            length = steps + self.window - h
+            beside = tf.concat([before[:, j : j + length] for j in range(h)], axis=-1)
+            matrix = tf.reshape(tf.convert_to_tensor(kernel), [-1, self.horizontal_filters])
+            found = tf.nn.relu(tf.tensordot(beside, matrix, 1) + bias)
             # The maximum of slices: XLA on a CPU has no fast gradient of pooling.
             places = self.window - h + 1
             best = found[:, :steps]
