@@ -94,9 +94,10 @@ class NegativeSampler(keras.layers.Layer):
       num_items: V.
       num_sampled: n.
       distribution: `uniform` or `log_uniform`.
-      correction: `log_q` (logits of target and negatives less `log(n q)`), or `partition` (those
-        of uniform negatives less `log(n' / (V - 1))`, n' being the negatives that are not the
-        target: an estimate of the whole softmax, on its scale).
+      correction: `log_q` (logits of target and negatives less `log(n q)`: the best logits are
+        those of the whole softmax, the loss is not on its scale), or `partition` (those of uniform
+        negatives less `log(n' / (V - 1))`, n' being the negatives that are not the target: an
+        estimate of the whole softmax, on its scale).
       seed: of the draws.
 
     Raises:
@@ -146,9 +147,9 @@ class NegativeSampler(keras.layers.Layer):
         seed = tf.stack([tf.constant(self.seed), draw])
         if self.distribution == "uniform":
             return tf.random.stateless_uniform(
-                [self.num_sampled], seed, 1, self.num_items + 1, tf.int64
+                [self.num_sampled], seed, 1, self.num_items + 1, tf.int64, alg="philox"
             )
-        uniform = tf.random.stateless_uniform([self.num_sampled], seed)
+        uniform = tf.random.stateless_uniform([self.num_sampled], seed, alg="philox")
         rank = tf.cast(tf.exp(uniform * math.log(self.num_items + 1.0)), tf.int64) - 1
         return 1 + tf.clip_by_value(rank, 0, self.num_items - 1)
 
