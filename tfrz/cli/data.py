@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from typing import Any
 
 HELP = "look into a source of records: 'tfrz data describe DATA'"
 
@@ -26,6 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="of the reader, as data.options of a configuration, e.g. rows=5000",
     )
+    describe.add_argument(
+        "--records",
+        choices=("impression", "history"),
+        help="which records of a source that has several (the first)",
+    )
+    describe.add_argument(
+        "--dependence",
+        action="store_true",
+        help="of histories: also measure how far back what users take depends on the past",
+    )
+    describe.add_argument("--plot", metavar="FILE", help="draw that curve into a PNG")
     describe.add_argument("--limit", type=int, help="stop after about this many rows")
     describe.add_argument("--json", action="store_true", help="print JSON")
 
@@ -38,10 +50,20 @@ def run(args: argparse.Namespace) -> int:
     from tfrz.data.summary import summarize
 
     require(args.limit is None or args.limit >= 1, "--limit", "must be at least 1")
+    wanted = args.dependence or args.plot is not None
+    records = args.records or ("history" if wanted else None)
     options = apply_overrides({}, args.option)
-    summary = summarize(open_source(args.data, args.features, **options), args.limit)
+    reader = open_source(args.data, args.features, records, **options)
+    require(
+        not wanted or reader.record_type == "history", "--dependence", "goes with history records"
+    )
+    summary = summarize(reader, args.limit)
+    found = _dependence(reader, args.plot) if wanted else None
     if args.json:
-        print(json.dumps(dataclasses.asdict(summary), indent=1))
+        described = dataclasses.asdict(summary)
+        if found is not None:
+            described["dependence"] = {**dataclasses.asdict(found), "slope": found.slope}
+        print(json.dumps(described, indent=1))
         return 0
     print(f"{summary.name}: {summary.rows:,} {summary.record_type} records")
     if summary.corrupt:
@@ -56,4 +78,23 @@ def run(args: argparse.Namespace) -> int:
         distinct = "" if feature.distinct is None else f"{feature.distinct:,}"
         rows.append((feature.name, feature.kind, f"{feature.missing:,}", distinct, content))
     print(format_table(("feature", "kind", "missing", "distinct", "values"), rows))
+    if found is not None:
+        print(
+            f"\nlong-range dependence of {found.users:,} users with more than {found.lags[-1]} "
+            f"events (items' vectors from {found.learned_on:,} others);\nstandard error of zero "
+            f"{found.standard_error:.4f}, slope of log D over log L above the shuffled curve "
+            f"{found.slope:.2f}\n"
+        )
+        curve = zip(found.lags, found.ordered, found.shuffled, strict=True)
+        header = ("lag", "D in order", "D with histories shuffled")
+        print(format_table(header, [(lag, f"{a:.4f}", f"{b:.4f}") for lag, a, b in curve]))
     return 0
+
+
+def _dependence(reader: Any, plot: str | None) -> Any:
+    from tfrz.data.dependence import measure_dependence, plot_dependence
+
+    found = measure_dependence(reader)
+    if plot is not None:
+        plot_dependence(found, plot)
+    return found

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tfrz.data.features import HistorySpec
 from tfrz.data.readers import Reader
 from tfrz.data.records import CorruptLine
 from tfrz.errors import InputError
@@ -22,7 +23,7 @@ class FeatureSummary:
 
     Attributes:
       name: of the column.
-      kind: categorical, multivalent, numeric, or label.
+      kind: categorical, multivalent, numeric, time, or label.
       rows: that have a value.
       missing: rows that have none.
       values: in all; more than `rows` where lists are longer than one.
@@ -77,7 +78,7 @@ class _Column:
     def add(self, column: pa.ListArray) -> None:
         summary = self.summary
         flat = pc.list_flatten(column).drop_null()
-        if pa.types.is_floating(flat.type):
+        if pa.types.is_floating(flat.type) or summary.kind == "time":
             numbers = flat.to_numpy(zero_copy_only=False).astype(np.float64)
             numbers = numbers[np.isfinite(numbers)]
             present = len(numbers)
@@ -118,6 +119,30 @@ def _text(term: Any) -> str:
     return term.decode("utf-8", "replace") if isinstance(term, bytes) else str(term)
 
 
+def _columns(reader: Reader) -> dict[str, _Column]:
+    """What to gather: the features and the label, or the columns of interactions."""
+    spec = reader.feature_spec()
+    if isinstance(spec, HistorySpec):
+        columns = {"user": _Column("user", "categorical"), "item": _Column("item", "categorical")}
+        if spec.time is not None:
+            columns["time"] = _Column("time", "time")
+        return columns | {f.name: _Column(f.name, f.kind) for f in spec.context}
+    columns = {
+        f.name: _Column(f.name, "multivalent" if f.multivalent else f.kind) for f in spec.features
+    }
+    columns[spec.label] = _Column(spec.label, "label")
+    return columns
+
+
+def _as_lists(column: pa.Array) -> pa.ListArray:
+    """A column of single values as one of lists; null is a missing value."""
+    if pa.types.is_list(column.type):
+        return column
+    present = np.asarray(column.is_valid())
+    offsets = np.concatenate([[0], np.cumsum(present)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), column.drop_null())
+
+
 def summarize(reader: Reader, limit: int | None = None, top: int = 3) -> SourceSummary:
     """Reads a source once, a batch at a time.
 
@@ -129,11 +154,7 @@ def summarize(reader: Reader, limit: int | None = None, top: int = 3) -> SourceS
     Raises:
       InputError: the source is missing, of another format, or has no records.
     """
-    spec = reader.feature_spec()
-    columns = {
-        f.name: _Column(f.name, "multivalent" if f.multivalent else f.kind) for f in spec.features
-    }
-    columns[spec.label] = _Column(spec.label, "label")
+    columns = _columns(reader)
     rows, corrupt, first = 0, 0, None
     for shard in reader.shards():
         for item in reader.read(shard):
@@ -143,7 +164,7 @@ def summarize(reader: Reader, limit: int | None = None, top: int = 3) -> SourceS
                 continue
             rows += item.num_rows
             for name, column in columns.items():
-                column.add(item.column(name))
+                column.add(_as_lists(item.column(name)))
         if rows >= (math.inf if limit is None else limit):
             break
     if not rows:

@@ -149,7 +149,11 @@ class NegativeSampler(keras.layers.Layer):
             return tf.random.stateless_uniform(
                 [self.num_sampled], seed, 1, self.num_items + 1, tf.int64, alg="philox"
             )
-        uniform = tf.random.stateless_uniform([self.num_sampled], seed, alg="philox")
+        # From whole numbers: XLA makes other fractions of the same bits.
+        bits = tf.random.stateless_uniform(
+            [self.num_sampled], seed, 0, 1 << 24, tf.int64, alg="philox"
+        )
+        uniform = tf.cast(bits, tf.float32) / float(1 << 24)
         rank = tf.cast(tf.exp(uniform * math.log(self.num_items + 1.0)), tf.int64) - 1
         return 1 + tf.clip_by_value(rank, 0, self.num_items - 1)
 
