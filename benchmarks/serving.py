@@ -25,7 +25,7 @@ _ROWS = 64
 _IN_PROCESS = "signature in process"
 
 
-def _post(port: int, path: str, body: bytes) -> Callable[[], None]:
+def post(port: int, path: str, body: bytes) -> Callable[[], None]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
 
     def call() -> None:
@@ -61,7 +61,7 @@ def measure_latency(options: Options) -> Section:
                 {
                     _IN_PROCESS: lambda: signature(x=x),
                     "Predict over gRPC": lambda: predict(payload),
-                    "predict over REST": _post(
+                    "predict over REST": post(
                         server.rest_port, "/v1/models/m:predict", json.dumps(document).encode()
                     ),
                 },

@@ -1,0 +1,346 @@
+"""Suite `temporal`: M3's mixture against its encoders, its data plane, and its answers.
+
+A training step is a whole step of the model: lookups, encoders, sampled softmax, gradients, Adam.
+
+    python -m benchmarks.temporal --json FILE
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import serving_processes as processes
+from benchmarks.measure import in_fresh_process, peak_resident_bytes, time_paired
+from benchmarks.report import Bound, Figure, Section
+from benchmarks.runner import Options, Part, Skip
+from benchmarks.serving import post
+
+TITLE = "mixture of temporal ranges (M3): steps, data, recommendations"
+MODELS = {
+    "M3R": {},
+    "M3C": {"short_range": "convolution"},
+    "tiny alone": {"ranges": ["tiny"], "gate": "fixed"},
+    "GRU alone": {"ranges": ["short"], "gate": "fixed"},
+    "convolution alone": {"ranges": ["short"], "gate": "fixed", "short_range": "convolution"},
+    "long alone": {"ranges": ["long"], "gate": "fixed"},
+}
+_ITEMS, _PAGES = 3706, 6
+
+
+def make_step(
+    model_values: Mapping[str, Any], batch: int, length: int, dim: int, xla: bool = False
+) -> Callable[[], float]:
+    """A training step of M3 on random histories; gives the loss before the update."""
+    import keras
+    import tensorflow as tf
+
+    from tfrz.training.compilation import compiled_value_and_gradients
+    from tfrz.zoo import registry
+    from tfrz.zoo.run_config import load_run_config
+    from tfrz.zoo.tasks.history import HistoryInputs
+
+    sizes = {"item_dim": dim, "input_units": [dim], "encoder_dim": dim, "output_units": [dim]}
+    sizes |= {"loss": "sampled_softmax", "context_dim": 8, **model_values}
+    overrides = [f"model.{name}={json.dumps(value)}" for name, value in sizes.items()]
+    config = load_run_config("m3", "default", [*overrides, f"data.history.length={length}"])
+    entry = registry.get("m3")
+    task = entry.load("task")(entry, config)
+    keras.utils.set_random_seed(0)
+    model = task.build(HistoryInputs(_ITEMS, _ITEMS + 2, length, {"page": _PAGES}, (), "right"))
+    rng = np.random.default_rng(0)
+    data = {
+        "history_xf": rng.integers(1, _ITEMS, (batch, length)),
+        "history_page_xf": rng.integers(1, _PAGES, (batch, length)),
+        "target_xf": rng.integers(1, _ITEMS, batch),
+        "page_xf": rng.integers(1, _PAGES, batch),
+    }
+    tensors = {name: tf.constant(value, tf.int64) for name, value in data.items()}
+    variables = model.trainable_variables
+    optimizer = keras.optimizers.Adam(1e-3, jit_compile=False)
+    optimizer.build(variables)
+
+    def loss_of(looked_up: dict[str, Any]) -> Any:
+        return tf.reduce_mean(task.dense_loss(model, looked_up)[0])
+
+    compiled = compiled_value_and_gradients(loss_of, variables) if xla else None
+
+    @tf.function
+    def step() -> Any:
+        with tf.GradientTape() as tape:
+            looked_up = task.lookup(model, tensors)
+            loss = loss_of(looked_up) if compiled is None else None
+        if compiled is None:
+            gradients = tape.gradient(loss, variables)
+        else:
+            loss, dense, inner = compiled(looked_up)
+            names = list(inner)
+            outer = tape.gradient(
+                [looked_up[n] for n in names], variables, [inner[n] for n in names]
+            )
+            gradients = [a if b is None else b for a, b in zip(dense, outer, strict=True)]
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return loss
+
+    return lambda: float(step())
+
+
+def measure_step(options: Options) -> Section:
+    """M3R and M3C against their encoders, each alone in a model of its own."""
+    batch, length, dim, rounds = (8, 20, 8, 2) if options.quick else (256, 200, 64, 7)
+    times = time_paired(
+        {name: make_step(values, batch, length, dim) for name, values in MODELS.items()},
+        rounds=rounds,
+        warm_up=1,
+    )
+    medians = {name: timing.median for name, timing in times.timings.items()}
+    rest = medians["tiny alone"] + medians["long alone"]
+    return Section(
+        title=f"training step, batch {batch}, time {length}, dim {dim}",
+        baseline="M3R",
+        setup={"batch": batch, "length": length, "dim": dim, "rounds": rounds},
+        timings=times.summary("M3R"),
+        figures=(
+            *(Figure(name, 1e3 * value, "ms") for name, value in medians.items()),
+            Figure(
+                "M3R / sum of its encoders alone",
+                medians["M3R"] / (rest + medians["GRU alone"]),
+                bound=Bound(0.9, "at most"),
+                judged=not options.quick,
+            ),
+            Figure(
+                "M3C / sum of its encoders alone",
+                medians["M3C"] / (rest + medians["convolution alone"]),
+            ),
+        ),
+        notes=("The single encoders share nothing: each has its lookups, its F_in and its loss",),
+    )
+
+
+def measure_length(options: Options) -> Section:
+    """How the cost of a step grows with the history."""
+    batch, dim, rounds = (4, 8, 2) if options.quick else (64, 64, 3)
+    lengths = (10, 20) if options.quick else (50, 100, 200, 400, 800)
+    names = ("M3R", "M3C", "GRU alone", "long alone")
+    figures, seen = [], {}
+    for length in lengths:
+        times = time_paired(
+            {name: make_step(MODELS[name], batch, length, dim) for name in names}, rounds, 1
+        )
+        for name in names:
+            seen[name, length] = times[name].median
+    for name in names:
+        for length in lengths:
+            figures.append(Figure(f"{name}, time {length}", 1e3 * seen[name, length], "ms"))
+        growth = seen[name, lengths[-1]] / seen[name, lengths[0]]
+        times_longer = lengths[-1] // lengths[0]
+        figures.append(Figure(f"{name}, cost at {times_longer} times the length", growth))
+    return Section(
+        title=f"training step by length of the history, batch {batch}, dim {dim}",
+        baseline=f"time {lengths[0]}",
+        setup={"batch": batch, "dim": dim, "lengths": list(lengths), "rounds": rounds},
+        figures=tuple(figures),
+    )
+
+
+def measure_xla(options: Options) -> Section:
+    """The same step compiled by XLA; the first call compiles, no later one may."""
+    batch, length, dim, rounds = (4, 10, 8, 2) if options.quick else (64, 100, 64, 5)
+    figures = []
+    for name in ("M3R", "M3C"):
+        plain = make_step(MODELS[name], batch, length, dim)
+        compiled = make_step(MODELS[name], batch, length, dim, xla=True)
+        begin = time.perf_counter()
+        compiled()
+        figures.append(Figure(f"{name}, first compiled step", time.perf_counter() - begin, "s"))
+        times = time_paired({"plain": plain, "compiled": compiled}, rounds, 1)
+        ratio = times.ratio("compiled", "plain").of_medians
+        figures.append(Figure(f"{name}, compiled / plain step", ratio))
+    return Section(
+        title=f"XLA, batch {batch}, time {length}, dim {dim}",
+        baseline="plain",
+        setup={"batch": batch, "length": length, "dim": dim},
+        figures=tuple(figures),
+    )
+
+
+def child_histories(data: str, length: int) -> dict[str, float]:
+    """In a process of its own: interactions through Beam and TFT to transformed TFRecords."""
+    import apache_beam as beam
+    import tensorflow_transform.beam as tft_beam
+    from tensorflow_transform.tf_metadata import schema_utils
+    from tfx_bsl.public import tfxio
+
+    from tfrz.data.features import raw_feature_spec
+    from tfrz.data.histories import HistoryConfig
+    from tfrz.data.history_preprocessing import preprocess_history
+    from tfrz.data.history_transforms import InteractionsToExamples
+    from tfrz.data.readers import open_source
+    from tfrz.data.transform_analyzers import TransformAnalyzers
+    from tfrz.data.transforms import ReadRecords, RecordsToExamples
+
+    reader: Any = open_source(data, None, "history")
+    spec, config = reader.feature_spec(), HistoryConfig(length=length)
+    schema = schema_utils.schema_from_feature_spec(raw_feature_spec(spec))
+    source = tfxio.TFExampleBeamRecord(
+        physical_format="inmem", telemetry_descriptors=["tfrz"], schema=schema
+    )
+    with tempfile.TemporaryDirectory(prefix="tfrz-bench-") as folder:
+        begin = time.perf_counter()
+        with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=f"{folder}/tmp"):
+            records = (pipeline | "Read" >> ReadRecords(reader))["records"]
+            examples = records | "Histories" >> InteractionsToExamples(
+                spec, config, reader.schema, with_test=False
+            )
+            batches = examples["train"] | RecordsToExamples() | "Decode" >> source.BeamSource()
+            dataset, _ = (
+                batches,
+                source.TensorAdapterConfig(),
+            ) | "Transform" >> tft_beam.AnalyzeAndTransformDataset(
+                lambda inputs: preprocess_history(inputs, spec, config, TransformAnalyzers()),
+                output_record_batches=True,
+            )
+            _ = (
+                dataset
+                | "EncodeTransformed" >> tft_beam.EncodeTransformedDataset()
+                | "Write" >> beam.io.WriteToTFRecord(f"{folder}/out", file_name_suffix=".gz")
+            )
+        seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "bytes": float(peak_resident_bytes())}
+
+
+def measure_transform(options: Options) -> Section:
+    """Beam and TFT on the first rows of MovieLens-1M and on all of it."""
+    path = Path(options.data.partition(":")[2])
+    if not path.exists():
+        raise Skip(f"{options.data} is not there: name MovieLens-1M with --data")
+    from tfrz.data.readers.base import TextSource
+
+    with TextSource(str(path), "ratings.dat").open() as file:
+        lines = file.readlines()
+    sizes = (2_000, 4_000) if options.quick else (100_000, len(lines))
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="tfrz-bench-") as folder:
+        for member in ("users.dat", "movies.dat"):
+            with TextSource(str(path), member).open() as file:
+                (Path(folder) / member).write_bytes(file.read())
+        for size in sizes:
+            (Path(folder) / "ratings.dat").write_bytes(b"".join(lines[:size]))
+            found[size] = in_fresh_process(
+                "benchmarks.temporal:child_histories", data=f"movielens-1m:{folder}", length=200
+            )
+    figures = []
+    for size, run in found.items():
+        figures.append(Figure(f"{size:,} events", size / run["seconds"], "events/s"))
+        figures.append(Figure(f"{size:,} events, peak memory", run["bytes"] / 2**20, "MiB"))
+    first, last = sizes
+    growth = found[last]["seconds"] / found[first]["seconds"] / (last / first)
+    bound = Bound(1.2, "at most")
+    figures.append(Figure("growth / linear growth", growth, "x", bound, not options.quick))
+    return Section(
+        title="Beam + TFT on MovieLens-1M: read, group, encode, analyse, transform, write",
+        baseline=f"{first:,} events",
+        setup={"sizes": list(sizes), "length": 200, "runner": "DirectRunner"},
+        figures=tuple(figures),
+        notes=("Under 1: the fixed cost of a pipeline is spread over more events",),
+    )
+
+
+def export_untrained(folder: Path, data: str, max_steps: int) -> Path:
+    """An M3 of MovieLens-1M, trained for a few steps as a user would; its versions' folder."""
+    from tfrz.zoo.train import train
+
+    overrides = [f"trainer.max_steps={max_steps}", "trainer.tensorboard=false"]
+    overrides += ["data.history.keep=null", "data.max_corrupt_fraction=0"]
+    train("m3", data, folder, overrides=overrides, progress=False)
+    return folder / "model"
+
+
+def measure_recommendation(options: Options) -> Section:
+    """One user's recommendations over gRPC and REST against a bare call of the signature."""
+    import grpc
+    import tensorflow as tf
+
+    from tfrz.serving.client import PREDICT
+
+    path = Path(options.data.partition(":")[2])
+    data = "simulated" if options.quick or not path.exists() else options.data
+    rounds = 30 if options.quick else 500
+    with tempfile.TemporaryDirectory(prefix="tfrz-bench-") as folder:
+        base = export_untrained(Path(folder) / "run", data, 3)
+        request = processes.warmup_rows(base, 1, "m")
+        loaded = tf.saved_model.load(str(base / "1"))
+        signature = loaded.signatures["serving_default"]
+        examples = tf.constant(tf.make_ndarray(request.inputs["examples"]))
+        items = len(json.loads((base / "1/assets/vocabularies.json").read_text())["item_xf"])
+        payload = request.SerializeToString()
+        row = {"b64": base64.b64encode(examples.numpy()[0]).decode()}
+        body = json.dumps({"inputs": {"examples": [row]}}).encode()
+        with processes.serving((f"--model_base_path={base}", "--model_name=m")) as (server,):
+            channel = grpc.insecure_channel(f"127.0.0.1:{server.port}")
+            predict = channel.unary_unary(PREDICT)
+            times = time_paired(
+                {
+                    "signature in process": lambda: signature(examples=examples),
+                    "Predict over gRPC": lambda: predict(payload),
+                    "predict over REST": post(server.rest_port, "/v1/models/m:predict", body),
+                },
+                rounds=rounds,
+                warm_up=20,
+            )
+            channel.close()
+    medians = {name: timing.median for name, timing in times.timings.items()}
+    bare = medians["signature in process"]
+    bound = Bound(3, "at most")
+    return Section(
+        title=f"p50 of one user's recommendations of {items:,} items, against a bare call",
+        baseline="signature in process",
+        setup={"items": items, "data": data, "rounds": rounds},
+        figures=(
+            *(Figure(f"{name}, p50", 1e3 * value, "ms") for name, value in medians.items()),
+            Figure(
+                "gRPC / in process",
+                medians["Predict over gRPC"] / bare,
+                bound=bound,
+                judged=not options.quick,
+            ),
+            Figure(
+                "REST / in process",
+                medians["predict over REST"] / bare,
+                bound=bound,
+                judged=not options.quick,
+            ),
+        ),
+        notes=("Calls take turns; client and server share the machine",),
+    )
+
+
+PARTS: Mapping[str, Part] = {
+    "step": Part(measure_step, "M3R and M3C against the sum of their encoders run alone"),
+    "length": Part(measure_length, "how a step's cost grows with the length of the history"),
+    "xla": Part(measure_xla, "the step compiled by XLA against the plain one"),
+    "transform": Part(
+        measure_transform,
+        "Beam + TFT on MovieLens-1M",
+        layer=False,
+        needs=("apache_beam", "tensorflow_transform"),
+    ),
+    "recommend": Part(
+        measure_recommendation,
+        "p50 of one user's recommendations through the server",
+        layer=False,
+        needs=("grpc", "tensorflow_serving"),
+    ),
+}
+
+if __name__ == "__main__":
+    from benchmarks.runner import main
+
+    raise SystemExit(main("temporal"))
