@@ -46,6 +46,8 @@ def render_card(
     for feature in spec.features:
         values = "many" if feature.multivalent else "one"
         lines.append(f"| {feature.name} | {feature.kind} | {feature.dtype} | {values} |")
+    if entry.notes:
+        lines += ["", "## What is certain", "", entry.notes]
     lines += ["", "## Metrics", ""]
     names = sorted({name for values in metrics.values() for name in values})
     if names:

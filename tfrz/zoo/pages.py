@@ -44,6 +44,8 @@ def model_page(entry: ModelEntry, dataset: str = "simulated") -> str:
     lines += [
         f"- `{p.replace(':', '.')}`: {_first_line(p)}" for p in (*entry.layers, *entry.losses)
     ]
+    if entry.notes:
+        lines += ["", "## What is certain", "", entry.notes]
     lines += ["", "## Signatures and metrics", ""]
     lines.append(f"Signatures: {', '.join(f'`{s}`' for s in entry.signatures)}.")
     lines.append(f"Metrics: {', '.join(entry.metrics)}.")

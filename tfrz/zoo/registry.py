@@ -48,6 +48,7 @@ class ModelEntry:
       metrics: what the Evaluator reports.
       bench: suites of `tfrz bench`.
       reproduce: modules of `tfrz reproduce`.
+      notes: what a user must know of how far the implementation can be trusted.
       configs: folder of the YAML files `<dataset>.yaml`; the package's own if not given.
     """
 
@@ -65,6 +66,7 @@ class ModelEntry:
     metrics: tuple[str, ...] = ()
     bench: tuple[str, ...] = ()
     reproduce: tuple[str, ...] = ()
+    notes: str = ""
     configs: str | None = None
 
     def load(self, part: str) -> Any:
@@ -155,6 +157,14 @@ _M3 = ModelEntry(
     signatures=("serving_default", "serving_raw", "recommend", "transform_features"),
     metrics=("map_at_20", "precision_at_20", "recall_at_10", "recall_at_20", "ndcg_at_20"),
     bench=("temporal",),
+    notes=(
+        "The paper's full text was not at hand. Verified are: a mixture of encoders of different "
+        "temporal ranges, and a learned gate that the context drives. Recalled, not checked: the "
+        "equations of encoders, gate and objective, and that the recurrent variant is M3R and the "
+        "convolutional one M3C. Chosen here: the cell, the kernel size, widths, the sampled "
+        "softmax, the cold start. Each choice is a switch of the configuration. No figure of the "
+        "paper's tables is quoted."
+    ),
     reproduce=("tfrz.reproduce.m3",),
 )
 

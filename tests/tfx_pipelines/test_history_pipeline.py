@@ -1,0 +1,108 @@
+"""The pipeline on interactions: histories, a pushed model that recommends, slices, refusal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from tests.tfrz.zoo.test_history_task import SETTINGS, _write
+from tfrz.errors import InputError
+from tfrz.zoo.run_config import load_run_config
+from tfx_pipelines.local_runner import run_pipeline
+
+PIPELINE = (
+    *SETTINGS,
+    "trainer.epochs=40",
+    "trainer.early_stopping_patience=null",
+    "export.top_k=10",
+    "evaluator.min_metrics={recall_at_10: 0.7}",
+    "evaluator.slices=[[page], [history_length], [target_popularity]]",
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("history-pipeline")
+    return folder, *_write(folder, users=80)
+
+
+def _run(place, *overrides):
+    folder, data, spec = place
+    config = load_run_config("m3", "file", [*PIPELINE, *overrides])
+    return run_pipeline(config, data, folder / "root", spec, progress=False)
+
+
+@pytest.fixture(scope="module")
+def first(place):
+    return _run(place)
+
+
+def test_interactions_become_a_pushed_model_that_recommends(first):
+    names = {component.name for component in first.components}
+    assert {"HistoryExampleGen", "Transform", "Trainer", "Evaluator", "Pusher"} <= names
+    assert first.blessed, first.refusals
+    assert first.metrics["recall_at_10"] > 0.7
+    assert 0 < first.metrics["map_at_20"] <= first.metrics["recall_at_10"]
+    signatures = tf.saved_model.load(first.pushed).signatures
+    answer = signatures["recommend"](
+        history=tf.constant([["item-3", "item-4"], ["", ""]]),
+        history_time=tf.constant([[1_600_000_000, 1_600_000_060]] * 2, tf.int64),
+        request_time=tf.constant([1_600_000_120] * 2, tf.int64),
+        history_page=tf.constant([["home", "detail"], ["", ""]]),
+        page=tf.constant(["home", "home"]),
+    )
+    items = answer["item_ids"].numpy()
+    assert items[0, 0] == b"item-5"
+    assert all(item.startswith(b"item-") for item in items[1])
+    example = tf.train.Example()
+    example.features.feature["history"].bytes_list.value.extend([b"item-3", b"item-4"])
+    example.features.feature["history_page"].bytes_list.value.extend([b"home", b"detail"])
+    times = example.features.feature["history_time"].int64_list.value
+    times.extend([1_600_000_000, 1_600_000_060])
+    example.features.feature["request_time"].int64_list.value.append(1_600_000_120)
+    example.features.feature["page"].bytes_list.value.append(b"home")
+    by_example = signatures["serving_default"](examples=tf.constant([example.SerializeToString()]))
+    assert by_example["item_ids"].numpy()[0].tolist() == items[0].tolist()
+
+
+def test_metrics_are_sliced_by_page_length_and_popularity(first):
+    kinds = {name.partition("=")[0] for name in first.slices}
+    assert kinds == {"page", "history_length", "target_popularity"}
+    assert "target_popularity=top 100" in first.slices
+    assert {"history_length=1-9"} <= set(first.slices)
+
+
+def test_the_evaluators_metric_is_that_of_the_training_loop(place, first):
+    """TFMA reads the served lists; the loop ranks in the graph. Both judge the last event."""
+    import json
+
+    folders = (place[0] / "root" / "artifacts" / "Trainer" / "model_run").glob("*/history.json")
+    history = json.loads(max(folders, key=lambda p: int(p.parent.name)).read_text())
+    best = max(history, key=lambda row: row["map_at_20"])
+    assert first.metrics["recall_at_10"] == pytest.approx(best["recall_at_10"], abs=1e-6)
+
+
+def test_a_model_below_its_threshold_is_not_pushed(place, first):
+    result = _run(place, "trainer.max_steps=1", "trainer.learning_rate=1e-7")
+    assert not result.blessed and result.pushed is None
+    assert any("recall_at_10" in line for line in result.refusals)
+    assert [p.name for p in Path(first.pushed).parent.iterdir()] == [Path(first.pushed).name]
+
+
+def test_an_unknown_slice_is_told_before_anything_runs(place, tmp_path):
+    folder, data, spec = place
+    config = load_run_config("m3", "file", [*PIPELINE, "evaluator.slices=[[country]]"])
+    with pytest.raises(InputError, match="the data has no feature 'country'"):
+        run_pipeline(config, data, tmp_path / "root", spec, progress=False)
+
+
+def test_it_compiles_for_kubeflow(tmp_path):
+    out = tmp_path / "m3.json"
+    command = [sys.executable, "-m", "tfrz", "pipeline", "compile", "m3", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-1500:]
+    assert "HistoryExampleGen" in out.read_text()
