@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ PIPELINE = (
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("history-pipeline")
-    return folder, *_write(folder, users=80)
+    return folder, *_write(folder, users=200, ring=40)
 
 
 def _run(place, *overrides):
@@ -78,8 +79,6 @@ def test_metrics_are_sliced_by_page_length_and_popularity(first):
 
 def test_the_evaluators_metric_is_that_of_the_training_loop(place, first):
     """TFMA reads the served lists; the loop ranks in the graph. Both judge the last event."""
-    import json
-
     folders = (place[0] / "root" / "artifacts" / "Trainer" / "model_run").glob("*/history.json")
     history = json.loads(max(folders, key=lambda p: int(p.parent.name)).read_text())
     best = max(history, key=lambda row: row["map_at_20"])
@@ -94,7 +93,7 @@ def test_a_model_below_its_threshold_is_not_pushed(place, first):
 
 
 def test_an_unknown_slice_is_told_before_anything_runs(place, tmp_path):
-    folder, data, spec = place
+    _, data, spec = place
     config = load_run_config("m3", "file", [*PIPELINE, "evaluator.slices=[[country]]"])
     with pytest.raises(InputError, match="the data has no feature 'country'"):
         run_pipeline(config, data, tmp_path / "root", spec, progress=False)

@@ -40,15 +40,15 @@ SETTINGS = (
 )
 
 
-def _write(folder, users: int = 60) -> tuple[str, str]:
-    """Every user walks along a ring of twelve items, a step a minute."""
+def _write(folder, users: int = 60, ring: int = 12) -> tuple[str, str]:
+    """Every user walks along a ring of items, a step a minute."""
     rng = np.random.default_rng(0)
     lines = ["customer,sku,bought_at,page"]
     for user in range(users):
-        place = int(rng.integers(12))
+        place = int(rng.integers(ring))
         for step in range(int(rng.integers(4, 12))):
             page = ("home", "detail", "")[int(rng.integers(3))]
-            lines.append(f"c{user},item-{(place + step) % 12},{1_600_000_000 + 60 * step},{page}")
+            lines.append(f"c{user},item-{(place + step) % ring},{1_600_000_000 + 60 * step},{page}")
     (folder / "events.csv").write_text("\n".join(lines) + "\n")
     (folder / "spec.yaml").write_text(SPEC)
     return str(folder / "events.csv"), str(folder / "spec.yaml")
