@@ -44,8 +44,8 @@ $(IMPORT_STAMP): requirements-import.lock tools/find_python.sh
 	touch $(IMPORT_STAMP)
 
 test-import: $(IMPORT_STAMP) ## layers, losses, metrics and models on the newest TensorFlow
-	$(IMPORT_VENV)/bin/python -m pytest -q tests/tfrz/layers tests/tfrz/models tests/tfrz/metrics \
-	  tests/conformance/test_layers.py tfrz/layers tfrz/metrics tfrz/models
+	$(IMPORT_VENV)/bin/python -m pytest -q tests/tfrz/layers tests/tfrz/losses tests/tfrz/models tests/tfrz/metrics \
+	  tests/conformance/test_layers.py tfrz/layers tfrz/losses tfrz/metrics tfrz/models
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

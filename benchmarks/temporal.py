@@ -258,7 +258,7 @@ def export_untrained(folder: Path, data: str, max_steps: int) -> Path:
     from tfrz.zoo.train import train
 
     overrides = [f"trainer.max_steps={max_steps}", "trainer.tensorboard=false"]
-    overrides += ["data.history.keep=null", "data.max_corrupt_fraction=0"]
+    overrides += ["data.max_corrupt_fraction=0"]
     train("m3", data, folder, overrides=overrides, progress=False)
     return folder / "model"
 

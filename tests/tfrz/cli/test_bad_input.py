@@ -34,6 +34,19 @@ CASES = {
         [*TRAIN, "--set", "data.options={row: 3}"],
         "simulated has no option 'row'",
     ),
+    "impressions for a model of histories": (
+        ["train", "m3", "--data", "criteo:x", "--out", "{tmp}/out"],
+        "criteo:x has impression records, not history records",
+    ),
+    "a split by time without its times": (
+        ["train", "m3", "--out", "{tmp}/out", "--set", "data.history.split=time"],
+        "a split by time needs both",
+    ),
+    "a range that is none": (
+        ["train", "m3", "--out", "{tmp}/out", "--set", "model.ranges=[middle]"],
+        "model.ranges[0]: 'middle' is none of tiny, short, long",
+    ),
+    "jobs": (["reproduce", "m3/context_switch", "--jobs", "0"], "--jobs: must be at least 1"),
     "missing file": ([*TRAIN, "--data", "movielens-1m:{tmp}/none.zip"], "none.zip does not exist"),
     "missing file, pipeline": ([*PIPELINE, "--data", "criteo:{tmp}/none.txt"], "does not exist"),
     "missing file, described": (["data", "describe", "avazu:{tmp}/none.gz"], "does not exist"),
