@@ -114,7 +114,8 @@ def gate_report(model: keras.Model, prepared: Prepared, out: Path) -> None:
                 )
             axes.set_xticks(places, [row["value"] for row in shown], rotation=45, ha="right")
             axes.set_title(f"{title} by {by}")
-            axes.legend()
+            if line == column == 0:
+                figure.legend(loc="outside upper right", ncols=len(ranges))
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     atomic_write(out / "gates.png", picture.getvalue())
