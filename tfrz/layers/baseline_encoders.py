@@ -165,7 +165,8 @@ class SelfAttentiveEncoder(Encoder):
         self.length, self.num_blocks = length, num_blocks
         policy = policy_of(self)
         self.attentions = [
-            LongRangeEncoder(units, dtype=policy, name=f"attention_{i}") for i in range(num_blocks)
+            LongRangeEncoder(units, learn_values=True, dtype=policy, name=f"attention_{i}")
+            for i in range(num_blocks)
         ]
 
     def build(self, z_shape: Any) -> None:

@@ -275,9 +275,11 @@ class LongRangeEncoder(Encoder):
     `a_{t,i} = softmax_{i<=t}((z_t W_Q) . (z_i W_K) / sqrt(d_k))`.
 
     Args:
-      units: width of the output; None for that of the input, with `W_V` the identity.
+      units: width of the output; None for that of the input.
       key_dim: `d_k`; the input's width if left out.
       projections: learn `W_Q` and `W_K`; without them queries and keys are the inputs.
+      learn_values: learn `W_V` also where the input is as wide as the output; otherwise it is
+        the identity there.
       kernel_initializer: of the matrices.
 
     Call arguments:
@@ -306,12 +308,14 @@ class LongRangeEncoder(Encoder):
         units: int | None = None,
         key_dim: int | None = None,
         projections: bool = True,
+        learn_values: bool = False,
         kernel_initializer: Any = "glorot_uniform",
         **kwargs: Any,
     ) -> None:
         super().__init__(units, **kwargs)
         require(key_dim is None or key_dim >= 1, "key_dim", "must be at least 1")
         self.key_dim, self.projections = key_dim, projections
+        self.learn_values = learn_values
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
     def build(self, z_shape: Any) -> None:
@@ -325,9 +329,10 @@ class LongRangeEncoder(Encoder):
             self.W_K = self.add_weight(
                 name="W_K", shape=shape, initializer=independent(initializer, 1)
             )
-        if self.units is not None:
+        units = self.units or dim
+        if units != dim or self.learn_values:
             self.W_V = self.add_weight(
-                name="W_V", shape=(dim, self.units), initializer=independent(initializer, 2)
+                name="W_V", shape=(dim, units), initializer=independent(initializer, 2)
             )
         self.built = True
 
@@ -362,6 +367,7 @@ class LongRangeEncoder(Encoder):
             **super().get_config(),
             "key_dim": self.key_dim,
             "projections": self.projections,
+            "learn_values": self.learn_values,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
 
@@ -459,8 +465,8 @@ class MultiTemporalRangeMixture(keras.layers.Layer):
       ranges: which encoders, of `tiny`, `short`, `long`; gates are in this order.
       short_range: `gru`, `lstm` (M3R) or `convolution` (M3C).
       gate: see `ContextualGate`.
-      identity: where the input has `units` features, the tiny encoder and the values of the long
-        one are the input itself.
+      identity: the tiny encoder is its input, which must have `units` features.
+      learn_values: see `LongRangeEncoder`.
       kernel_size: of the convolution.
       dilations: of the convolution.
 
@@ -493,6 +499,7 @@ class MultiTemporalRangeMixture(keras.layers.Layer):
         short_range: str = "gru",
         gate: str = "sigmoid",
         identity: bool = False,
+        learn_values: bool = False,
         kernel_size: int = 5,
         dilations: Sequence[int] = (1,),
         **kwargs: Any,
@@ -502,7 +509,7 @@ class MultiTemporalRangeMixture(keras.layers.Layer):
         known = bool(ranges) and set(ranges) <= set(RANGES) and len(set(ranges)) == len(ranges)
         require(known, "ranges", f"must be some of {', '.join(RANGES)}, each once")
         self.units, self.ranges, self.identity = units, tuple(ranges), identity
-        self.short_range, self.gate = short_range, gate
+        self.short_range, self.gate, self.learn_values = short_range, gate, learn_values
         self.kernel_size, self.dilations = kernel_size, tuple(dilations)
         self.supports_masking = True
         own = None if identity else units
@@ -512,7 +519,9 @@ class MultiTemporalRangeMixture(keras.layers.Layer):
             "short": lambda: ShortRangeEncoder(
                 units, short_range, kernel_size, dilations, dtype=policy, name="short"
             ),
-            "long": lambda: LongRangeEncoder(own, dtype=policy, name="long"),
+            "long": lambda: LongRangeEncoder(
+                units, learn_values=learn_values, dtype=policy, name="long"
+            ),
         }
         self.encoders = [made[one]() for one in self.ranges]
         self.contextual_gate = ContextualGate(len(self.ranges), gate, dtype=policy, name="gate")
@@ -561,6 +570,7 @@ class MultiTemporalRangeMixture(keras.layers.Layer):
             "short_range": self.short_range,
             "gate": self.gate,
             "identity": self.identity,
+            "learn_values": self.learn_values,
             "kernel_size": self.kernel_size,
             "dilations": list(self.dilations),
         }

@@ -35,7 +35,8 @@ class M3Config:
       output_units: widths of F_out's ReLU layers; none leaves it out, and the request's context
         with it.
       linear_output: no ReLU on F_out's last layer.
-      identity: the tiny encoder and the values of the long one are their input.
+      identity: the tiny encoder is its input.
+      learn_values: learn the long encoder's W_V also where it can be the identity.
       kernel_size: of the convolution.
       dilations: of the convolutions, one behind the other.
       context_dim: width of the embedding of each categorical context; null for one-hot.
@@ -64,6 +65,7 @@ class M3Config:
     output_units: tuple[int, ...] = (64,)
     linear_output: bool = False
     identity: bool = False
+    learn_values: bool = False
     kernel_size: int = 5
     dilations: tuple[int, ...] = (1,)
     context_dim: int | None = 8
@@ -246,6 +248,7 @@ class M3(keras.Model):
             short_range=config.short_range,
             gate="fixed" if config.gate == "fixed" else config.gate_activation,
             identity=config.identity,
+            learn_values=config.learn_values,
             kernel_size=config.kernel_size,
             dilations=config.dilations,
             dtype=policy,

@@ -91,6 +91,9 @@ LAYER_CASES = [
         _PATH + "LongRangeEncoder", "learned", {"units": _UNITS, "key_dim": 2}, _SHAPE, _long
     ),
     LayerCase(_PATH + "LongRangeEncoder", "identity_values", {}, _SHAPE, _long),
+    LayerCase(
+        _PATH + "LongRangeEncoder", "square", {"units": _DIM, "learn_values": True}, _SHAPE, _long
+    ),
     *[
         LayerCase(
             _PATH + "ContextualGate",
