@@ -31,7 +31,9 @@ def test_it_is_listed_and_described():
 
 
 def test_it_passes_the_battery():
-    done = _run("pytest", "-q", "-p", "no:cacheprovider", "tests/conformance", "-k", NAME)
+    # It brings no layers; the zoo has some with its name in theirs.
+    where = ("tests/conformance", "--ignore=tests/conformance/test_layers.py")
+    done = _run("pytest", "-q", "-p", "no:cacheprovider", *where, "-k", NAME)
     assert done.returncode == 0, done.stdout[-3000:]
     # 6 tests of a model in float32, one of them in bfloat16 as well, the export, 4 of the row.
     assert "12 passed" in done.stdout, done.stdout[-500:]

@@ -15,7 +15,7 @@ import yaml
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from tests.tfrz.serving.harness import ServerProcess, publish
+from tests.tfrz.serving.harness import ServerProcess, publish, until
 from tfrz.cli.main import main
 from tfrz.serving import metrics
 from tfrz.serving.configuration import ServerConfig, batching_parameters, prometheus_path
@@ -43,7 +43,8 @@ def test_serving_config_writes_files_that_a_server_takes(base, tmp_path, capsys)
     flags = [word for word in line.split() if word.startswith("--") and "port" not in word]
     with ServerProcess(*flags, log=tmp_path / "log") as server:
         client = server.client()
-        assert client.available("m") == [3, 2]
+        # Ports answer once one version is there; the other loads after it.
+        assert until(lambda: client.available("m") == [3, 2])
         assert client.constant("m") == 3.0
         assert client.ask("GET", "/monitoring/prometheus/metrics")[0] == 200
 
