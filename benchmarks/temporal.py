@@ -50,7 +50,8 @@ def make_step(
     sizes = {"item_dim": dim, "input_units": [dim], "encoder_dim": dim, "output_units": [dim]}
     sizes |= {"loss": "sampled_softmax", "context_dim": 8, **model_values}
     overrides = [f"model.{name}={json.dumps(value)}" for name, value in sizes.items()]
-    config = load_run_config("m3", "default", [*overrides, f"data.history.length={length}"])
+    overrides += [f"data.history.length={length}", f"trainer.xla={'on' if xla else 'off'}"]
+    config = load_run_config("m3", "default", overrides)
     entry = registry.get("m3")
     task = entry.load("task")(entry, config)
     keras.utils.set_random_seed(0)

@@ -56,7 +56,8 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
                 continue
         return _convert(kinds[-1], value, where)
     if origin is typing.Literal:
-        # YAML reads `off` as False and `none` stays a string; only words listed are accepted.
+        if isinstance(value, bool) and {"on", "off"} <= set(arguments):
+            value = "on" if value else "off"  # YAML 1.1 reads these words as booleans.
         require(
             value in arguments,
             where,

@@ -29,6 +29,7 @@ class Outer:
     steps: int = 3
     bound: int | None = None
     flag: bool = False
+    xla: Literal["auto", "on", "off"] = "auto"
     inner: Inner = Inner()
 
 
@@ -75,6 +76,11 @@ def test_a_bad_override_is_one_clear_line(override, message):
 def test_overrides_reach_nested_values_and_keep_the_others():
     mapping = apply_overrides({"inner": {"rate": 2.0}}, ["inner.units=[1, 2]", "bound=null"])
     assert from_mapping(Outer, mapping) == Outer(inner=Inner(rate=2.0, units=(1, 2)))
+
+
+@pytest.mark.parametrize("word", ["auto", "on", "off", '"off"'])
+def test_words_that_yaml_reads_as_booleans_are_words(word):
+    assert from_mapping(Outer, apply_overrides({}, [f"xla={word}"])).xla == word.strip('"')
 
 
 def test_exponents_without_a_dot_are_numbers():

@@ -25,17 +25,21 @@ def accelerator() -> str:
     return "CPU"
 
 
+def compiles(setting: str) -> bool:
+    """Whether `trainer.xla` = `setting` compiles on this machine."""
+    return setting == "on" or (setting == "auto" and accelerator() != "CPU")
+
+
 def use_xla(setting: str) -> bool:
-    """Whether `trainer.xla` = `setting` compiles on this machine; says so in the log."""
-    device = accelerator()
-    compiled = setting == "on" or (setting == "auto" and device != "CPU")
+    """What `compiles` says; says so in the log."""
+    compiled = compiles(setting)
     logger.info(
         "XLA: %s (trainer.xla=%s, device %s)",
         "the dense part of the step is compiled; embedding lookups are not"
         if compiled
         else "nothing is compiled",
         setting,
-        device,
+        accelerator(),
     )
     return compiled
 

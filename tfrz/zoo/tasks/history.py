@@ -29,6 +29,7 @@ from tfrz.export.raw_inputs import raw_input_signature, to_sparse
 from tfrz.losses.retrieval import softmax_loss
 from tfrz.metrics.ranking import at_rank, parse, rank_of
 from tfrz.training.batches import ArrayBatches
+from tfrz.training.compilation import compiles
 from tfrz.zoo.run_config import RANKING_METRICS
 from tfrz.zoo.tasks.prepared import Prepared
 
@@ -200,7 +201,12 @@ class HistoryTask:
     # What the training loop asks for.
 
     def lookup(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Embeddings, targets `[batch, time + 1]` and their weights, and sampled negatives."""
+        """Embeddings, targets `[batch, time + 1]` and their weights, and sampled negatives.
+
+        Where nothing is compiled, `counted` `[count, 2]` are the places of weight 1 and the targets'
+        vectors are theirs alone: padding, half of a batch at times, is not scored. XLA would
+        compile anew for every count.
+        """
         looked_up = dict(model.embed(batch, training=True))
         history, place = batch["history_xf"], looked_up["place"]
         targets = model.with_request(history, batch["target_xf"], place)
@@ -214,6 +220,9 @@ class HistoryTask:
             known &= request > last - events
         looked_up["targets"] = targets
         looked_up["weights"] = tf.cast(known, tf.float32)
+        if not compiles(self.config.trainer.xla):
+            looked_up["counted"] = tf.where(known)
+            targets = tf.gather_nd(targets, looked_up["counted"])
         if model.sampler is not None:
             negatives = model.sampler.sample()
             for name, ids in (("target", targets), ("negative", negatives)):
@@ -228,6 +237,9 @@ class HistoryTask:
         """A loss per example whose mean is that of all weighted steps, and no regularisation."""
         hidden = model.encode(looked_up, training=True)
         targets, weights = looked_up["targets"], looked_up["weights"]
+        counted = looked_up.get("counted")
+        if counted is not None:
+            hidden, targets = tf.gather_nd(hidden, counted), tf.gather_nd(targets, counted)
         if model.sampler is None:
             items, bias = model.item_vectors()
             loss = softmax_loss(hidden, items, bias, targets)
@@ -240,6 +252,8 @@ class HistoryTask:
                 targets,
                 looked_up["negatives"],
             )
+        if counted is not None:
+            loss = tf.scatter_nd(counted, loss, tf.shape(weights, out_type=tf.int64))
         total = tf.maximum(tf.reduce_sum(weights), 1.0)
         rows = tf.cast(tf.shape(weights)[0], tf.float32)
         return tf.reduce_sum(loss * weights, axis=1) * rows / total, tf.constant(0.0)
