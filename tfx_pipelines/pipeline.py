@@ -13,7 +13,11 @@ from tfrz.data.readers import Reader
 from tfrz.errors import InputError
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import RunConfig, run_config_to_mapping
-from tfx_pipelines.components.example_gen import HistoryExampleGen, ReaderExampleGen
+from tfx_pipelines.components.example_gen import (
+    HistoryExampleGen,
+    ListExampleGen,
+    ReaderExampleGen,
+)
 from tfx_pipelines.configs import Places
 
 
@@ -64,7 +68,11 @@ def create_pipeline(
     entry = registry.get(config.name)
     task = entry.load("task")(entry, config)
     spec = reader.feature_spec()
-    example_gens = {"impression": ReaderExampleGen, "history": HistoryExampleGen}
+    example_gens = {
+        "impression": ReaderExampleGen,
+        "history": HistoryExampleGen,
+        "list": ListExampleGen,
+    }
     example_gen = example_gens[entry.record_type](
         data, features, reader, config.data, places.corrupt_lines
     )

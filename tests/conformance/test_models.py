@@ -21,7 +21,11 @@ from tfrz.zoo.run_config import load_run_config
 from tfrz.zoo.train import train
 
 cases = pytest.mark.parametrize("case", MODEL_CASES, ids=lambda c: f"{c.model}-{c.name}")
-SIZES = {"impression": "data.options={rows: 2000}", "history": "data.options={users: 400}"}
+SIZES = {
+    "impression": "data.options={rows: 2000}",
+    "history": "data.options={users: 400}",
+    "list": "data.options={queries: 400}",
+}
 
 
 def _size(case: ModelCase) -> str:

@@ -9,9 +9,28 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
-from tfrz.data.features import FeatureSpec, HistorySpec
+from tfrz.data.features import Spec
 
 ARROW = {"string": pa.binary(), "int64": pa.int64(), "float32": pa.float32()}
+
+
+def whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """A column as one array."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+
+
+def codes_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Equal values to equal numbers from 0."""
+    return whole(column).dictionary_encode().indices.to_numpy(zero_copy_only=False)
+
+
+def runs(column: pa.Array, first: np.ndarray, end: np.ndarray) -> pa.ListArray:
+    """A list of the rows [first, end) for each pair."""
+    lengths = end - first
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    rows = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], lengths)
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), column.take(pa.array(rows)))
 
 
 def one_each(values: Any, dtype: str) -> pa.ListArray:
@@ -29,10 +48,7 @@ def one_each(values: Any, dtype: str) -> pa.ListArray:
 
 def to_sparse(column: pa.ListArray | pa.ChunkedArray) -> tf.SparseTensor:
     """A column of lists as the sparse tensor that `tf.io.parse_example` would give."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-        if isinstance(column, pa.ChunkedArray):
-            column = pa.concat_arrays(column.chunks)
+    column = whole(column)
     offsets = column.offsets.to_numpy().astype(np.int64)
     lengths = np.diff(offsets)
     values = column.values.slice(offsets[0], offsets[-1] - offsets[0])
@@ -49,15 +65,13 @@ def to_sparse(column: pa.ListArray | pa.ChunkedArray) -> tf.SparseTensor:
     )
 
 
-def raw_sparse(
-    table: pa.Table, spec: FeatureSpec | HistorySpec, label: bool = True
-) -> dict[str, tf.SparseTensor]:
+def raw_sparse(table: pa.Table, spec: Spec, label: bool = True) -> dict[str, tf.SparseTensor]:
     """The raw form of all features of `table`."""
     names = [f.name for f in spec.features] + ([spec.label] if label else [])
     return {name: to_sparse(table.column(name)) for name in names}
 
 
-def to_examples(table: pa.Table, spec: FeatureSpec | HistorySpec, limit: int) -> list[bytes]:
+def to_examples(table: pa.Table, spec: Spec, limit: int) -> list[bytes]:
     """The first `limit` rows, without the label, as serialised `tf.Example`s."""
     rows: list[Mapping[str, Any]] = table.slice(0, limit).to_pylist()
     serialized = []

@@ -213,12 +213,107 @@ class HistorySpec:
         return tuple(features)
 
 
+@dataclasses.dataclass(frozen=True)
+class ListSpec:
+    """What the columns of a source of lists are, and what its examples look like.
+
+    A source has a row per candidate of a query. An example has a query's candidates in the base
+    ranker's order, the context of the request, and the relevance (or clicks) of each candidate.
+
+    Attributes:
+      query: column that tells lists apart.
+      item: column of the candidate's raw id; null to number the rows.
+      relevance: column of the grade or click, a number from 0.
+      score: column of the base ranker's score, the highest first; null where the rows of a query
+        are in its order.
+      candidate: columns that describe a candidate, known before it is shown. Clicks, dwell time and
+        whatever else follows the display do not belong here.
+      context: columns that describe the request, the same in all rows of a query.
+      query_vocabulary: queries whose frequency is known to the Evaluator, the most frequent.
+    """
+
+    query: str = "query"
+    item: str | None = "item"
+    relevance: str = "relevance"
+    score: str | None = None
+    candidate: tuple[Feature, ...] = ()
+    context: tuple[Feature, ...] = ()
+    query_vocabulary: int = 10_000
+
+    def __post_init__(self) -> None:
+        for feature in (*self.candidate, *self.context):
+            where = f"feature {feature.name}"
+            require(not feature.multivalent, where, "has one value a candidate or request")
+            require(feature.kind != "time", where, "only histories of events have times")
+        require(bool(self.candidate), "candidate", "there is none: name what describes candidates")
+        require(self.query_vocabulary >= 1, "query_vocabulary", "must be at least 1")
+        _check_names(self.features, self.label, "relevance")
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> ListSpec:
+        """Reads a spec: `query: search`, `item: sku`, `relevance: clicked`, `candidate: [...]`.
+
+        Raises:
+          ConfigError: the file is missing, or a name or value in it is wrong.
+        """
+        return from_mapping(cls, read_yaml(path), str(path))
+
+    @property
+    def label(self) -> str:
+        """The feature of an example that holds the relevance of each candidate."""
+        return "relevance"
+
+    @property
+    def label_dtype(self) -> tf.DType:
+        """Of the raw relevance."""
+        return tf.float32
+
+    @property
+    def query_feature(self) -> Feature:
+        """The id of the list; no input of a model."""
+        return Feature("query", vocabulary_size=self.query_vocabulary)
+
+    @property
+    def vocabularies(self) -> tuple[Feature, ...]:
+        """Features that have a vocabulary."""
+        both = (*self.candidate, *self.context)
+        return (self.query_feature, *(f for f in both if f.kind == "categorical"))
+
+    @property
+    def numeric(self) -> tuple[Feature, ...]:
+        """Numeric features of a candidate."""
+        return tuple(f for f in self.candidate if f.kind == "numeric")
+
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        """Features with a value a candidate, the ids first."""
+        return ("candidates", *(f.name for f in self.candidate))
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """The raw features of an example, without the relevance.
+
+        `candidates` are the raw ids in the base ranker's order; what describes them are lists
+        aligned with it. `query` and the context have one value.
+        """
+        lists = [dataclasses.replace(f, multivalent=True) for f in self.candidate]
+        return (
+            Feature("candidates", multivalent=True),
+            *lists,
+            Feature("query"),
+            *self.context,
+        )
+
+
+Spec = FeatureSpec | HistorySpec | ListSpec
+
+
 def transformed_name(name: str) -> str:
     """The name of a feature after the transform."""
     return f"{name}_xf"
 
 
-def raw_feature_spec(spec: FeatureSpec | HistorySpec, label: bool = True) -> dict[str, Any]:
+def raw_feature_spec(spec: Spec, label: bool = True) -> dict[str, Any]:
     """What `tf.io.parse_example` takes: every value may be missing, so all are `VarLenFeature`."""
     parse = {f.name: tf.io.VarLenFeature(tf.dtypes.as_dtype(f.dtype)) for f in spec.features}
     if label:

@@ -12,17 +12,16 @@ and calls these functions for a few users at a time.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from tfrz.config import require
+from tfrz.data.columns import codes_of, runs, whole
 from tfrz.data.features import MISSING_INT, HistorySpec
+from tfrz.data.splits import SPLITS, share_of
 from tfrz.errors import InputError
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,19 +96,9 @@ class HistoryConfig:
         require(timed or not self.drop_duplicates, "data.history.drop_duplicates", without)
 
 
-def _binary(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
-
-
-def _codes(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Equal values to equal numbers from 0."""
-    return _binary(column).dictionary_encode().indices.to_numpy(zero_copy_only=False)
-
-
 def drop_duplicates(events: pa.Table) -> pa.Table:
     """Events that are equal in user, item and time once: the first of them in the source."""
-    users, items = _codes(events["user"]), _codes(events["item"])
+    users, items = codes_of(events["user"]), codes_of(events["item"])
     times, positions = events["time"].to_numpy(), events["position"].to_numpy()
     order = np.lexsort((positions, times, items, users))
     keys = np.stack([users[order], items[order], times[order]])
@@ -125,7 +114,7 @@ def drop_rare(events: pa.Table, config: HistoryConfig) -> pa.Table:
     """
     if config.min_item_count == 1 and config.min_user_count == 1:
         return events
-    users, items = _codes(events["user"]), _codes(events["item"])
+    users, items = codes_of(events["user"]), codes_of(events["item"])
     kept = np.arange(len(users))
     for _ in range(config.max_passes):
         before = len(kept)
@@ -152,12 +141,6 @@ def not_settled(config: HistoryConfig) -> InputError:
     )
 
 
-def user_share(user: bytes, seed: int) -> float:
-    """A number in [0, 1) that depends on the user and the seed alone."""
-    digest = hashlib.blake2b(user, digest_size=8, key=str(seed).encode()).digest()
-    return int.from_bytes(digest, "big") / 2.0**64
-
-
 def _targets(
     config: HistoryConfig,
     starts: np.ndarray,
@@ -180,7 +163,7 @@ def _targets(
             "test": np.where(enough & with_test, ends - 1, none),
         }
     if config.split == "users":
-        shares = np.array([user_share(user, seed) for user in users])
+        shares = np.array([share_of(user, seed) for user in users])
         validation, test = held_out if with_test else (held_out[0], 0.0)
         last, several = ends - 1, ends - starts >= 2
         chosen = {
@@ -206,14 +189,6 @@ def _targets(
     }
 
 
-def _lists(column: pa.Array, first: np.ndarray, end: np.ndarray) -> pa.ListArray:
-    """A list of the rows [first, end) for each pair."""
-    lengths = end - first
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    rows = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], lengths)
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), column.take(pa.array(rows)))
-
-
 def build_examples(
     events: pa.Table,
     spec: HistorySpec,
@@ -237,13 +212,13 @@ def build_examples(
       A missing context within a history is "" or NaN, so that the lists stay aligned.
     """
     config.check(spec)
-    codes = _codes(events["user"])
+    codes = codes_of(events["user"])
     order = np.lexsort((events["position"].to_numpy(), events["time"].to_numpy(), codes))
     events = events.take(pa.array(order))
     codes = codes[order]
     starts = np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1]])[: len(codes)])
     ends = np.append(starts[1:], len(codes)).astype(np.int64)
-    columns = {name: _binary(events[name]) for name in events.column_names}
+    columns = {name: whole(events[name]) for name in events.column_names}
     filled = {}
     for feature in spec.context:
         values = columns[feature.name]
@@ -258,16 +233,16 @@ def build_examples(
         target = targets[split][some]
         first = np.maximum(starts[some], target - config.kept)
         row = {
-            "user": _lists(columns["user"], target, target + 1),
-            "history": _lists(columns["item"], first, target),
-            "target": _lists(columns["item"], target, target + 1),
+            "user": runs(columns["user"], target, target + 1),
+            "history": runs(columns["item"], first, target),
+            "target": runs(columns["item"], target, target + 1),
         }
         if spec.time is not None:
-            row["history_time"] = _lists(columns["time"], first, target)
-            row["request_time"] = _lists(columns["time"], target, target + 1)
+            row["history_time"] = runs(columns["time"], first, target)
+            row["request_time"] = runs(columns["time"], target, target + 1)
         for name, column in filled.items():
-            row[f"history_{name}"] = _lists(column, first, target)
-            row[name] = _lists(column, target, target + 1)
+            row[f"history_{name}"] = runs(column, first, target)
+            row[name] = runs(column, target, target + 1)
         examples[split] = pa.Table.from_pydict(row)
     return examples
 

@@ -17,8 +17,11 @@ from tfrz.data.histories import HistoryConfig
 from tfrz.data.preprocessing import (
     Analyzers,
     Preprocessor,
+    as_terms,
     first_value,
     fitted_moments,
+    ids_of,
+    one_a_row,
     ranked_terms,
 )
 
@@ -45,13 +48,6 @@ def _arranged(values: tf.Tensor, order: tf.Tensor, length: int) -> tf.Tensor:
     arranged = tf.gather(values, order, batch_dims=1)
     arranged.set_shape([None, length])
     return arranged
-
-
-def _as_terms(feature: Feature, values: tf.Tensor) -> tf.Tensor:
-    """Categorical values as strings, missing ones empty."""
-    if feature.dtype == "string":
-        return values
-    return tf.where(values == MISSING_INT, "", tf.strings.as_string(values))
 
 
 def _time_ids(kind: str, times: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
@@ -109,23 +105,23 @@ def preprocess_history(
     if with_target:
         target = first_value(inputs[spec.label], "")
         terms["item"].append(target)
-    lookup = analyzers.lookup(spec.item_feature, _flat(terms["item"]))
+    lookup = analyzers.lookup(spec.item_feature, one_a_row(terms["item"]))
     outputs: dict[str, Any] = {
-        "history_xf": _ids(lookup, items),
+        "history_xf": ids_of(lookup, items),
         "mask_xf": tf.cast(mask, tf.int64),
-        "seen_xf": tf.SparseTensor(raw.indices, _ids(lookup, raw.values), raw.dense_shape),
+        "seen_xf": tf.SparseTensor(raw.indices, ids_of(lookup, raw.values), raw.dense_shape),
     }
     if with_target:
-        outputs[transformed_name(spec.label)] = _ids(lookup, target)
+        outputs[transformed_name(spec.label)] = ids_of(lookup, target)
     for feature in spec.context:
         old_name, name = f"history_{feature.name}", feature.name
         if feature.kind == "categorical":
             missing = "" if feature.dtype == "string" else MISSING_INT
             past = _right_aligned(inputs[old_name], width, missing)
-            past = _as_terms(feature, _arranged(past, order, length))
-            now = _as_terms(feature, first_value(inputs[name], missing))
-            lookup = analyzers.lookup(feature, _flat([now]))
-            past, now = _ids(lookup, past), _ids(lookup, now)
+            past = as_terms(feature, _arranged(past, order, length))
+            now = as_terms(feature, first_value(inputs[name], missing))
+            lookup = analyzers.lookup(feature, one_a_row([now]))
+            past, now = ids_of(lookup, past), ids_of(lookup, now)
         else:
             past = _right_aligned(inputs[old_name], width, float("nan"))
             past = _arranged(past, order, length)
@@ -145,21 +141,6 @@ def preprocess_history(
             outputs[transformed_name(f"history_{kind}")] = past
             outputs[transformed_name(kind)] = _time_ids(kind, request, last)
     return outputs
-
-
-def _flat(terms: list[tf.Tensor]) -> tf.SparseTensor:
-    """Terms that a vocabulary is made of, one a row, missing ones left out."""
-    flat = tf.concat(terms, axis=0)
-    flat = tf.boolean_mask(flat, tf.not_equal(flat, ""))
-    rows = tf.range(tf.shape(flat, out_type=tf.int64)[0])
-    indices = tf.stack([rows, tf.zeros_like(rows)], axis=1)
-    shape = tf.stack([tf.shape(flat, out_type=tf.int64)[0], tf.constant(1, tf.int64)])
-    return tf.SparseTensor(indices, flat, shape)
-
-
-def _ids(lookup: Any, terms: tf.Tensor) -> tf.Tensor:
-    ids = lookup(terms)
-    return tf.where(tf.equal(terms, ""), tf.zeros_like(ids), ids)
 
 
 def _numbers(

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from apache_beam.pvalue import AsList, TaggedOutput
 
 from tfrz.data.features import HistorySpec
-from tfrz.data.histories import SPLITS, HistoryConfig, build_examples, newest, not_settled
+from tfrz.data.histories import HistoryConfig, build_examples, newest, not_settled
+from tfrz.data.splits import SPLITS
 
 _COUNTS_HELD = 1_000_000
 _USERS_A_BATCH = 64

@@ -20,7 +20,7 @@ from tfrz.data.features import (
     MISSING_INT,
     Feature,
     FeatureSpec,
-    HistorySpec,
+    Spec,
     transformed_name,
 )
 
@@ -63,6 +63,29 @@ def first_value(values: tf.SparseTensor, default: Any) -> tf.Tensor:
     rows, kept = tf.boolean_mask(rows, first), tf.boolean_mask(values.values, first)
     empty = tf.fill([batch], tf.cast(default, values.dtype))
     return tf.tensor_scatter_nd_update(empty, rows[:, tf.newaxis], kept)
+
+
+def as_terms(feature: Feature, values: tf.Tensor) -> tf.Tensor:
+    """Categorical values as strings, missing ones empty."""
+    if feature.dtype == "string":
+        return values
+    return tf.where(values == MISSING_INT, "", tf.strings.as_string(values))
+
+
+def one_a_row(terms: list[tf.Tensor]) -> tf.SparseTensor:
+    """Terms that a vocabulary is made of, one a row, missing ones left out."""
+    flat = tf.concat(terms, axis=0)
+    flat = tf.boolean_mask(flat, tf.not_equal(flat, ""))
+    rows = tf.range(tf.shape(flat, out_type=tf.int64)[0])
+    indices = tf.stack([rows, tf.zeros_like(rows)], axis=1)
+    shape = tf.stack([tf.shape(flat, out_type=tf.int64)[0], tf.constant(1, tf.int64)])
+    return tf.SparseTensor(indices, flat, shape)
+
+
+def ids_of(lookup: Callable[[tf.Tensor], tf.Tensor], terms: tf.Tensor) -> tf.Tensor:
+    """Ids of terms of any shape, 0 for empty ones."""
+    ids = lookup(terms)
+    return tf.where(tf.equal(terms, ""), tf.zeros_like(ids), ids)
 
 
 def _numbers(feature: Feature, values: tf.SparseTensor) -> tf.SparseTensor:
@@ -163,7 +186,7 @@ class Preprocessor(tf.Module):
 
     def __init__(
         self,
-        spec: FeatureSpec | HistorySpec,
+        spec: Spec,
         vocabularies: Mapping[str, list[bytes]],
         moments: Mapping[str, tuple[float, float]],
     ) -> None:

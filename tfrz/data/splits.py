@@ -1,11 +1,20 @@
-"""Random splits of a table that is in memory."""
+"""Random splits: of a table that is in memory, and of keys by a hash."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+
+SPLITS = ("train", "validation", "test")
+
+
+def share_of(key: bytes, seed: int) -> float:
+    """A number in [0, 1) that depends on the key and the seed alone."""
+    digest = hashlib.blake2b(key, digest_size=8, key=str(seed).encode()).digest()
+    return int.from_bytes(digest, "big") / 2.0**64
 
 
 def split_table(table: pa.Table, fractions: Sequence[float], seed: int) -> list[pa.Table]:

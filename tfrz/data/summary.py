@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tfrz.data.features import HistorySpec
+from tfrz.data.features import HistorySpec, ListSpec
 from tfrz.data.readers import Reader
 from tfrz.data.records import CorruptLine
 from tfrz.errors import InputError
@@ -120,13 +120,17 @@ def _text(term: Any) -> str:
 
 
 def _columns(reader: Reader) -> dict[str, _Column]:
-    """What to gather: the features and the label, or the columns of interactions."""
+    """What to gather: the features and the label, or the columns of interactions or documents."""
     spec = reader.feature_spec()
     if isinstance(spec, HistorySpec):
         columns = {"user": _Column("user", "categorical"), "item": _Column("item", "categorical")}
         if spec.time is not None:
             columns["time"] = _Column("time", "time")
         return columns | {f.name: _Column(f.name, f.kind) for f in spec.context}
+    if isinstance(spec, ListSpec):
+        columns = {"query": _Column("query", "categorical"), "item": _Column("item", "categorical")}
+        columns |= {f.name: _Column(f.name, f.kind) for f in (*spec.candidate, *spec.context)}
+        return columns | {"relevance": _Column("relevance", "label")}
     columns = {
         f.name: _Column(f.name, "multivalent" if f.multivalent else f.kind) for f in spec.features
     }

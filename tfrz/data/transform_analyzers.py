@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from tfrz.data.features import Feature, FeatureSpec, HistorySpec, transformed_name
+from tfrz.data.features import Feature, Spec, transformed_name
 
 
 def vocabulary_name(feature_name: str) -> str:
@@ -36,9 +36,7 @@ class TransformAnalyzers:
         return tft.mean(values), tft.var(values)
 
 
-def vocabularies_from_transform(
-    output: Any, spec: FeatureSpec | HistorySpec
-) -> dict[str, list[str]]:
+def vocabularies_from_transform(output: Any, spec: Spec) -> dict[str, list[str]]:
     """Transformed name to terms in the order of their ids from 1.
 
     Args:
@@ -54,7 +52,7 @@ def vocabularies_from_transform(
     }
 
 
-def vocabulary_sizes_from_transform(output: Any, spec: FeatureSpec | HistorySpec) -> dict[str, int]:
+def vocabulary_sizes_from_transform(output: Any, spec: Spec) -> dict[str, int]:
     """Transformed name to ids in all: padding, vocabulary, out-of-vocabulary buckets."""
     return {
         transformed_name(f.name): 1

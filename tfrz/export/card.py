@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tfrz.config import write_yaml
-from tfrz.data.features import FeatureSpec, HistorySpec
+from tfrz.data.features import Spec
 
 if TYPE_CHECKING:
     from tfrz.zoo.registry import ModelEntry
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def render_card(
     entry: ModelEntry,
     run_config: Any,
-    spec: FeatureSpec | HistorySpec,
+    spec: Spec,
     data: str,
     metrics: Mapping[str, Mapping[str, float]],
     num_parameters: int,

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfrz.data.features import MISSING_INT, FeatureSpec, HistorySpec
+from tfrz.data.features import MISSING_INT, Spec
 
 
-def raw_input_signature(spec: FeatureSpec | HistorySpec) -> dict[str, tf.TensorSpec]:
+def raw_input_signature(spec: Spec) -> dict[str, tf.TensorSpec]:
     """Names to specs: `[batch]`, or `[batch, values]` for multivalent features."""
     return {
         feature.name: tf.TensorSpec(

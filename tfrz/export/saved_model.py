@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tfrz.config import write_yaml
-from tfrz.data.features import FeatureSpec, HistorySpec
+from tfrz.data.features import Spec
 from tfrz.export.warmup import write_warmup
 from tfrz.files import atomic_directory
 
@@ -34,7 +34,7 @@ def export_model(
     model: keras.Model,
     task: Any,
     transform: tf.Module,
-    spec: FeatureSpec | HistorySpec,
+    spec: Spec,
     run_config: Any,
     vocabularies: Mapping[str, Sequence[str]],
     card: str,

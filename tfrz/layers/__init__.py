@@ -12,6 +12,14 @@ from tfrz.layers.cross_analysis import (
     to_low_rank,
 )
 from tfrz.layers.dropout import SeededDropout
+from tfrz.layers.pointer import (
+    Beams,
+    ListEncoder,
+    PointerAttention,
+    PointerDecoder,
+    Slate,
+    SlateConstraints,
+)
 from tfrz.layers.temporal import (
     ContextualGate,
     LongRangeEncoder,
@@ -21,17 +29,23 @@ from tfrz.layers.temporal import (
 )
 
 __all__ = [
+    "Beams",
     "CaserEncoder",
     "ContextualGate",
     "Cross",
+    "ListEncoder",
     "LongRangeEncoder",
     "LowRankConversion",
     "LowRankCross",
     "MixtureOfLowRankCross",
     "MultiTemporalRangeMixture",
+    "PointerAttention",
+    "PointerDecoder",
     "SeededDropout",
     "SelfAttentiveEncoder",
     "ShortRangeEncoder",
+    "Slate",
+    "SlateConstraints",
     "TinyRangeEncoder",
     "cross_matrix",
     "interaction_norms",

@@ -17,7 +17,10 @@ class TrainerConfig:
       batch_size: examples per step, over all replicas.
       learning_rate: the highest learning rate.
       optimizer: Adam, Adagrad or SGD, as Keras defines them.
-      learning_rate_schedule: constant, or half a cosine from `learning_rate` to 0 over all epochs.
+      learning_rate_schedule: constant, half a cosine from `learning_rate` to 0 over all epochs, or
+        exponential: `learning_rate * decay_rate ** (step / decay_steps)`.
+      decay_rate: of the exponential schedule.
+      decay_steps: of the exponential schedule.
       clip_norm: bound on the global norm of the gradients; null for none.
       embedding_l2: L2 penalty on the rows of embeddings that a batch looks up, summed over the
         fields and averaged over the batch; 0 for none.
@@ -42,7 +45,9 @@ class TrainerConfig:
     batch_size: int = 1024
     learning_rate: float = 1e-3
     optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
-    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    learning_rate_schedule: Literal["constant", "cosine", "exponential"] = "constant"
+    decay_rate: float = 0.96
+    decay_steps: int = 1000
     clip_norm: float | None = 10.0
     embedding_l2: float = 0.0
     ema_decay: float | None = 0.9999
@@ -65,9 +70,11 @@ class TrainerConfig:
             "evaluations_per_epoch",
             "checkpoint_every_steps",
             "steps_per_call",
+            "decay_steps",
         ):
             require(getattr(self, name) >= 1, f"trainer.{name}", "must be at least 1")
         require(self.learning_rate > 0, "trainer.learning_rate", "must be above 0")
+        require(0 < self.decay_rate <= 1, "trainer.decay_rate", "must be above 0, at most 1")
         require(self.embedding_l2 >= 0, "trainer.embedding_l2", "must not be negative")
         require(
             self.clip_norm is None or self.clip_norm > 0, "trainer.clip_norm", "must be above 0"

@@ -94,6 +94,10 @@ def _make_optimizer(config: TrainerConfig, total_steps: int) -> keras.optimizers
     rate: Any = config.learning_rate
     if config.learning_rate_schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, total_steps)
+    elif config.learning_rate_schedule == "exponential":
+        rate = keras.optimizers.schedules.ExponentialDecay(
+            config.learning_rate, config.decay_steps, config.decay_rate
+        )
     kinds = {
         "adam": keras.optimizers.Adam,
         "adagrad": keras.optimizers.Adagrad,

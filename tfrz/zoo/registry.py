@@ -168,7 +168,41 @@ _M3 = ModelEntry(
     reproduce=("tfrz.reproduce.m3",),
 )
 
-_ENTRIES: dict[str, ModelEntry] = {entry.name: entry for entry in (_DCN_V2, _M3)}
+_SEQ2SLATE = ModelEntry(
+    name="seq2slate",
+    title="Pointer network that re-ranks a list, each choice depending on those before it",
+    paper=Paper(
+        title="Seq2Slate: Re-ranking and Slate Optimization with RNNs",
+        authors="Bello, Kulkarni, Jain, Boutilier, Chi, Eban, Luo, Mackey, Meshi",
+        venue="arXiv 2018",
+        url="https://arxiv.org/abs/1810.02019",
+    ),
+    record_type="list",
+    model="tfrz.models.seq2slate:Seq2Slate",
+    config="tfrz.models.seq2slate:Seq2SlateConfig",
+    task="tfrz.zoo.tasks.slate:SlateTask",
+    layers=(
+        "tfrz.layers.pointer:ListEncoder",
+        "tfrz.layers.pointer:PointerAttention",
+        "tfrz.layers.pointer:PointerDecoder",
+    ),
+    datasets=("simulated", "letor"),
+    signatures=("serving_default", "serving_raw", "rerank", "rerank_elwc", "transform_features"),
+    metrics=("ndcg_at_5", "ndcg_at_10", "map", "err_at_10"),
+    bench=("pointer",),
+    notes=(
+        "The paper's full text was not at hand. Verified are: the factorisation, two LSTMs, the "
+        "form of the pointer, the trained first input of the decoder, and that a cross-entropy and "
+        "a hinge loss per step exist. Corroborated by re-implementations: the weights of the "
+        "steps, the one-step decoder, diverse clicks. Recalled, not checked: REINFORCE as used, "
+        "the decoder's start from the encoder's last state, similar clicks, widths. Chosen here: "
+        "how padding is treated, the normalisation of the cross-entropy, that candidates beyond "
+        "the model's length keep the base order. No figure of the paper's tables is quoted."
+    ),
+    reproduce=("tfrz.reproduce.seq2slate",),
+)
+
+_ENTRIES: dict[str, ModelEntry] = {entry.name: entry for entry in (_DCN_V2, _M3, _SEQ2SLATE)}
 
 
 def names() -> tuple[str, ...]:

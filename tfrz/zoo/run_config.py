@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from tfrz.config import apply_overrides, from_mapping, merge, read_yaml, require, to_mapping
 from tfrz.data.histories import HistoryConfig
+from tfrz.data.lists import ListConfig
 from tfrz.training.config import TrainerConfig
 from tfrz.zoo import registry
 
@@ -19,6 +20,8 @@ RANKING_METRICS = (
     "recall_at_20",
     "ndcg_at_20",
 )
+# What slates are judged by; see `tfrz.metrics.slates`.
+SLATE_METRICS = ("ndcg_at_5", "ndcg_at_10", "map", "err_at_10")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,8 @@ class DataConfig:
       options: passed to the reader of the source, e.g. `rows` for simulated data.
       history: how interactions become histories; for models of history records only. The
         fractions above then count users, and only for the split by users.
+      lists: how documents become lists; for models of list records only. The fractions above then
+        count queries, where the source has no splits of its own.
     """
 
     seed: int = 0
@@ -41,6 +46,7 @@ class DataConfig:
     max_corrupt_fraction: float = 0.001
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     history: HistoryConfig | None = None
+    lists: ListConfig | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -157,13 +163,27 @@ class RankingEvaluatorConfig:
     min_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     max_drops: dict[str, float] = dataclasses.field(default_factory=dict)
 
+    known: ClassVar[tuple[str, ...]] = RANKING_METRICS
+
     def __post_init__(self) -> None:
         for name in ("min_metrics", "max_drops"):
             for metric, value in getattr(self, name).items():
                 where = f"evaluator.{name}.{metric}"
-                known = metric in RANKING_METRICS
-                require(known, where, f"is none of {', '.join(RANKING_METRICS)}")
+                require(metric in self.known, where, f"is none of {', '.join(self.known)}")
                 require(0 <= value < 1, where, "must be at least 0, under 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class SlateEvaluatorConfig(RankingEvaluatorConfig):
+    """What a model that re-ranks must reach to be blessed.
+
+    Attributes:
+      slices: tuples of feature names by whose values metrics are sliced: raw contexts, and
+        `list_length` and `query_frequency` as the transform gives them.
+    """
+
+    slices: tuple[tuple[str, ...], ...] = (("list_length",), ("query_frequency",))
+    known: ClassVar[tuple[str, ...]] = SLATE_METRICS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +210,8 @@ class RunConfig:
     Attributes:
       name: the model's name in the registry.
       model: an instance of the configuration class of that model.
-      evaluator: an `EvaluatorConfig`, or a `RankingEvaluatorConfig` for history records.
+      evaluator: an `EvaluatorConfig`, a `RankingEvaluatorConfig` for history records, or a
+        `SlateEvaluatorConfig` for list records.
     """
 
     name: str
@@ -212,15 +233,17 @@ def run_config_from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
     values = dict(mapping)
     entry = registry.get(str(values.get("name", "")))
     model = from_mapping(entry.load("config"), values.pop("model", None), "model")
-    judged = RankingEvaluatorConfig if entry.record_type == "history" else EvaluatorConfig
+    kinds: dict[str, type] = {"history": RankingEvaluatorConfig, "list": SlateEvaluatorConfig}
+    judged = kinds.get(entry.record_type, EvaluatorConfig)
     evaluator: Any = from_mapping(judged, values.pop("evaluator", None), "evaluator")
     config = from_mapping(RunConfig, {**values, "model": model, "evaluator": evaluator})
-    histories = entry.record_type == "history"
-    require(
-        histories == (config.data.history is not None),
-        "data.history",
-        "must be given" if histories else f"{entry.name} does not learn from histories",
-    )
+    for section, records, what in (("history", "history", "histories"), ("lists", "list", "lists")):
+        wanted = entry.record_type == records
+        require(
+            wanted == (getattr(config.data, section) is not None),
+            f"data.{section}",
+            "must be given" if wanted else f"{entry.name} does not learn from {what}",
+        )
     for dotted in config.tuner.search_space:
         # A misspelt name must not cost an evening of trials: build one configuration with each.
         first = config.tuner.search_space[dotted][0]

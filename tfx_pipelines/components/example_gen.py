@@ -16,10 +16,13 @@ from tfx.components.example_gen.component import QueryBasedExampleGen
 from tfx.dsl.components.base import executor_spec
 from tfx.proto import example_gen_pb2
 
-from tfrz.config import from_mapping, to_mapping
+from tfrz.config import from_mapping, require, to_mapping
 from tfrz.data.histories import HistoryConfig
 from tfrz.data.history_transforms import InteractionsToExamples
+from tfrz.data.list_transforms import DocumentsToLists
+from tfrz.data.lists import ListConfig
 from tfrz.data.readers import Reader, open_source
+from tfrz.data.readers.documents import DocumentReader
 from tfrz.data.readers.interactions import InteractionReader
 from tfrz.data.transforms import CheckCorrupt, ReadRecords, RecordsToExamples
 from tfrz.zoo.run_config import DataConfig
@@ -37,6 +40,22 @@ def _read(pipeline: beam.Pipeline, query: dict[str, Any], reader: Reader) -> bea
         query["max_corrupt_fraction"], query["corrupt_lines"]
     )
     return outputs["records"]
+
+
+def _query(exec_properties: dict[str, Any]) -> dict[str, Any]:
+    from google.protobuf import json_format
+
+    inputs = example_gen_pb2.Input()
+    json_format.Parse(exec_properties["input_config"], inputs)
+    return dict(json.loads(inputs.splits[0].pattern))
+
+
+def _encoded(records: dict[str, beam.PCollection]) -> dict[str, beam.PCollection]:
+    """The pipeline's splits from the data plane's."""
+    return {
+        name: records[split] | f"Encode{name.title()}" >> RecordsToExamples()
+        for name, split in (("train", "train"), ("eval", "validation"))
+    }
 
 
 @beam.ptransform_fn
@@ -73,11 +92,7 @@ class HistoryExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor
         self, pipeline: beam.Pipeline, exec_properties: dict[str, Any]
     ) -> dict[str, beam.PCollection]:
         """Examples of the splits `train` and `eval`."""
-        from google.protobuf import json_format
-
-        inputs = example_gen_pb2.Input()
-        json_format.Parse(exec_properties["input_config"], inputs)
-        query = json.loads(inputs.splits[0].pattern)
+        query = _query(exec_properties)
         reader = _opened(query)
         assert isinstance(reader, InteractionReader)
         examples = _read(pipeline, query, reader) | "Histories" >> InteractionsToExamples(
@@ -88,10 +103,32 @@ class HistoryExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor
             query["seed"],
             with_test=False,
         )
-        return {
-            name: examples[split] | f"Encode{name.title()}" >> RecordsToExamples()
-            for name, split in (("train", "train"), ("eval", "validation"))
-        }
+        return _encoded(examples)
+
+
+class ListExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor):
+    """Runs a reader of documents under Beam, and makes lists of them, split by query."""
+
+    def GetInputSourceToExamplePTransform(self) -> beam.PTransform:
+        """See the base class; `GenerateExamplesByBeam` does without it."""
+        return _source_to_examples
+
+    def GenerateExamplesByBeam(
+        self, pipeline: beam.Pipeline, exec_properties: dict[str, Any]
+    ) -> dict[str, beam.PCollection]:
+        """Examples of the splits `train` and `eval`."""
+        query = _query(exec_properties)
+        reader = _opened(query)
+        assert isinstance(reader, DocumentReader)
+        lists = _read(pipeline, query, reader) | "Lists" >> DocumentsToLists(
+            reader.schema,
+            reader.feature_spec(),
+            from_mapping(ListConfig, query["lists"]),
+            (query["validation_fraction"], 0.0),
+            query["seed"],
+            with_test=False,
+        )
+        return _encoded(lists)
 
 
 def _split(name: str, buckets: int) -> Any:
@@ -120,6 +157,14 @@ class _ExampleGen(QueryBasedExampleGen):
         }
         if config.history is not None:
             query["history"] = to_mapping(config.history)
+        if config.lists is not None:
+            require(
+                config.lists.base_ranker == "source",
+                "data.lists.base_ranker",
+                "lambda_mart is fitted by tfrz train alone: bring its scores as a column",
+            )
+            query["lists"] = to_mapping(config.lists)
+        if config.history is not None or config.lists is not None:
             query["validation_fraction"], query["seed"] = config.validation_fraction, config.seed
         eval_buckets = min(max(round(config.validation_fraction * _BUCKETS), 1), _BUCKETS - 1)
         splits = [_split("train", _BUCKETS - eval_buckets), _split("eval", eval_buckets)]
@@ -166,3 +211,19 @@ class HistoryExampleGen(_ExampleGen):
     """
 
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(HistoryExampleGenExecutor)
+
+
+class ListExampleGen(_ExampleGen):
+    """Examples of lists, in the splits `train` and `eval`: the source's own, or by query.
+
+    What validation and test would be together is `eval`.
+
+    Args:
+      data: as `--data` of the command line.
+      features: spec of a file of the user's own.
+      reader: what `data` opens.
+      config: options, how lists are made, tolerated share of unreadable lines.
+      corrupt_lines: the file that takes those lines.
+    """
+
+    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(ListExampleGenExecutor)

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from tfrz.config import from_mapping
-from tfrz.data.features import FeatureSpec, HistorySpec
+from tfrz.data.features import Spec
 from tfrz.data.transform_analyzers import (
     vocabularies_from_transform,
     vocabulary_sizes_from_transform,
@@ -46,7 +46,7 @@ class Workspace:
 
     config: RunConfig
     task: Any
-    spec: FeatureSpec | HistorySpec
+    spec: Spec
     transform: tft.TFTransformOutput
     train: ExampleBatches
     validation: ExampleBatches

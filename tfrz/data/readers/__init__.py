@@ -30,6 +30,18 @@ def _simulated_interactions(path: str, **options: Any) -> Reader:
     return SimulatedInteractions(**options)
 
 
+def _simulated_documents(path: str, **options: Any) -> Reader:
+    from tfrz.data.readers.documents import SimulatedDocuments
+
+    return SimulatedDocuments(**options)
+
+
+def _letor(path: str, **options: Any) -> Reader:
+    from tfrz.data.readers.documents import Letor
+
+    return Letor(path, **options)
+
+
 def _movielens(release: str) -> Source:
     def impressions(path: str, **options: Any) -> Reader:
         from tfrz.data.readers.movielens import MovieLens
@@ -64,7 +76,11 @@ def _interactions(name: str) -> Source:
 
 # A new source is one more line here: its name, and a reader for each type of record it can give.
 SOURCES: dict[str, Source] = {
-    "simulated": {"impression": _simulated_clicks, "history": _simulated_interactions},
+    "simulated": {
+        "impression": _simulated_clicks,
+        "history": _simulated_interactions,
+        "list": _simulated_documents,
+    },
     "movielens-1m": _movielens("1m"),
     "movielens-100k": _movielens("100k"),
     "criteo": _click_log("criteo"),
@@ -72,16 +88,19 @@ SOURCES: dict[str, Source] = {
     "sessions": _interactions("sessions"),
     "amazon-seq": _interactions("amazon_seq"),
     "completejourney": _interactions("CompleteJourney"),
+    "letor": {"list": _letor},
 }
 
 
 def _tabular(path: str, features: str, records: str, **options: Any) -> Reader:
+    from tfrz.data.readers.documents import TabularDocuments
     from tfrz.data.readers.interactions import TabularInteractions
     from tfrz.data.readers.tabular import Tabular
 
     kinds: dict[str, Callable[..., Reader]] = {
         "impression": Tabular,
         "history": TabularInteractions,
+        "list": TabularDocuments,
     }
     return kinds[records](path, features, **options)
 

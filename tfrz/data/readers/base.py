@@ -17,7 +17,7 @@ from typing import IO, cast
 
 import pyarrow as pa
 
-from tfrz.data.features import FeatureSpec, HistorySpec
+from tfrz.data.features import Spec
 from tfrz.data.records import CorruptLine
 from tfrz.errors import InputError
 
@@ -58,7 +58,7 @@ class Reader(abc.ABC):
     record_type = "impression"
 
     @abc.abstractmethod
-    def feature_spec(self) -> FeatureSpec | HistorySpec:
+    def feature_spec(self) -> Spec:
         """The raw features of the records."""
 
     @abc.abstractmethod

@@ -124,13 +124,13 @@ def _judge(model: Any, columns: dict[str, np.ndarray]) -> dict[str, Any]:
 def train_one(key: dict[str, Any]) -> dict[str, Any]:
     """One run: trains a model on one world and judges it on fresh users."""
     from tfrz.data.simulators.context_switch import NUM_ITEMS
-    from tfrz.reproduce.m3.training import configure, train
+    from tfrz.reproduce.training import configure, train
     from tfrz.training.batches import ArrayBatches
     from tfrz.zoo.tasks.history import HistoryInputs
 
     started = time.perf_counter()
     training, test = _sets(key["seed"], tuple(key["users"]))
-    config = configure("simulated", (*_OVERRIDES, *MODELS[key["model"]]), key["seed"])
+    config = configure("m3", "simulated", (*_OVERRIDES, *MODELS[key["model"]]), key["seed"])
     # Pages have the ids 1 and 2; 0 is missing.
     inputs = HistoryInputs(NUM_ITEMS, NUM_ITEMS + 2, _LENGTH - 1, {"page": 3}, (), "right")
     batches = ArrayBatches(training, config.trainer.batch_size, key["seed"])

@@ -79,20 +79,20 @@ def _overrides(release: str, model: str, rate: float, length: int, dim: int) -> 
 @functools.lru_cache(maxsize=2)
 def _prepared(release: str, path: str, length: int, dim: int, with_test: bool) -> Any:
     from tfrz.data.readers import open_source
-    from tfrz.reproduce.m3.training import configure
+    from tfrz.reproduce.training import configure
     from tfrz.zoo import registry
 
     overrides = _overrides(release, "tiny", 0.001, length, dim)
     overrides.append(f"data.test_fraction={0.1 if with_test else 0}")
     entry = registry.get("m3")
-    config = configure(f"movielens-{release}", overrides, 0)
+    config = configure("m3", f"movielens-{release}", overrides, 0)
     reader = open_source(f"movielens-{release}:{path}", None, "history")
     return entry.load("task")(entry, config).prepare(reader)
 
 
 def train_one(key: dict[str, Any]) -> dict[str, Any]:
     """One run: trains for a number of steps and judges by the full ranking."""
-    from tfrz.reproduce.m3.training import configure, device_name, train
+    from tfrz.reproduce.training import configure, device_name, train
     from tfrz.training.batches import ArrayBatches
     from tfrz.training.fit import evaluate
 
@@ -100,7 +100,7 @@ def train_one(key: dict[str, Any]) -> dict[str, Any]:
     prepared = _prepared(release, key["data"], length, dim, key["with_test"])
     started = time.perf_counter()
     overrides = _overrides(release, key["model"], key["learning_rate"], length, dim)
-    config = configure(f"movielens-{release}", overrides, key["seed"])
+    config = configure("m3", f"movielens-{release}", overrides, key["seed"])
     columns = {name: value.numpy() for name, value in prepared.train._columns.items()}
     batches = ArrayBatches(columns, config.trainer.batch_size, key["seed"])
     model, task, metrics = train(

@@ -18,13 +18,14 @@ import tensorflow as tf
 
 from tfrz.data.columns import to_examples
 from tfrz.data.features import HistorySpec, raw_feature_spec, transformed_name
-from tfrz.data.histories import SPLITS, build_examples, drop_duplicates, drop_rare
+from tfrz.data.histories import build_examples, drop_duplicates, drop_rare
 from tfrz.data.history_preprocessing import (
     TIME_FEATURE_SIZES,
     HistoryPreprocessor,
     preprocess_history,
 )
 from tfrz.data.preprocessing import Analyzers, densify, transform_table
+from tfrz.data.splits import SPLITS
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
 from tfrz.losses.retrieval import softmax_loss
 from tfrz.metrics.ranking import at_rank, parse, rank_of
@@ -203,8 +204,8 @@ class HistoryTask:
     def lookup(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Embeddings, targets `[batch, time + 1]` and their weights, and sampled negatives.
 
-        Where nothing is compiled, `counted` `[count, 2]` are the places of weight 1 and the targets'
-        vectors are theirs alone: padding, half of a batch at times, is not scored. XLA would
+        Where nothing is compiled, `counted` `[count, 2]` are the places of weight 1 and the vectors
+        of targets are theirs alone: padding, half of a batch at times, is not scored. XLA would
         compile anew for every count.
         """
         looked_up = dict(model.embed(batch, training=True))
@@ -416,47 +417,10 @@ class HistoryTask:
           label: the raw target feature.
           has_baseline: whether there is a blessed model to compare with.
         """
-        import json
+        from tfrz.zoo.tasks.thresholds import evaluation_config
 
-        import tensorflow_model_analysis as tfma
-
-        wanted = self.config.evaluator
-        slices = [tfma.SlicingSpec()]
-        slices += [tfma.SlicingSpec(feature_keys=list(keys)) for keys in wanted.slices]
-        metrics = [tfma.MetricConfig(class_name="ExampleCount")]
+        parameters = {}
         for name in RANKING_METRICS:
             kind, n = parse(name)
-            metric = tfma.MetricConfig(
-                class_name="RankingMetric",
-                module="tfx_pipelines.modules.evaluation",
-                config=json.dumps({"kind": kind, "n": n, "name": name}),
-            )
-            bounds: dict[str, Any] = {}
-            if name in wanted.min_metrics:
-                bounds["value_threshold"] = tfma.GenericValueThreshold(
-                    lower_bound={"value": wanted.min_metrics[name]}
-                )
-            if name in wanted.max_drops and has_baseline:
-                bounds["change_threshold"] = tfma.GenericChangeThreshold(
-                    direction=tfma.MetricDirection.HIGHER_IS_BETTER,
-                    absolute={"value": -wanted.max_drops[name]},
-                )
-            if bounds:
-                metric.per_slice_thresholds.append(
-                    tfma.PerSliceMetricThreshold(
-                        slicing_specs=slices[:1], threshold=tfma.MetricThreshold(**bounds)
-                    )
-                )
-            metrics.append(metric)
-        return tfma.EvalConfig(
-            model_specs=[
-                tfma.ModelSpec(
-                    signature_name="serving_default",
-                    prediction_key="item_ids",
-                    label_key=label,
-                    preprocessing_function_names=["transform_features"],
-                )
-            ],
-            slicing_specs=slices,
-            metrics_specs=[tfma.MetricsSpec(metrics=metrics)],
-        )
+            parameters[name] = {"class_name": "RankingMetric", "kind": kind, "n": n}
+        return evaluation_config(self.config.evaluator, parameters, "item_ids", label, has_baseline)

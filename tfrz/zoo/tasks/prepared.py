@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 if TYPE_CHECKING:
-    from tfrz.data.features import FeatureSpec, HistorySpec
+    from tfrz.data.features import Spec
     from tfrz.training.batches import Batches
 
 
@@ -34,6 +34,6 @@ class Prepared:
     inputs: Any
     transform: tf.Module
     vocabularies: dict[str, list[str]]
-    spec: FeatureSpec | HistorySpec
+    spec: Spec
     examples: list[bytes]
     corrupt_lines: int

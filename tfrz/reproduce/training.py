@@ -1,4 +1,4 @@
-"""Training for a fixed number of steps: what the experiments on M3 share."""
+"""Training for a fixed number of steps: what experiments share."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _TRAINER = (
 )
 
 
-def configure(dataset: str, overrides: Iterable[str], seed: int) -> RunConfig:
-    """The zoo's configuration of M3 for an experiment."""
-    return load_run_config("m3", dataset, [*_TRAINER, *overrides, f"trainer.seed={seed}"])
+def configure(model: str, dataset: str, overrides: Iterable[str], seed: int) -> RunConfig:
+    """The zoo's configuration of a model for an experiment."""
+    return load_run_config(model, dataset, [*_TRAINER, *overrides, f"trainer.seed={seed}"])
 
 
 def device_name() -> str:
@@ -70,12 +70,12 @@ class Stepped:
 def train(
     config: RunConfig, inputs: Any, batches: ArrayBatches, steps: int, validation: Batches
 ) -> tuple[keras.Model, Any, dict[str, float]]:
-    """Trains an M3 for `steps`.
+    """Trains the model of `config` for `steps`.
 
     Returns:
       The model, its task, and the metrics on `validation` at the end.
     """
-    entry = registry.get("m3")
+    entry = registry.get(config.name)
     task = entry.load("task")(entry, config)
     model = build_model(lambda: task.build(inputs), config.trainer)
     result = fit(model, task, Stepped(batches, steps), validation, config.trainer, None, False)

@@ -1,0 +1,100 @@
+"""Metrics of slates: what was shown, best position first, and how relevant each of it is.
+
+Lists without a relevant candidate have no metric and are left out of means.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def parse(name: str) -> tuple[str, int | None]:
+    """Kind and cut of a metric's name.
+
+    Example:
+      >>> parse("ndcg_at_10"), parse("map")
+      (('ndcg', 10), ('map', None))
+    """
+    kind, _, n = name.partition("_at_")
+    return kind, int(n) if n else None
+
+
+def ndcg(labels: np.ndarray, n: int | None = None) -> float:
+    """NDCG at n of one slate: `sum_r (2^{y_r} - 1) / log2(r + 1)` over that of the best order.
+
+    Example:
+      >>> round(ndcg(np.array([0, 1, 0, 1, 1]), 3), 4)
+      0.2961
+    """
+    discounts = 1.0 / np.log2(np.arange(2, len(labels) + 2))[:n]
+    gains = 2.0 ** np.asarray(labels, np.float64) - 1.0
+    best = (np.sort(gains)[::-1][:n] * discounts).sum()
+    return float((gains[:n] * discounts).sum() / best) if best > 0 else float("nan")
+
+
+def average_precision(labels: np.ndarray, n: int | None = None) -> float:
+    """Mean precision at the positions of the relevant, those beyond n counting nothing.
+
+    Example:
+      >>> round(average_precision(np.array([0, 1, 0, 1, 1])), 4)
+      0.5333
+    """
+    hits = np.asarray(labels) > 0
+    if not hits.any():
+        return float("nan")
+    precisions = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    return float((hits * precisions)[:n].sum() / hits.sum())
+
+
+def expected_reciprocal_rank(
+    labels: np.ndarray, n: int | None = None, max_grade: float = 4.0
+) -> float:
+    """ERR: `sum_r (1/r) R_r prod_{i<r} (1 - R_i)` with `R = (2^y - 1) / 2^max_grade`.
+
+    Example:
+      >>> expected_reciprocal_rank(np.array([0, 1]), max_grade=1)
+      0.25
+
+    Reference:
+      Chapelle et al., CIKM 2009.
+    """
+    labels = np.asarray(labels, np.float64)
+    if not (labels > 0).any():
+        return float("nan")
+    satisfied = (2.0 ** np.minimum(labels, max_grade) - 1.0) / 2.0**max_grade
+    still = np.concatenate([[1.0], np.cumprod(1.0 - satisfied)[:-1]])
+    return float((satisfied * still / np.arange(1, len(labels) + 1))[:n].sum())
+
+
+def of_slate(name: str, labels: np.ndarray, max_grade: float = 4.0) -> float:
+    """The metric called `name` (`ndcg_at_10`, `map`, `err_at_10`) of one slate; NaN for none.
+
+    Args:
+      name: kind, and `_at_n` for a cut.
+      labels: relevance in the order of the slate, `[slate]`.
+      max_grade: the highest grade that there is, for ERR.
+    """
+    kind, n = parse(name)
+    if kind == "err":
+        return expected_reciprocal_rank(labels, n, max_grade)
+    return ndcg(labels, n) if kind == "ndcg" else average_precision(labels, n)
+
+
+def rank_gain(labels: np.ndarray, positions: np.ndarray) -> float:
+    """How far relevant candidates moved up on average: place before less place after.
+
+    Positive is better. The paper reports a "rank-gain" whose definition was not found.
+
+    Args:
+      labels: relevance by row of the list, `[list]`.
+      positions: row at each place, `[slate]`.
+
+    Example:
+      >>> rank_gain(np.array([0, 0, 1]), np.array([2, 0, 1]))
+      2.0
+    """
+    rows = np.asarray(positions)[np.asarray(positions) >= 0]
+    relevant = np.asarray(labels)[rows] > 0
+    if not relevant.any():
+        return float("nan")
+    return float((rows - np.arange(len(rows)))[relevant].mean())

@@ -1,0 +1,513 @@
+"""The recipe of *list* records: re-rank the candidates of a list, as their raw ids.
+
+Every model of this record type is constructed as `Model(config, length, num_features, categorical,
+context, num_context, dtype=...)` and has `embed(inputs)`, `interact(embedded) -> scores`,
+`slate(embedded, ...)` and `best(inputs)`, as `tfrz.models.seq2slate.Seq2Slate` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrz.data.columns import to_examples
+from tfrz.data.features import ListSpec, raw_feature_spec, transformed_name
+from tfrz.data.list_preprocessing import ListPreprocessor, preprocess_list
+from tfrz.data.lists import build_lists, splits_of
+from tfrz.data.preprocessing import Analyzers, densify, transform_table
+from tfrz.data.splits import SPLITS
+from tfrz.export.raw_inputs import raw_input_signature, to_sparse
+from tfrz.files import atomic_write
+from tfrz.losses.slate import (
+    average_precision_reward,
+    clicks_reward,
+    in_slate_order,
+    mean_of_others,
+    ndcg_reward,
+    policy_gradient_loss,
+    step_cross_entropy,
+    step_hinge,
+    step_weights,
+)
+from tfrz.metrics.slates import of_slate, parse, rank_gain
+from tfrz.models.seq2slate import LISTWISE
+from tfrz.training.batches import ArrayBatches
+from tfrz.zoo.run_config import SLATE_METRICS
+from tfrz.zoo.tasks.prepared import Prepared
+
+if TYPE_CHECKING:
+    from tfrz.data.lists import ListConfig
+    from tfrz.data.readers.base import Reader
+    from tfrz.zoo.registry import ModelEntry
+    from tfrz.zoo.run_config import RunConfig
+
+_EVALUATION_BATCH = 512
+# The score where nothing stands, or where the model did not choose.
+_NOTHING = -1e9
+
+Transform = Callable[[dict[str, tf.SparseTensor]], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ListInputs:
+    """What a model must know of its transformed inputs.
+
+    Attributes:
+      length: candidates of a list.
+      num_features: numeric features of a candidate.
+      categorical: categorical feature of a candidate to the number of its ids.
+      context: categorical feature of the request to the number of its ids.
+      num_context: numeric features of the request.
+    """
+
+    length: int
+    num_features: int
+    categorical: dict[str, int]
+    context: dict[str, int]
+    num_context: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All inputs of the model."""
+        named = [transformed_name(name) for name in (*self.categorical, *self.context)]
+        return ("features_xf", "mask_xf", *named, *(["context_xf"] if self.num_context else []))
+
+
+def length_bucket(lengths: tf.Tensor) -> tf.Tensor:
+    """Lengths of lists as words, for slices."""
+    words = tf.constant(["0", "1", "2-9", "10-19", "20-49", "50+"])
+    bounds = tf.constant([1, 2, 10, 20, 50], lengths.dtype)
+    return tf.gather(words, tf.searchsorted(bounds, lengths, side="right"))
+
+
+def frequency_bucket(ids: tf.Tensor, num_queries: int) -> tf.Tensor:
+    """Ranks of queries by frequency (their ids) as words, for slices."""
+    words = tf.constant(["unknown", "top 100", "101-1,000", "1,001+"])
+    bounds = tf.constant([1, 101, 1001], ids.dtype)
+    place = tf.searchsorted(bounds, ids, side="right")
+    return tf.gather(words, tf.where(ids > num_queries, tf.zeros_like(place), place))
+
+
+def reward_of(config: Any, labels: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+    """The reward of slates that `config.reward` names, `[batch]`."""
+    if config.reward == "map":
+        return average_precision_reward(labels, positions)
+    reward = ndcg_reward if config.reward == "ndcg" else clicks_reward
+    return reward(labels, positions, config.reward_at)
+
+
+class SlateTask:
+    """Slates that put what is relevant first.
+
+    Args:
+      entry: the model's row in the registry.
+      config: the run's configuration.
+    """
+
+    objective = "ndcg_at_10"
+    objective_direction = "max"
+    spec_class = ListSpec
+    slice_features = ("list_length", "query_frequency")
+
+    def __init__(self, entry: ModelEntry, config: RunConfig) -> None:
+        self.entry, self.config = entry, config
+
+    @property
+    def lists(self) -> ListConfig:
+        """How lists are made."""
+        assert self.config.data.lists is not None
+        return self.config.data.lists
+
+    def model_inputs(self, spec: ListSpec, vocabulary_sizes: Mapping[str, int]) -> ListInputs:
+        """What `build` takes, from the source's spec and its fitted vocabularies."""
+
+        def sizes(features: Sequence[Any]) -> dict[str, int]:
+            return {
+                f.name: vocabulary_sizes[transformed_name(f.name)]
+                for f in features
+                if f.kind == "categorical"
+            }
+
+        return ListInputs(
+            length=self.lists.length,
+            num_features=len(spec.numeric),
+            categorical=sizes(spec.candidate),
+            context=sizes(spec.context),
+            num_context=sum(f.kind == "numeric" for f in spec.context),
+        )
+
+    def build(self, inputs: ListInputs) -> keras.Model:
+        """A model with all its variables made."""
+        model = self.entry.load("model")(
+            self.config.model,
+            inputs.length,
+            inputs.num_features,
+            inputs.categorical,
+            inputs.context,
+            inputs.num_context,
+            dtype=self.config.trainer.dtype,
+        )
+        model(self.example_inputs(inputs))
+        return model
+
+    @staticmethod
+    def example_inputs(inputs: ListInputs, batch_size: int = 2) -> dict[str, tf.Tensor]:
+        """A batch of zeros of the right shapes and dtypes."""
+        rows = [batch_size, inputs.length]
+        batch = {
+            "features_xf": tf.zeros([*rows, inputs.num_features]),
+            "mask_xf": tf.zeros(rows, tf.int64),
+        }
+        for name in inputs.categorical:
+            batch[transformed_name(name)] = tf.zeros(rows, tf.int64)
+        for name in inputs.context:
+            batch[transformed_name(name)] = tf.zeros([batch_size], tf.int64)
+        if inputs.num_context:
+            batch["context_xf"] = tf.zeros([batch_size, inputs.num_context])
+        return batch
+
+    def prepare(self, reader: Reader) -> Prepared:
+        """Reads documents and makes lists of them in this process.
+
+        Vocabularies and moments come from the training lists alone.
+
+        Raises:
+          InputError: the source cannot be read, or too many of its lines are corrupt.
+        """
+        from tfrz.data.readers import read_table
+
+        data, spec = self.config.data, reader.feature_spec()
+        assert isinstance(spec, ListSpec)
+        documents, corrupt = read_table(reader, data.max_corrupt_fraction)
+        held_out = (data.validation_fraction, data.test_fraction)
+        arguments = (held_out, data.seed, data.test_fraction > 0)
+        if self.lists.base_ranker == "lambda_mart":
+            from tfrz.training.base_ranker import with_lambda_mart
+
+            documents = with_lambda_mart(documents, spec, splits_of(documents, *arguments))
+        parts = build_lists(documents, spec, self.lists, *arguments)
+        transform = ListPreprocessor.fit_examples(parts["train"], spec, self.lists)
+        trainer = self.config.trainer
+        columns = {name: transform_table(transform, parts[name]) for name in SPLITS}
+        evaluated = {name: ArrayBatches(columns[name], _EVALUATION_BATCH) for name in SPLITS[1:]}
+        return Prepared(
+            train=ArrayBatches(columns["train"], trainer.batch_size, trainer.seed),
+            validation=evaluated["validation"],
+            test=evaluated["test"],
+            inputs=self.model_inputs(spec, transform.vocabulary_sizes),
+            transform=transform,
+            vocabularies={
+                transformed_name(name): terms for name, terms in transform.vocabularies.items()
+            },
+            spec=spec,
+            examples=to_examples(parts["validation"], spec, limit=1000),
+            corrupt_lines=len(corrupt),
+        )
+
+    # What the training loop asks for.
+
+    def lookup(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Candidates `x`, their mask, their labels, and the seed of this step's samples."""
+        return {
+            **model.embed(batch, training=True),
+            "label": batch["relevance_xf"],
+            "seed": model.next_seed(self.config.trainer.seed),
+        }
+
+    def dense_loss(
+        self, model: keras.Model, looked_up: dict[str, tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """A loss per list and no regularisation; lists without a positive have a loss of 0."""
+        config, labels = model.config, looked_up["label"]
+        if config.loss in (*LISTWISE, "sigmoid"):
+            loss = self._of_tf_ranking(model, looked_up)
+        elif config.loss == "reinforce":
+            loss = self._reinforce(model, looked_up)
+        elif config.scorer == "sequential":
+            slate = model.slate(looked_up, config.trajectory, seed=looked_up["seed"], training=True)
+            steps = self._steps(config, slate.scores, slate.available, labels)
+            weights = step_weights(int(steps.shape[1]), config.step_weights)
+            loss = tf.linalg.matvec(steps, weights)
+            if config.score_term:
+                total = tf.reduce_sum(slate.log_probabilities, axis=1)
+                loss += tf.stop_gradient(loss - mean_of_others(loss)) * total
+        else:
+            scores = model.interact(looked_up, training=True)[:, None, :]
+            steps = self._steps(config, scores, looked_up["valid"][:, None, :], labels)
+            loss = steps[:, 0] * step_weights(1, config.step_weights)[0]
+        return loss, tf.constant(0.0)
+
+    @staticmethod
+    def _steps(config: Any, scores: tf.Tensor, free: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        if config.loss == "cross_entropy":
+            return step_cross_entropy(scores, free, labels, config.normalizer)
+        return step_hinge(scores, free, labels, smooth=config.loss == "smooth_hinge")
+
+    @staticmethod
+    def _reinforce(model: keras.Model, looked_up: dict[str, tf.Tensor]) -> tf.Tensor:
+        config, labels = model.config, looked_up["label"]
+        slate = model.slate(looked_up, "sample", seed=looked_up["seed"], training=True)
+        reward = reward_of(config, labels, slate.positions)
+        baseline = tf.zeros_like(reward)
+        if config.baseline == "mean":
+            baseline = mean_of_others(reward)
+        elif config.baseline == "greedy":
+            baseline = reward_of(config, labels, model.slate(looked_up).positions)
+        # Without a positive every slate is as good: no signal, only noise.
+        positive = tf.cast(tf.reduce_any(labels > 0, axis=1), reward.dtype)
+        total = tf.reduce_sum(slate.log_probabilities, axis=1)
+        return policy_gradient_loss(total, reward * positive, baseline * positive)
+
+    @staticmethod
+    def _of_tf_ranking(model: keras.Model, looked_up: dict[str, tf.Tensor]) -> tf.Tensor:
+        """A loss of TF-Ranking, the same value for each list: their mean is it again."""
+        import tensorflow_ranking as tfr
+
+        losses = tfr.keras.losses
+        kinds: dict[str, Callable[[], Any]] = {
+            "sigmoid": losses.SigmoidCrossEntropyLoss,
+            "softmax": losses.SoftmaxLoss,
+            "approx_ndcg": losses.ApproxNDCGLoss,
+            "lambda_rank": lambda: losses.PairwiseLogisticLoss(
+                lambda_weight=losses.NDCGLambdaWeight()
+            ),
+        }
+        kind, labels = model.config.loss, looked_up["label"]
+        if kind == "sigmoid":
+            labels = tf.minimum(labels, 1.0)
+        scores = model.interact(looked_up, training=True)
+        padded = tf.where(looked_up["valid"], labels, -tf.ones_like(labels))
+        return kinds[kind]()(padded, scores) * tf.ones_like(scores[:, 0])
+
+    def predict(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Labels in the order of the slate, -1 where nothing stands, and the slate `[batch, N]`."""
+        return self.judged(model.best(batch).positions, batch["relevance_xf"])
+
+    @staticmethod
+    def judged(positions: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What `metrics` takes, of any slates of lists with `labels`."""
+        ordered = in_slate_order(labels, positions)
+        return {
+            "ordered": tf.where(positions >= 0, ordered, -tf.ones_like(ordered)),
+            "positions": positions,
+        }
+
+    @property
+    def max_grade(self) -> float:
+        """The highest grade that there is; ERR depends on it."""
+        return 1.0 if self.lists.clicks is not None else 4.0
+
+    def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
+        """NDCG and MAP by TF-Ranking and ERR, over lists with something relevant."""
+        import tensorflow_ranking as tfr
+
+        ordered = outputs["ordered"]
+        ordered = ordered[(ordered > 0).any(1)]
+        if not len(ordered):
+            return dict.fromkeys(SLATE_METRICS, float("nan"))
+        descending = -np.broadcast_to(np.arange(ordered.shape[1], dtype=np.float32), ordered.shape)
+        found = {}
+        for name in SLATE_METRICS:
+            kind, n = parse(name)
+            if kind == "err":
+                values = [of_slate(name, row[row >= 0], self.max_grade) for row in ordered]
+                found[name] = float(np.mean(values))
+                continue
+            kinds = {
+                "ndcg": tfr.keras.metrics.NDCGMetric,
+                "map": tfr.keras.metrics.MeanAveragePrecisionMetric,
+            }
+            metric = kinds[kind](topn=n)
+            metric.update_state(ordered, descending)
+            found[name] = float(metric.result())
+        return found
+
+    def report(self, model: keras.Model, prepared: Prepared, out: Path) -> None:
+        """`rerank.json`: the base ranker's order and the model's slates, on the validation set."""
+        base, slates, gains = [], [], []
+        predict = tf.function(lambda batch: self.predict(model, batch), reduce_retracing=True)
+        for batch in prepared.validation.once():
+            labels, valid = batch["relevance_xf"], batch["mask_xf"]
+            rows = tf.range(tf.shape(labels)[1])[None, :]
+            as_given = tf.where(valid > 0, rows, -tf.ones_like(rows))
+            base.append(self.judged(as_given, labels)["ordered"].numpy())
+            found = predict(batch)
+            slates.append(found["ordered"].numpy())
+            gains += [
+                rank_gain(own, places)
+                for own, places in zip(labels.numpy(), found["positions"].numpy(), strict=True)
+            ]
+        described = {
+            "base_ranker": self.metrics({"ordered": np.concatenate(base)}),
+            "model": self.metrics({"ordered": np.concatenate(slates)}),
+            "rank_gain": float(np.nanmean(gains)) if np.isfinite(gains).any() else None,
+        }
+        atomic_write(out / "rerank.json", json.dumps(described, indent=1) + "\n")
+
+    # What a warm start asks for.
+
+    def vocabulary_weights(self, model: keras.Model) -> dict[str, list[tf.Variable]]:
+        """The tables whose rows are the ids of each vocabulary."""
+        return {transformed_name(name): [t.embeddings] for name, t in model.tables.items()}
+
+    # What the pipeline's Transform asks for.
+
+    def preprocess(
+        self, inputs: Mapping[str, tf.SparseTensor], spec: ListSpec, analyzers: Analyzers
+    ) -> dict[str, Any]:
+        """Raw features and relevance to transformed ones."""
+        return preprocess_list(inputs, spec, self.lists, analyzers)
+
+    # What the export asks for.
+
+    def outputs(self, model: keras.Model, features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """The slate of the first N candidates.
+
+        Returns:
+          `positions` int64 and `scores` float32 `[batch, N]`: the row at each place, -1 for none,
+          and its score when it was chosen, -1e9 for none; `log_probability` float32 `[batch]`.
+        """
+        slate = model.best(features)
+        chosen = tf.gather(slate.scores, tf.maximum(slate.positions, 0), batch_dims=2)
+        filled = slate.positions >= 0
+        return {
+            "positions": tf.cast(slate.positions, tf.int64),
+            "scores": tf.where(filled, tf.cast(chosen, tf.float32), _NOTHING),
+            "log_probability": tf.cast(tf.reduce_sum(slate.log_probabilities, 1), tf.float32),
+        }
+
+    def warmup_examples(
+        self, vocabularies: Mapping[str, Sequence[str]], spec: ListSpec, limit: int
+    ) -> list[bytes]:
+        """Requests for the warm-up: lists of as many candidates as the model takes."""
+        serialized = []
+        for row in range(limit):
+            example = tf.train.Example()
+            for feature in spec.features:
+                stored = example.features.feature[feature.name]
+                terms = vocabularies.get(transformed_name(feature.name)) or ["0"]
+                for i in range(self.lists.length if feature.multivalent else 1):
+                    term = terms[(row + i) % len(terms)]
+                    if feature.name == "candidates":
+                        stored.bytes_list.value.append(b"candidate_%d" % i)
+                    elif feature.kind == "numeric":
+                        stored.float_list.value.append(float(row + i))
+                    elif feature.dtype == "int64":
+                        stored.int64_list.value.append(int(term or 0))
+                    else:
+                        stored.bytes_list.value.append(term.encode())
+            serialized.append(example.SerializeToString())
+        return serialized
+
+    def signatures(
+        self,
+        model: keras.Model,
+        transform: Transform,
+        spec: ListSpec,
+        vocabularies: Mapping[str, Sequence[str]],
+    ) -> dict[str, Any]:
+        """The signatures of DESIGN's contract for a model that re-ranks.
+
+        Args:
+          model: the trained model.
+          transform: raw sparse features to transformed ones.
+          spec: the raw features.
+          vocabularies: `query_xf` is counted.
+
+        Returns:
+          Names to functions with an input signature. `examples` are serialised `tf.Example`s with
+          a list each, `elwc` serialised `ExampleListWithContext`s. `item_ids` string, `positions`
+          int64 and `scores` float32 are `[batch, candidates]`; candidates beyond the model's length
+          follow in their order with a score of -1e9, and "", -1 and -1e9 fill shorter lists.
+          `log_probability` float32 `[batch]` is that of the part that the model ordered.
+        """
+        parse_spec = raw_feature_spec(spec, label=False)
+        labelled_spec = raw_feature_spec(spec, label=True)
+        examples = tf.TensorSpec([None], tf.string, name="examples")
+
+        def reranked(raw: dict[str, tf.SparseTensor]) -> dict[str, tf.Tensor]:
+            listed = raw["candidates"]
+            listed = tf.SparseTensor(listed.indices, listed.values, listed.dense_shape)
+            ids = tf.sparse.to_dense(listed, "")
+            outputs = self.outputs(model, densify(transform(raw)))
+            width = tf.shape(ids, out_type=tf.int64)[1]
+            tail = tf.range(int(model.length), tf.maximum(width, int(model.length)))
+            behind = tf.broadcast_to(
+                tail[None, :], tf.stack([tf.shape(ids, tf.int64)[0], tf.size(tail, tf.int64)])
+            )
+            there = tf.not_equal(tf.gather(ids, tail, axis=1), "")
+            positions = tf.concat(
+                [outputs["positions"], tf.where(there, behind, -tf.ones_like(behind))], axis=1
+            )
+            scores = tf.concat(
+                [outputs["scores"], tf.fill(tf.shape(behind), tf.constant(_NOTHING))], axis=1
+            )
+            # What stands somewhere comes before what stands nowhere.
+            order = tf.argsort(tf.cast(positions < 0, tf.int32), axis=1, stable=True)[:, :width]
+            positions = tf.gather(positions, order, batch_dims=1)
+            named = tf.gather(ids, tf.maximum(positions, 0), batch_dims=1)
+            return {
+                "item_ids": tf.where(positions >= 0, named, tf.zeros_like(named)),
+                "positions": positions,
+                "scores": tf.gather(scores, order, batch_dims=1),
+                "log_probability": outputs["log_probability"],
+            }
+
+        @tf.function(input_signature=[examples])
+        def serving_default(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+            return reranked(tf.io.parse_example(examples, parse_spec))
+
+        @tf.function(input_signature=[raw_input_signature(spec)])
+        def serving_raw(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            return reranked(to_sparse(features, spec.aligned))
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="elwc")])
+        def rerank_elwc(elwc: tf.Tensor) -> dict[str, tf.Tensor]:
+            from tfrz.data.elwc import parse_elwc
+
+            return reranked(to_sparse(parse_elwc(elwc, spec), spec.aligned))
+
+        @tf.function(input_signature=[examples])
+        def transform_features(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+            raw = tf.io.parse_example(examples, labelled_spec)
+            raw.pop(spec.label)
+            features = densify(transform(raw))
+            lengths = tf.reduce_sum(features["mask_xf"], axis=1)
+            features["list_length"] = length_bucket(lengths)
+            known = len(vocabularies.get("query_xf", ()))
+            features["query_frequency"] = frequency_bucket(features["query_xf"], known)
+            return features
+
+        return {
+            "serving_default": serving_default,
+            "serving_raw": serving_raw,
+            "rerank": serving_raw,
+            "rerank_elwc": rerank_elwc,
+            "transform_features": transform_features,
+        }
+
+    # What the Evaluator asks for.
+
+    def eval_config(self, label: str, has_baseline: bool) -> Any:
+        """TFMA's `EvalConfig`: metrics, slices and the thresholds of a blessing.
+
+        Args:
+          label: the raw relevance.
+          has_baseline: whether there is a blessed model to compare with.
+        """
+        from tfrz.zoo.tasks.thresholds import evaluation_config
+
+        parameters = {
+            name: {"class_name": "SlateMetric", "max_grade": self.max_grade}
+            for name in SLATE_METRICS
+        }
+        return evaluation_config(
+            self.config.evaluator, parameters, "positions", label, has_baseline
+        )

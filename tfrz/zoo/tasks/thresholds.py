@@ -1,0 +1,71 @@
+"""TFMA's `EvalConfig` of models that list things: metrics, slices, and what earns a blessing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tfrz.zoo.run_config import RankingEvaluatorConfig
+
+
+def evaluation_config(
+    wanted: RankingEvaluatorConfig,
+    metrics: Mapping[str, Mapping[str, Any]],
+    prediction_key: str,
+    label: str,
+    has_baseline: bool,
+) -> Any:
+    """The configuration of the Evaluator.
+
+    Args:
+      wanted: slices and thresholds.
+      metrics: name to `class_name` (of `tfx_pipelines.modules.evaluation`) and the arguments of the
+        class, `name` not among them.
+      prediction_key: the output of `serving_default` that the metrics read.
+      label: the raw label feature.
+      has_baseline: whether there is a blessed model to compare with.
+    """
+    import tensorflow_model_analysis as tfma
+
+    slices = [tfma.SlicingSpec()]
+    slices += [tfma.SlicingSpec(feature_keys=list(keys)) for keys in wanted.slices]
+    configured = [tfma.MetricConfig(class_name="ExampleCount")]
+    for name, given in metrics.items():
+        arguments = {k: v for k, v in given.items() if k != "class_name"}
+        metric = tfma.MetricConfig(
+            class_name=given["class_name"],
+            module="tfx_pipelines.modules.evaluation",
+            config=json.dumps({**arguments, "name": name}),
+        )
+        bounds: dict[str, Any] = {}
+        if name in wanted.min_metrics:
+            bounds["value_threshold"] = tfma.GenericValueThreshold(
+                lower_bound={"value": wanted.min_metrics[name]}
+            )
+        if name in wanted.max_drops and has_baseline:
+            bounds["change_threshold"] = tfma.GenericChangeThreshold(
+                direction=tfma.MetricDirection.HIGHER_IS_BETTER,
+                absolute={"value": -wanted.max_drops[name]},
+            )
+        if bounds:
+            # Not `threshold`: TFMA would hold every slice to the bound of all examples.
+            metric.per_slice_thresholds.append(
+                tfma.PerSliceMetricThreshold(
+                    slicing_specs=slices[:1], threshold=tfma.MetricThreshold(**bounds)
+                )
+            )
+        configured.append(metric)
+    return tfma.EvalConfig(
+        model_specs=[
+            tfma.ModelSpec(
+                signature_name="serving_default",
+                prediction_key=prediction_key,
+                label_key=label,
+                preprocessing_function_names=["transform_features"],
+            )
+        ],
+        slicing_specs=slices,
+        metrics_specs=[tfma.MetricsSpec(metrics=configured)],
+    )
