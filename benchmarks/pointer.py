@@ -94,7 +94,7 @@ def unrolled(decoder: Any, x: Any, encoded: Any, hidden: Any, carry: Any, valid:
 
     from tfrz.layers.pointer import Slate, masked, step_log_probabilities
 
-    size, score = int(valid.shape[1]), decoder._stepper(x, encoded)
+    size, score = int(valid.shape[1]), decoder._stepper(x, encoded, valid)
     nothing = tf.zeros_like(valid[:, 0], tf.int32) - 1
     state, last, free, steps = [hidden, carry], nothing, valid, []
     for _ in range(size):
@@ -116,7 +116,7 @@ def prefix_again(decoder: Any, x: Any, encoded: Any, hidden: Any, carry: Any, va
 
     from tfrz.layers.pointer import roll
 
-    size, score = int(valid.shape[1]), decoder._stepper(x, encoded)
+    size, score = int(valid.shape[1]), decoder._stepper(x, encoded, valid)
     go = tf.convert_to_tensor(decoder.go)
 
     def read(state: list[Any], row: Any) -> list[Any]:
@@ -241,7 +241,9 @@ def measure_decode(options: Options) -> Section:
     )
 
 
-def make_step(sizes: Sizes, seed: int, xla: bool) -> Callable[[], tuple[Any, list[Any]]]:
+def make_step(
+    sizes: Sizes, seed: int, xla: bool, form: str = LOOP
+) -> Callable[[], tuple[Any, list[Any]]]:
     """Loss and gradients along the greedy slate, cross-entropy at each step, on random clicks."""
     import tensorflow as tf
 
@@ -256,7 +258,8 @@ def make_step(sizes: Sizes, seed: int, xla: bool) -> Callable[[], tuple[Any, lis
     variables = model.trainable_variables
 
     def loss_of(given: dict[str, Any]) -> Any:
-        slate = model.slate(given, training=True)
+        x, valid = given["x"], given["valid"]
+        slate = decoders(model.decoder)[form](x, *model.encoder.encode(x, valid), valid)
         losses = step_cross_entropy(slate.scores, slate.available, given["labels"])
         return tf.reduce_mean(tf.linalg.matvec(losses, step_weights(sizes.length)))
 
@@ -288,9 +291,14 @@ def measure_gradient(options: Options) -> Section:
         for length in lengths
         for word, xla in (("XLA", True), ("no XLA", False))
     }
+    names = [f"{length} candidates" for length in lengths]
+    unrolled_step = f"{names[0]}, XLA, unrolled"
+    shortest = dataclasses.replace(sizes, length=lengths[0])
+    runs[unrolled_step] = make_step(shortest, options.seed, True, UNROLLED)
     first, _ = first_calls(runs)
     times = time_paired(runs, sizes.rounds, warm_up=1)
-    names = [f"{length} candidates" for length in lengths]
+    looped_step = f"{names[0]}, XLA"
+    compiling = {name: first[name] - times[name].median for name in (looped_step, unrolled_step)}
     ends = {word: (f"{names[-1]}, {word}", f"{names[0]}, {word}") for word in ("XLA", "no XLA")}
     return Section(
         title="loss and gradients of cross-entropy along the greedy slate, "
@@ -310,6 +318,14 @@ def measure_gradient(options: Options) -> Section:
             *(
                 Figure(f"{long} / {short}", times.ratio(long, short).of_medians)
                 for long, short in ends.values()
+            ),
+            Figure(
+                f"compile, {looped_step} / {unrolled_step}",
+                compiling[looped_step] / compiling[unrolled_step],
+            ),
+            Figure(
+                f"run, {looped_step} / {unrolled_step}",
+                times.ratio(looped_step, unrolled_step).of_medians,
             ),
         ),
         notes=("Gradients of all weights and of the candidates; no optimizer",),
