@@ -278,6 +278,12 @@ def _normalised(values: np.ndarray, how: str, logs: bool) -> np.ndarray:
     return found
 
 
+def _has_equal_distances(features: np.ndarray) -> bool:
+    gaps = np.sqrt(((features[:, None] - features[None]) ** 2).sum(-1))
+    sorted_gaps = np.sort(gaps[np.triu_indices(len(gaps), 1)])
+    return bool((np.diff(sorted_gaps) < 1e-5).any())
+
+
 @pytest.mark.parametrize("kind", ["diverse", "similar", "independent"])
 @pytest.mark.parametrize(
     ("how", "logs"), [("standardize", False), ("min_max", True), ("none", False)]
@@ -292,6 +298,8 @@ def test_clicks_are_the_click_models_on_the_base_order(kind, how, logs):
         values = np.array([[r["f1"], r["f2"]] for r in seen], np.float64)
         grades = np.array([r["relevance"] for r in seen])
         features = _normalised(values, how, logs)
+        if _has_equal_distances(features):
+            continue  # Which of two equal distances is the greater is a matter of rounding.
         clicks = ClickModel(kind, threshold=2).click(features[None], grades[None])[0]
         assert lists[query]["relevance"] == [
             *clicks.astype(float),

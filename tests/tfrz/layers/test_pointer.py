@@ -531,11 +531,11 @@ def test_5_6_lstm_cell():
     )
     encoded, hidden, carry = encoder.encode(x)
     np.testing.assert_allclose(np.ravel(encoded), [0.0908519395, -0.0407009505], atol=1e-9)
-    assert float(hidden) == pytest.approx(-0.0407009505, abs=1e-9)
-    assert float(carry) == pytest.approx(-0.1255886730, abs=1e-9)
+    assert hidden.numpy().item() == pytest.approx(-0.0407009505, abs=1e-9)
+    assert carry.numpy().item() == pytest.approx(-0.1255886730, abs=1e-9)
     _, hidden, carry = encoder.encode(x, tf.constant([[True, False]]))
-    assert float(hidden) == pytest.approx(0.0908519395, abs=1e-9)
-    assert float(carry) == pytest.approx(0.1529330586, abs=1e-9)
+    assert hidden.numpy().item() == pytest.approx(0.0908519395, abs=1e-9)
+    assert carry.numpy().item() == pytest.approx(0.1529330586, abs=1e-9)
 
 
 def test_3_2_forget_biases_start_at_one():
