@@ -33,6 +33,7 @@ from tfrz.training.batches import ArrayBatches
 from tfrz.training.compilation import compiles
 from tfrz.zoo.run_config import RANKING_METRICS
 from tfrz.zoo.tasks.prepared import Prepared
+from tfrz.zoo.tasks.slices import in_words, rank_in_words
 
 if TYPE_CHECKING:
     from tfrz.data.histories import HistoryConfig
@@ -77,17 +78,13 @@ class HistoryInputs:
 
 def length_bucket(lengths: tf.Tensor) -> tf.Tensor:
     """Lengths of histories as words, for slices."""
-    words = tf.constant(["0", "1-9", "10-49", "50-199", "200+"])
-    bounds = tf.constant([1, 10, 50, 200], lengths.dtype)
-    return tf.gather(words, tf.searchsorted(bounds, lengths, side="right"))
+    return in_words(lengths, [1, 10, 50, 200], ["0", "1-9", "10-49", "50-199", "200+"])
 
 
 def popularity_bucket(ids: tf.Tensor, num_items: int) -> tf.Tensor:
     """Ranks of popularity (ids) as words, for slices."""
-    words = tf.constant(["unknown", "top 100", "101-1,000", "1,001-10,000", "10,001+"])
-    bounds = tf.constant([1, 101, 1001, 10_001], ids.dtype)
-    place = tf.searchsorted(bounds, ids, side="right")
-    return tf.gather(words, tf.where(ids > num_items, tf.zeros_like(place), place))
+    words = ["unknown", "top 100", "101-1,000", "1,001-10,000", "10,001+"]
+    return rank_in_words(ids, num_items, [1, 101, 1001, 10_001], words)
 
 
 class HistoryTask:

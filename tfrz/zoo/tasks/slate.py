@@ -41,6 +41,7 @@ from tfrz.models.seq2slate import LISTWISE
 from tfrz.training.batches import ArrayBatches
 from tfrz.zoo.run_config import SLATE_METRICS
 from tfrz.zoo.tasks.prepared import Prepared
+from tfrz.zoo.tasks.slices import in_words, rank_in_words
 
 if TYPE_CHECKING:
     from tfrz.data.lists import ListConfig
@@ -82,17 +83,13 @@ class ListInputs:
 
 def length_bucket(lengths: tf.Tensor) -> tf.Tensor:
     """Lengths of lists as words, for slices."""
-    words = tf.constant(["0", "1", "2-9", "10-19", "20-49", "50+"])
-    bounds = tf.constant([1, 2, 10, 20, 50], lengths.dtype)
-    return tf.gather(words, tf.searchsorted(bounds, lengths, side="right"))
+    return in_words(lengths, [1, 2, 10, 20, 50], ["0", "1", "2-9", "10-19", "20-49", "50+"])
 
 
 def frequency_bucket(ids: tf.Tensor, num_queries: int) -> tf.Tensor:
     """Ranks of queries by frequency (their ids) as words, for slices."""
-    words = tf.constant(["unknown", "top 100", "101-1,000", "1,001+"])
-    bounds = tf.constant([1, 101, 1001], ids.dtype)
-    place = tf.searchsorted(bounds, ids, side="right")
-    return tf.gather(words, tf.where(ids > num_queries, tf.zeros_like(place), place))
+    words = ["unknown", "top 100", "101-1,000", "1,001+"]
+    return rank_in_words(ids, num_queries, [1, 101, 1001], words)
 
 
 def reward_of(config: Any, labels: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
