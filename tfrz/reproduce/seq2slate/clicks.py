@@ -221,7 +221,7 @@ def _checks(found: dict[Any, list[dict]]) -> list[Check]:
     checks.append(
         Check(
             "without interaction in the clicks the gain over the listwise ranker is within noise",
-            abs(gains.mean()) <= noise,
+            bool(abs(gains.mean()) <= noise),
             f"{gains.mean():+.4f}, noise {noise:.4f}",
         )
     )
