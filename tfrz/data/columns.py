@@ -33,6 +33,13 @@ def runs(column: pa.Array, first: np.ndarray, end: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), column.take(pa.array(rows)))
 
 
+def first_of_each(column: pa.ChunkedArray | pa.ListArray, count: int) -> pa.ListArray:
+    """The first `count` values of each row."""
+    lists = whole(column)
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    return runs(lists.values, offsets[:-1], np.minimum(offsets[1:], offsets[:-1] + count))
+
+
 def one_each(values: Any, dtype: str) -> pa.ListArray:
     """A column with one value a row; null (for floats also NaN) is a missing value."""
     flat = values if isinstance(values, pa.Array) else pa.array(values)

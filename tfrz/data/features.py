@@ -213,6 +213,10 @@ class HistorySpec:
         return tuple(features)
 
 
+# Columns of documents, and what the transform makes of every list.
+_OF_LISTS = ("position", "split", "score", "item", "mask", "features", "context")
+
+
 @dataclasses.dataclass(frozen=True)
 class ListSpec:
     """What the columns of a source of lists are, and what its examples look like.
@@ -243,6 +247,9 @@ class ListSpec:
     def __post_init__(self) -> None:
         for feature in (*self.candidate, *self.context):
             where = f"feature {feature.name}"
+            require(
+                feature.name not in _OF_LISTS, where, "is a name that every list has: rename it"
+            )
             require(not feature.multivalent, where, "has one value a candidate or request")
             require(feature.kind != "time", where, "only histories of events have times")
         require(bool(self.candidate), "candidate", "there is none: name what describes candidates")

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import tensorflow as tf
 
+from tfrz.data.columns import first_of_each
 from tfrz.data.features import MISSING_INT, Feature, ListSpec, transformed_name
 from tfrz.data.lists import ListConfig
 from tfrz.data.preprocessing import (
@@ -22,6 +23,7 @@ from tfrz.data.preprocessing import (
 )
 
 _EPSILON = 1e-6
+_GREATEST = 1e18
 
 
 def normalized(values: tf.Tensor, valid: tf.Tensor, config: ListConfig) -> tf.Tensor:
@@ -37,7 +39,8 @@ def normalized(values: tf.Tensor, valid: tf.Tensor, config: ListConfig) -> tf.Te
     """
     known = valid[..., None] & tf.math.is_finite(values)
     nothing = tf.zeros_like(values)
-    values = tf.where(known, values, nothing)
+    # Squares and differences must stay finite.
+    values = tf.clip_by_value(tf.where(known, values, nothing), -_GREATEST, _GREATEST)
     if config.log_features:
         values = tf.sign(values) * tf.math.log1p(tf.abs(values))
     if config.normalize == "standardize":
@@ -53,8 +56,9 @@ def normalized(values: tf.Tensor, valid: tf.Tensor, config: ListConfig) -> tf.Te
         far = tf.constant(values.dtype.max, values.dtype)
         low = tf.reduce_min(tf.where(known, values, far), axis=1, keepdims=True)
         high = tf.reduce_max(tf.where(known, values, -far), axis=1, keepdims=True)
-        span = tf.maximum(high - low, 0.0)
-        values = tf.math.divide_no_nan(tf.where(known, values - low, nothing), span)
+        span = high - low
+        flat = span <= _EPSILON * tf.maximum(tf.maximum(tf.abs(low), tf.abs(high)), _EPSILON)
+        values = tf.where(flat, nothing, (values - low) / tf.where(flat, tf.ones_like(span), span))
     return tf.where(known, values, nothing)
 
 
@@ -171,6 +175,10 @@ class ListPreprocessor(Preprocessor):
     @classmethod
     def fit_examples(cls, table: pa.Table, spec: ListSpec, config: ListConfig) -> ListPreprocessor:
         """Vocabularies and moments of the lists of `table`."""
+        # What the model does not see has no vocabulary either.
+        for place, name in enumerate(table.column_names):
+            if name in spec.aligned:
+                table = table.set_column(place, name, first_of_each(table[name], config.length))
         vocabularies = {f.name: ranked_terms(table[f.name], f) for f in spec.vocabularies}
         both = (*spec.candidate, *spec.context)
         moments = {f.name: fitted_moments(table, f) for f in both if f.standardize}

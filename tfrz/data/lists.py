@@ -144,7 +144,7 @@ def build_lists(
     starts = np.flatnonzero(np.concatenate([[True], changed])[: len(order)])
     ends = np.append(starts[1:], len(order)).astype(np.int64)
     relevance = table["relevance"].to_numpy().copy()
-    if config.clicks is not None:
+    if config.clicks is not None and len(table):
         relevance = _clicked(table, spec, config, starts, ends)
     names = every[order][starts]
     relevant = np.add.reduceat(relevance, starts) > 0 if len(starts) else np.zeros(0, bool)

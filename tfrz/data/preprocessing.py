@@ -42,10 +42,10 @@ def _tokens(feature: Feature, values: tf.SparseTensor) -> tf.SparseTensor:
     """Raw categorical values as strings, empty ones left out as missing."""
     tokens = values.values if feature.dtype == "string" else tf.strings.as_string(values.values)
     sparse = tf.SparseTensor(values.indices, tokens, values.dense_shape)
-    return _closed_up(tf.sparse.retain(sparse, tf.not_equal(tokens, "")))
+    return closed_up(tf.sparse.retain(sparse, tf.not_equal(tokens, "")))
 
 
-def _closed_up(values: tf.SparseTensor) -> tf.SparseTensor:
+def closed_up(values: tf.SparseTensor) -> tf.SparseTensor:
     """The values of each row moved to its first columns; TensorFlow Transform takes no gaps."""
     rows = values.indices[:, 0]
     starts = tf.searchsorted(rows, rows, side="left", out_type=tf.int64)

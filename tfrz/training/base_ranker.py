@@ -11,6 +11,8 @@ from tfrz.errors import InputError
 
 _FOLDS = 5
 _TREES = 100
+# LightGBM has gains for these.
+_MAX_GRADE = 30
 
 
 def with_lambda_mart(
@@ -28,7 +30,8 @@ def with_lambda_mart(
       seed: of the folds and the trees.
 
     Raises:
-      InputError: LightGBM is not installed, or there are fewer training queries than folds.
+      InputError: LightGBM is not installed, there are fewer training queries than folds, no numeric
+        features, or grades that LambdaMART does not take.
     """
     try:
         import lightgbm
@@ -36,9 +39,15 @@ def with_lambda_mart(
         raise InputError(
             "data.lists.base_ranker=lambda_mart needs LightGBM: pip install 'tfrz[lambdamart]'"
         ) from error
+    if not spec.numeric:
+        raise InputError("LambdaMART needs numeric features: bring a score as a column instead")
     queries = codes_of(documents["query"])
     features = np.stack([documents[f.name].to_numpy() for f in spec.numeric], axis=1)
     grades = documents["relevance"].to_numpy()
+    if grades.max() > _MAX_GRADE or (grades != np.rint(grades)).any():
+        raise InputError(
+            f"LambdaMART takes whole grades of 0 to {_MAX_GRADE}: bring a score instead"
+        )
     train = np.flatnonzero(splits == "train")
     known = np.unique(queries[train])
     if len(known) < _FOLDS:

@@ -88,7 +88,17 @@ def test_a_folder_has_its_own_splits_the_shortest_names_first(tmp_path):
 def test_validation_files_by_either_name(tmp_path, name):
     (tmp_path / "train.txt").write_text("1 qid:1 1:1\n")
     (tmp_path / name).write_text("1 qid:2 1:1\n")
-    assert [r["split"] for r in _rows(f"letor:{tmp_path}")[0]] == [b"train", b"validation"]
+    found = {(r["split"], r["query"]) for r in _rows(f"letor:{tmp_path}")[0]}
+    assert found == {(b"train", b"1"), (b"validation", b"2")}
+
+
+def test_features_are_counted_in_the_training_set(tmp_path):
+    """Lines are sparse: the small file of another set may lack the last features."""
+    (tmp_path / "train.txt").write_text("1 qid:1 1:1 3:1\n")
+    (tmp_path / "vali.txt").write_text("1 qid:2 1:1\n")
+    (tmp_path / "test.txt").write_text("1 qid:3 2:1\n")
+    assert _open(f"letor:{tmp_path}").num_features == 3
+    assert len(_rows(f"letor:{tmp_path}")[0]) == 3
 
 
 def test_numbers_of_features_given_and_counted(tmp_path):
@@ -457,13 +467,13 @@ def test_a_corrupt_candidate_is_named_by_list_and_place(tmp_path):
 def test_a_damaged_tfrecord_is_told(tmp_path):
     data, features = _write(tmp_path, "tfrecord")
     content = bytearray(Path(data).read_bytes())
-    content[-6] ^= 0xFF
-    Path(data).write_bytes(content)
-    with pytest.raises(InputError, match="is not a TFRecord file, or damaged"):
-        _rows(data, features)
-    Path(data).write_text("search,sku\n")
-    with pytest.raises(InputError, match="is not a TFRecord file, or damaged"):
-        _rows(data, features)
+    flipped = bytearray(content)
+    flipped[-6] ^= 0xFF
+    text = b"search,sku,bought\n" * 20
+    for damaged in (flipped, content[:-5], content[:-1], content + b"x" * 20, text):
+        Path(data).write_bytes(damaged)
+        with pytest.raises(InputError, match="is not a TFRecord file, or damaged"):
+            _rows(data, features)
 
 
 def test_specs_that_contradict_themselves_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 
 import apache_beam as beam
@@ -13,6 +14,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 
+from tfrz.data.columns import raw_sparse
 from tfrz.data.features import MISSING_INT, Feature, ListSpec, numeric, raw_feature_spec
 from tfrz.data.list_preprocessing import ListPreprocessor, normalized, preprocess_list
 from tfrz.data.lists import ListConfig
@@ -73,13 +75,14 @@ def _random_rows(count: int = 120, longest: int = 4) -> list[dict]:
     return rows
 
 
+@functools.cache
 def _fitted(config: ListConfig = CONFIG) -> ListPreprocessor:
     return ListPreprocessor.fit_examples(_table(_random_rows()), SPEC, config)
 
 
 def _one(row: dict, config: ListConfig = CONFIG) -> dict[str, np.ndarray]:
-    transformed = transform_table(_fitted(config), _table([row]))
-    return {name: value[0] for name, value in transformed.items()}
+    transformed = _fitted(config)(raw_sparse(_table([row]), SPEC), with_label=True)
+    return {name: value.numpy()[0] for name, value in transformed.items()}
 
 
 def _normal(values, config: ListConfig, valid=None) -> np.ndarray:

@@ -92,7 +92,10 @@ class Letor(DocumentReader):
         self, path: str, num_features: int | None = None, order_by: int | None = None
     ) -> None:
         self.path = path
-        self.num_features = num_features or self._count()
+        for name, value in (("num_features", num_features), ("order_by", order_by)):
+            whole = value is None or isinstance(value, int)
+            require(whole, f"data.options.{name}", "must be a whole number")
+        self.num_features = self._count() if num_features is None else num_features
         require(self.num_features >= 1, "data.options.num_features", "must be at least 1")
         require(
             order_by is None or 1 <= order_by <= self.num_features,
@@ -119,14 +122,15 @@ class Letor(DocumentReader):
         return [(path, split) for split, path in found.items()]
 
     def _count(self) -> int:
-        greatest = 0
-        with TextSource(self._parts()[0][0]).open() as file:
+        greatest, parts = 0, self._parts()
+        path = next((path for path, split in parts if split == "train"), parts[0][0])
+        with TextSource(path).open() as file:
             for _ in range(1000):
                 line = file.readline().partition(b"#")[0]
                 greatest = max([greatest, *(int(n) for n in re.findall(rb"\s(\d+):", line))])
         if not greatest:
             raise InputError(
-                f"{self._parts()[0][0]} has no features in its first 1,000 lines: is it a file of "
+                f"{path} has no features in its first 1,000 lines: is it a file of "
                 "lines 'grade qid:N 1:v 2:v ...'?"
             )
         return greatest
@@ -154,7 +158,7 @@ class Letor(DocumentReader):
         grade, query, rest = found.groups()
         values = np.zeros(self.num_features, np.float32)
         try:
-            relevance = float(grade)
+            relevance = float(np.float32(float(grade)))
         except ValueError:
             return f"the grade is not a number: {grade.decode('utf-8', 'replace')}"
         if not 0 <= relevance < np.inf:
@@ -249,7 +253,7 @@ class TabularDocuments(Tabular, DocumentReader):
             if column is None:
                 continue
             try:
-                (row[name],) = (float(value) for value in raw[column])
+                (row[name],) = (float(np.float32(float(value))) for value in raw[column])
             except (ValueError, TypeError):
                 return f"{column} is not a number: {raw[column]!r:.40}"
             if not np.isfinite(row[name]) or (name == "relevance" and row[name] < 0):

@@ -18,10 +18,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfrz.data.columns import to_examples
-from tfrz.data.features import ListSpec, raw_feature_spec, transformed_name
+from tfrz.data.features import MISSING_INT, ListSpec, raw_feature_spec, transformed_name
 from tfrz.data.list_preprocessing import ListPreprocessor, preprocess_list
 from tfrz.data.lists import build_lists, splits_of
-from tfrz.data.preprocessing import Analyzers, densify, transform_table
+from tfrz.data.preprocessing import Analyzers, closed_up, densify, transform_table
 from tfrz.data.splits import SPLITS
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
 from tfrz.files import atomic_write
@@ -90,6 +90,37 @@ def frequency_bucket(ids: tf.Tensor, num_queries: int) -> tf.Tensor:
     """Ranks of queries by frequency (their ids) as words, for slices."""
     words = ["unknown", "top 100", "101-1,000", "1,001+"]
     return rank_in_words(ids, num_queries, [1, 101, 1001], words)
+
+
+def without_gaps(
+    raw: dict[str, tf.SparseTensor], spec: ListSpec
+) -> tuple[dict[str, tf.SparseTensor], tf.Tensor]:
+    """Candidates moved to the first places of their lists, with what describes them.
+
+    Args:
+      raw: raw features; places whose id is missing or empty hold no candidate.
+      spec: what they are.
+
+    Returns:
+      The same without such places, and the row of the request at each place, int64
+      `[batch, candidates]`.
+    """
+    listed = raw["candidates"]
+    present = tf.not_equal(listed.values, "")
+    kept = tf.boolean_mask(listed.indices, present)
+    shape = listed.dense_shape
+
+    def moved(values: tf.Tensor) -> tf.SparseTensor:
+        return closed_up(tf.SparseTensor(kept, values, shape))
+
+    closed = {**raw, "candidates": moved(tf.boolean_mask(listed.values, present))}
+    for feature in spec.candidate:
+        given = raw[feature.name]
+        given = tf.sparse.retain(given, given.indices[:, 1] < shape[1])
+        missing = {"string": "", "int64": MISSING_INT, "float32": float("nan")}[feature.dtype]
+        dense = tf.sparse.to_dense(tf.SparseTensor(given.indices, given.values, shape), missing)
+        closed[feature.name] = moved(tf.gather_nd(dense, kept))
+    return closed, tf.sparse.to_dense(moved(kept[:, 1]), -1)
 
 
 def reward_of(config: Any, labels: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
@@ -430,30 +461,24 @@ class SlateTask:
         examples = tf.TensorSpec([None], tf.string, name="examples")
 
         def reranked(raw: dict[str, tf.SparseTensor]) -> dict[str, tf.Tensor]:
-            listed = raw["candidates"]
-            listed = tf.SparseTensor(listed.indices, listed.values, listed.dense_shape)
-            ids = tf.sparse.to_dense(listed, "")
+            raw, rows = without_gaps(raw, spec)
+            ids = tf.sparse.to_dense(raw["candidates"], "")
             outputs = self.outputs(model, densify(transform(raw)))
             width = tf.shape(ids, out_type=tf.int64)[1]
-            tail = tf.range(int(model.length), tf.maximum(width, int(model.length)))
-            behind = tf.broadcast_to(
-                tail[None, :], tf.stack([tf.shape(ids, tf.int64)[0], tf.size(tail, tf.int64)])
-            )
-            there = tf.not_equal(tf.gather(ids, tail, axis=1), "")
-            positions = tf.concat(
-                [outputs["positions"], tf.where(there, behind, -tf.ones_like(behind))], axis=1
-            )
-            scores = tf.concat(
-                [outputs["scores"], tf.fill(tf.shape(behind), tf.constant(_NOTHING))], axis=1
-            )
-            # What stands somewhere comes before what stands nowhere.
-            order = tf.argsort(tf.cast(positions < 0, tf.int32), axis=1, stable=True)[:, :width]
-            positions = tf.gather(positions, order, batch_dims=1)
-            named = tf.gather(ids, tf.maximum(positions, 0), batch_dims=1)
+            length = int(model.length)
+            tail = tf.range(length, tf.maximum(width, length))[None, :]
+            tail = tf.tile(tail, tf.stack([tf.shape(ids, tf.int64)[0], 1]))
+            # Where candidates are left over, every place before them is filled.
+            places = tf.concat([outputs["positions"], tail], axis=1)[:, :width]
+            scores = tf.concat([outputs["scores"], tf.fill(tf.shape(tail), _NOTHING)], axis=1)
+            safe = tf.maximum(places, 0)
+            named = tf.gather(ids, safe, batch_dims=1)
+            there = (places >= 0) & tf.not_equal(named, "")
+            positions = tf.gather(rows, safe, batch_dims=1)
             return {
-                "item_ids": tf.where(positions >= 0, named, tf.zeros_like(named)),
-                "positions": positions,
-                "scores": tf.gather(scores, order, batch_dims=1),
+                "item_ids": tf.where(there, named, tf.zeros_like(named)),
+                "positions": tf.where(there, positions, -tf.ones_like(positions)),
+                "scores": scores[:, :width],
                 "log_probability": outputs["log_probability"],
             }
 
