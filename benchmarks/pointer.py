@@ -99,8 +99,9 @@ def unrolled(decoder: Any, x: Any, encoded: Any, hidden: Any, carry: Any, valid:
     state, last, free, steps = [hidden, carry], nothing, valid, []
     for _ in range(size):
         state, scores = score(state, last)
-        last = tf.argmax(masked(scores, free), axis=1, output_type=tf.int32)
-        steps.append((tf.where(tf.reduce_any(free, axis=1), last, nothing), scores, free))
+        chosen, live = tf.argmax(masked(scores, free), 1, tf.int32), tf.reduce_any(free, axis=1)
+        steps.append((tf.where(live, chosen, nothing), scores, free))
+        last = tf.where(live, chosen, last)
         free = free & ~tf.one_hot(last, size, on_value=True, off_value=False, dtype=tf.bool)
     positions, scores, free = (tf.stack(parts, axis=1) for parts in zip(*steps, strict=True))
     return Slate(positions, scores, free, step_log_probabilities(scores, free, positions))

@@ -27,7 +27,8 @@ def test_every_dotted_path_leads_somewhere(entry):
 
 
 @pytest.mark.parametrize(
-    ("entry", "dataset"), [(e, d) for e in ENTRIES for d in e.datasets], ids=str
+    ("entry", "dataset"),
+    [pytest.param(e, d, id=f"{e.name}-{d}") for e in ENTRIES for d in e.datasets],
 )
 def test_every_configuration_loads_and_round_trips(entry, dataset):
     config = load_run_config(entry.name, dataset)

@@ -27,8 +27,8 @@ def _log_to_stderr() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-def _serve_until_told(server: Any) -> NoReturn:
-    """Waits for SIGTERM or SIGINT, drains, and ends the process."""
+def _serve_until_told(server: Any, announcement: str | None = None) -> NoReturn:
+    """Says that it serves, waits for SIGTERM or SIGINT, drains, and ends the process."""
     stop = threading.Event()
 
     def on_signal(number: int, _: object) -> None:
@@ -39,6 +39,9 @@ def _serve_until_told(server: Any) -> NoReturn:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
+    # After that: who reads it may send a signal at once.
+    if announcement is not None:
+        print(announcement, flush=True)
     stop.wait()
     server.stop()
     logging.shutdown()
@@ -147,12 +150,11 @@ def _as_convenience(arguments: Sequence[str]) -> int:
         server = Server(config, models=models)
     except RequestError as error:
         raise InputError(f"cannot serve {base}: {' '.join(error.message.split())}") from error
-    print(
+    _serve_until_told(
+        server,
         f"serving {config.model_name} version {max(server.versions)} from {base}: "
         f"gRPC {config.host}:{config.port}, REST {config.host}:{config.rest_api_port}",
-        flush=True,
     )
-    _serve_until_told(server)
 
 
 def main(arguments: Sequence[str]) -> int:
