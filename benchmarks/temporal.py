@@ -217,11 +217,17 @@ def child_histories(data: str, length: int) -> dict[str, float]:
     return {"seconds": seconds, "bytes": float(peak_resident_bytes())}
 
 
+def _movielens(options: Options) -> Path | None:
+    """Where MovieLens-1M is, if it is there."""
+    name, _, path = options.data.partition(":")
+    return Path(path) if name == "movielens-1m" and path and Path(path).exists() else None
+
+
 def measure_transform(options: Options) -> Section:
     """Beam and TFT on the first rows of MovieLens-1M and on all of it."""
-    path = Path(options.data.partition(":")[2])
-    if not path.exists():
-        raise Skip(f"{options.data} is not there: name MovieLens-1M with --data")
+    path = _movielens(options)
+    if path is None:
+        raise Skip(f"{options.data} is not there: name it with --data movielens-1m:PATH")
     from tfrz.data.readers.base import TextSource
 
     with TextSource(str(path), "ratings.dat").open() as file:
@@ -271,8 +277,7 @@ def measure_recommendation(options: Options) -> Section:
 
     from tfrz.serving.client import PREDICT
 
-    path = Path(options.data.partition(":")[2])
-    data = "simulated" if options.quick or not path.exists() else options.data
+    data = "simulated" if options.quick or _movielens(options) is None else options.data
     rounds = 30 if options.quick else 500
     with tempfile.TemporaryDirectory(prefix="tfrz-bench-") as folder:
         base = export_untrained(Path(folder) / "run", data, 3)
