@@ -156,7 +156,8 @@ def run_suite(name: str, suite: ModuleType, arguments: argparse.Namespace) -> in
     Raises:
       InputError: an unknown part, or a place that cannot be written.
     """
-    options = Options(quick=arguments.quick, data=arguments.data or DEFAULT_DATA, seed=arguments.seed)
+    data = arguments.data or DEFAULT_DATA
+    options = Options(quick=arguments.quick, data=data, seed=arguments.seed)
     chosen = _chosen(suite.PARTS, arguments)
     out = sys.stderr if arguments.json == "-" else sys.stdout
     machine = reports.describe_machine()
