@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
-from tfrz.data.features import Spec
+from tfrz.data.features import MISSING, Spec
 
 ARROW = {"string": pa.binary(), "int64": pa.int64(), "float32": pa.float32()}
 
@@ -38,6 +38,21 @@ def first_of_each(column: pa.ChunkedArray | pa.ListArray, count: int) -> pa.List
     lists = whole(column)
     offsets = lists.offsets.to_numpy().astype(np.int64)
     return runs(lists.values, offsets[:-1], np.minimum(offsets[1:], offsets[:-1] + count))
+
+
+def filled(column: pa.ChunkedArray | pa.Array, dtype: str) -> pa.Array:
+    """A column whose missing values are "", NaN or the smallest int64."""
+    values = whole(column)
+    return values.fill_null(pa.scalar(MISSING[dtype], values.type))
+
+
+def record_batch(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.RecordBatch:
+    """Columns, Arrow's or Python's, as a batch of the schema."""
+    arrays = [
+        values.cast(field.type) if isinstance(values, pa.Array) else pa.array(values, field.type)
+        for field, values in ((field, columns[field.name]) for field in schema)
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def one_each(values: Any, dtype: str) -> pa.ListArray:

@@ -7,9 +7,7 @@ from typing import Any
 import pyarrow as pa
 import tensorflow as tf
 
-from tfrz.data.features import MISSING_INT, Feature, ListSpec
-
-_MISSING = {"string": "", "int64": MISSING_INT, "float32": float("nan")}
+from tfrz.data.features import MISSING, MISSING_INT, Feature, ListSpec
 
 
 def _fill(example: Any, name: str, dtype: str, value: Any) -> None:
@@ -32,7 +30,7 @@ def to_elwc(lists: pa.Table, spec: ListSpec, label: bool = True) -> list[bytes]:
     """
     from tensorflow_serving.apis import input_pb2
 
-    item = Feature(spec.item or "item")
+    item = spec.item or "item"
     serialized = []
     for row in lists.to_pylist():
         elwc = input_pb2.ExampleListWithContext()
@@ -41,7 +39,7 @@ def to_elwc(lists: pa.Table, spec: ListSpec, label: bool = True) -> list[bytes]:
                 _fill(elwc.context, name, feature.dtype, value)
         for place, identifier in enumerate(row["candidates"]):
             example = elwc.examples.add()
-            _fill(example, item.name, "string", identifier)
+            _fill(example, item, "string", identifier)
             for feature in spec.candidate:
                 value = row[feature.name][place]
                 if value not in (b"", MISSING_INT) and value == value:  # NaN is missing
@@ -66,7 +64,7 @@ def parse_elwc(elwc: tf.Tensor, spec: ListSpec) -> dict[str, tf.Tensor]:
     import tensorflow_ranking as tfr
 
     def fixed(dtype: str) -> Any:
-        return tf.io.FixedLenFeature([1], tf.dtypes.as_dtype(dtype), [_MISSING[dtype]])
+        return tf.io.FixedLenFeature([1], tf.dtypes.as_dtype(dtype), [MISSING[dtype]])
 
     item = spec.item or "item"
     parsed = tfr.data.parse_from_example_list(

@@ -14,6 +14,7 @@ from tfrz.config import from_mapping, read_yaml, require
 
 # A missing whole number where something must stand; of strings it is "", of floats NaN.
 MISSING_INT = int(np.iinfo(np.int64).min)
+MISSING = {"string": "", "int64": MISSING_INT, "float32": float("nan")}
 
 
 @dataclasses.dataclass(frozen=True)

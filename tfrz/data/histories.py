@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from tfrz.config import require
-from tfrz.data.columns import codes_of, runs, whole
-from tfrz.data.features import MISSING_INT, HistorySpec
+from tfrz.data.columns import codes_of, filled, runs, whole
+from tfrz.data.features import HistorySpec
 from tfrz.data.splits import SPLITS, share_of
 from tfrz.errors import InputError
 
@@ -219,11 +219,7 @@ def build_examples(
     starts = np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1]])[: len(codes)])
     ends = np.append(starts[1:], len(codes)).astype(np.int64)
     columns = {name: whole(events[name]) for name in events.column_names}
-    filled = {}
-    for feature in spec.context:
-        values = columns[feature.name]
-        missing = {"string": b"", "int64": MISSING_INT, "float32": float("nan")}[feature.dtype]
-        filled[feature.name] = values.fill_null(pa.scalar(missing, values.type))
+    contexts = {f.name: filled(columns[f.name], f.dtype) for f in spec.context}
     users = columns["user"].take(pa.array(starts)).to_pylist() if config.split == "users" else []
     times = columns["time"].to_numpy()
     targets = _targets(config, starts, ends, times, users, held_out, seed, with_test)
@@ -240,7 +236,7 @@ def build_examples(
         if spec.time is not None:
             row["history_time"] = runs(columns["time"], first, target)
             row["request_time"] = runs(columns["time"], target, target + 1)
-        for name, column in filled.items():
+        for name, column in contexts.items():
             row[f"history_{name}"] = runs(column, first, target)
             row[name] = runs(column, target, target + 1)
         examples[split] = pa.Table.from_pydict(row)

@@ -18,9 +18,11 @@ from tfrz.data.preprocessing import (
     Analyzers,
     Preprocessor,
     as_terms,
+    finite_rows,
     first_value,
     fitted_moments,
     ids_of,
+    logarithms,
     one_a_row,
     ranked_terms,
 )
@@ -147,22 +149,9 @@ def _numbers(
     feature: Feature, analyzers: Analyzers, past: tf.Tensor, now: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Numeric contexts after logarithm and scaling, 0 where missing."""
-
-    def logs(values: tf.Tensor) -> tf.Tensor:
-        if feature.log_offset is None:
-            return values
-        shifted = values + feature.log_offset
-        return tf.where(shifted > 0, tf.math.log(tf.maximum(shifted, 1e-30)), np.float32("nan"))
-
-    past, now = logs(past), logs(now)
+    past, now = logarithms(feature, past), logarithms(feature, now)
     if feature.standardize:
-        finite = tf.where(tf.math.is_finite(now))
-        present = tf.SparseTensor(
-            tf.concat([finite, tf.zeros_like(finite)], axis=1),
-            tf.gather_nd(now, finite),
-            tf.stack([tf.shape(now, out_type=tf.int64)[0], tf.constant(1, tf.int64)]),
-        )
-        mean, variance = analyzers.moments(feature, present)
+        mean, variance = analyzers.moments(feature, finite_rows(now))
         scale = tf.math.rsqrt(tf.maximum(variance, 1e-12))
         past, now = (past - mean) * scale, (now - mean) * scale
 

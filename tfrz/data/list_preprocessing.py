@@ -15,9 +15,11 @@ from tfrz.data.preprocessing import (
     Analyzers,
     Preprocessor,
     as_terms,
+    finite_rows,
     first_value,
     fitted_moments,
     ids_of,
+    logarithms,
     one_a_row,
     ranked_terms,
 )
@@ -73,20 +75,9 @@ def _cut(values: tf.SparseTensor, length: int, default: Any) -> tf.Tensor:
 
 def _scaled(feature: Feature, analyzers: Analyzers, values: tf.Tensor) -> tf.Tensor:
     """A numeric feature after its own logarithm and scaling over all lists; NaN where missing."""
-    if feature.log_offset is not None:
-        shifted = values + feature.log_offset
-        missing = tf.fill(tf.shape(values), tf.constant(float("nan")))
-        values = tf.where(shifted > 0, tf.math.log(tf.maximum(shifted, 1e-30)), missing)
+    values = logarithms(feature, values)
     if feature.standardize:
-        flat = tf.reshape(values, [-1])
-        flat = tf.boolean_mask(flat, tf.math.is_finite(flat))
-        rows = tf.range(tf.shape(flat, out_type=tf.int64)[0])
-        present = tf.SparseTensor(
-            tf.stack([rows, tf.zeros_like(rows)], axis=1),
-            flat,
-            tf.stack([tf.shape(flat, out_type=tf.int64)[0], tf.constant(1, tf.int64)]),
-        )
-        mean, variance = analyzers.moments(feature, present)
+        mean, variance = analyzers.moments(feature, finite_rows(values))
         values = (values - mean) * tf.math.rsqrt(tf.maximum(variance, 1e-12))
     return values
 

@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from tfrz.config import require
-from tfrz.data.columns import codes_of, runs, whole
-from tfrz.data.features import MISSING_INT, ListSpec
+from tfrz.data.columns import codes_of, filled, runs, whole
+from tfrz.data.features import ListSpec
 from tfrz.data.simulators.slates import ClickModel
 from tfrz.data.splits import SPLITS, share_of
 
@@ -148,11 +148,7 @@ def build_lists(
         relevance = _clicked(table, spec, config, starts, ends)
     names = every[order][starts]
     relevant = np.add.reduceat(relevance, starts) > 0 if len(starts) else np.zeros(0, bool)
-    filled = {}
-    for feature in spec.candidate:
-        missing = {"string": b"", "int64": MISSING_INT, "float32": float("nan")}[feature.dtype]
-        values = whole(table[feature.name])
-        filled[feature.name] = values.fill_null(pa.scalar(missing, values.type))
+    described = {f.name: filled(table[f.name], f.dtype) for f in spec.candidate}
     examples = {}
     for name in SPLITS:
         some = names == name
@@ -161,7 +157,7 @@ def build_lists(
         at, end = starts[some], ends[some]
         row = {"candidates": runs(whole(table["item"]), at, end)}
         for feature in spec.candidate:
-            row[feature.name] = runs(filled[feature.name], at, end)
+            row[feature.name] = runs(described[feature.name], at, end)
         row["query"] = runs(whole(table["query"]), at, at + 1)
         for feature in spec.context:
             values = whole(table[feature.name]).take(pa.array(at))

@@ -88,6 +88,24 @@ def ids_of(lookup: Callable[[tf.Tensor], tf.Tensor], terms: tf.Tensor) -> tf.Ten
     return tf.where(tf.equal(terms, ""), tf.zeros_like(ids), ids)
 
 
+def logarithms(feature: Feature, values: tf.Tensor) -> tf.Tensor:
+    """A dense numeric feature after its logarithm, NaN where there is none."""
+    if feature.log_offset is None:
+        return values
+    shifted = values + feature.log_offset
+    return tf.where(shifted > 0, tf.math.log(tf.maximum(shifted, 1e-30)), np.float32("nan"))
+
+
+def finite_rows(values: tf.Tensor) -> tf.SparseTensor:
+    """The finite ones of dense values of any shape, one a row: what moments are made of."""
+    flat = tf.reshape(values, [-1])
+    flat = tf.boolean_mask(flat, tf.math.is_finite(flat))
+    rows = tf.range(tf.shape(flat, out_type=tf.int64)[0])
+    indices = tf.stack([rows, tf.zeros_like(rows)], axis=1)
+    shape = tf.stack([tf.shape(flat, out_type=tf.int64)[0], tf.constant(1, tf.int64)])
+    return tf.SparseTensor(indices, flat, shape)
+
+
 def _numbers(feature: Feature, values: tf.SparseTensor) -> tf.SparseTensor:
     """Numeric values after the logarithm, those without one left out as missing."""
     values = tf.sparse.retain(values, tf.math.is_finite(values.values))

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from tfrz.config import from_mapping, read_yaml, require
-from tfrz.data.columns import ARROW
+from tfrz.data.columns import ARROW, record_batch
 from tfrz.data.features import Feature, ListSpec, numeric
 from tfrz.data.readers.base import Reader, Shard, TextSource, corrupt
 from tfrz.data.readers.tabular import Tabular, typed
@@ -59,13 +59,7 @@ class DocumentReader(Reader):
         count = len(columns["query"])
         columns.setdefault("split", pa.array([b""] * count, pa.binary()))
         columns.setdefault("score", np.zeros(count, np.float32))
-        arrays = [
-            values.cast(field.type)
-            if isinstance(values, pa.Array)
-            else pa.array(values, field.type)
-            for field, values in ((f, columns[f.name]) for f in self.schema)
-        ]
-        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        return record_batch(self.schema, columns)
 
 
 _LINE = re.compile(rb"^\s*(\S+)\s+qid:(\S+)((?:\s+\d+:\S+)*)\s*$")

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tfrz.config import from_mapping, read_yaml, require
-from tfrz.data.columns import ARROW
+from tfrz.data.columns import ARROW, record_batch
 from tfrz.data.features import Feature, HistorySpec
 from tfrz.data.readers.base import Reader, Shard, TextSource, corrupt
 from tfrz.data.readers.movielens import MovieLens, whole_numbers
@@ -52,13 +52,7 @@ class InteractionReader(Reader):
     def batch(self, **columns: Any) -> pa.RecordBatch:
         """A batch of the schema; `time` may be left out."""
         columns.setdefault("time", np.zeros(len(columns["item"]), np.int64))
-        arrays = [
-            values.cast(field.type)
-            if isinstance(values, pa.Array)
-            else pa.array(values, field.type)
-            for field, values in ((f, columns[f.name]) for f in self.schema)
-        ]
-        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        return record_batch(self.schema, columns)
 
 
 class MovieLensInteractions(InteractionReader):

@@ -214,7 +214,7 @@ def _run_1m(context: Context) -> Outcome:
     size["steps"] = 100 if context.quick else 2000
     rates = SEARCH[:1] if context.quick else SEARCH
     seeds = [context.seed] if context.quick else [context.seed + i for i in range(3)]
-    # There is no context here for a gate to learn from.
+    # Bottom gates stand in the table of the smaller set.
     models = [m for m in MODELS if not m.endswith("bottom")]
     models = [m for m in models if not context.quick or m not in PUBLISHED]
     runs = Runs(context.work / "movielens_1m.jsonl")

@@ -77,18 +77,12 @@ def train_one(key: dict[str, Any]) -> dict[str, Any]:
     prepared = _prepared(key["path"], shared, key["seed"])
     row: dict[str, Any] = {}
     if key["model"] == "base ranker":
-        ordered = [
-            SlateTask.judged(
-                np.where(batch["mask_xf"].numpy() > 0, np.arange(key["length"]), -1),
-                batch["relevance_xf"],
-            )["ordered"].numpy()
-            for batch in prepared.test.once()
-        ]
+        parts = [SlateTask.in_base_order(batch)["ordered"] for batch in prepared.test.once()]
         from tfrz.zoo import registry
 
         entry = registry.get("seq2slate")
         task = entry.load("task")(entry, configure("seq2slate", "letor", shared, key["seed"]))
-        row = task.metrics({"ordered": np.concatenate(ordered)})
+        row = task.metrics({"ordered": np.concatenate(parts)})
     else:
         config = configure("seq2slate", "letor", overrides, key["seed"])
         columns = {name: value.numpy() for name, value in prepared.train._columns.items()}

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrz.data.columns import to_examples
-from tfrz.data.features import MISSING_INT, ListSpec, raw_feature_spec, transformed_name
+from tfrz.data.features import MISSING, ListSpec, raw_feature_spec, transformed_name
 from tfrz.data.list_preprocessing import ListPreprocessor, preprocess_list
 from tfrz.data.lists import build_lists, splits_of
 from tfrz.data.preprocessing import Analyzers, closed_up, densify, transform_table
@@ -117,8 +117,8 @@ def without_gaps(
     for feature in spec.candidate:
         given = raw[feature.name]
         given = tf.sparse.retain(given, given.indices[:, 1] < shape[1])
-        missing = {"string": "", "int64": MISSING_INT, "float32": float("nan")}[feature.dtype]
-        dense = tf.sparse.to_dense(tf.SparseTensor(given.indices, given.values, shape), missing)
+        given = tf.SparseTensor(given.indices, given.values, shape)
+        dense = tf.sparse.to_dense(given, MISSING[feature.dtype])
         closed[feature.name] = moved(tf.gather_nd(dense, kept))
     return closed, tf.sparse.to_dense(moved(kept[:, 1]), -1)
 
@@ -327,6 +327,13 @@ class SlateTask:
             "positions": positions,
         }
 
+    @classmethod
+    def in_base_order(cls, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """What `metrics` takes, of the lists as the base ranker ordered them."""
+        rows = tf.range(tf.shape(batch["mask_xf"])[1])[None, :]
+        positions = tf.where(batch["mask_xf"] > 0, rows, -tf.ones_like(rows))
+        return cls.judged(positions, batch["relevance_xf"])
+
     @property
     def max_grade(self) -> float:
         """The highest grade that there is; ERR depends on it."""
@@ -362,10 +369,8 @@ class SlateTask:
         base, slates, gains = [], [], []
         predict = tf.function(lambda batch: self.predict(model, batch), reduce_retracing=True)
         for batch in prepared.validation.once():
-            labels, valid = batch["relevance_xf"], batch["mask_xf"]
-            rows = tf.range(tf.shape(labels)[1])[None, :]
-            as_given = tf.where(valid > 0, rows, -tf.ones_like(rows))
-            base.append(self.judged(as_given, labels)["ordered"].numpy())
+            labels = batch["relevance_xf"]
+            base.append(self.in_base_order(batch)["ordered"].numpy())
             found = predict(batch)
             slates.append(found["ordered"].numpy())
             gains += [
