@@ -336,7 +336,15 @@ class Seq2Slate(keras.Model):
         constraints: SlateConstraints | None = None,
     ) -> Beams:
         """The most probable slates that a beam search finds."""
-        embedded = self.embed(inputs)
+        return self._beams(self.embed(inputs), width, size, constraints)
+
+    def _beams(
+        self,
+        embedded: Mapping[str, tf.Tensor],
+        width: int,
+        size: int | None = None,
+        constraints: SlateConstraints | None = None,
+    ) -> Beams:
         if self.config.scorer == "sequential":
             assert self.encoder is not None
             assert self.decoder is not None
@@ -359,7 +367,7 @@ class Seq2Slate(keras.Model):
         width = self.config.beam_width
         if width == 1:
             return greedy
-        found = self.beams(inputs, width, constraints=constraints)
+        found = self._beams(embedded, width, constraints=constraints)
         total = tf.reduce_sum(greedy.log_probabilities, axis=1)
         better = found.log_probability[:, 0] > tf.cast(total, tf.float32)
         chosen = tf.where(better[:, None], found.positions[:, 0], greedy.positions)
