@@ -39,7 +39,6 @@ def _overrides(key: dict[str, Any]) -> list[str]:
         "data.lists.base_ranker=lambda_mart",
         f"data.lists.clicks={{kind: {key['clicks']}, eta: {_ETA}, threshold: {key['threshold']}}}",
         f"data.lists.click_seed={key['seed']}",
-        "data.options={}",
         "data.validation_fraction=0.1",
         f"data.test_fraction={key['test']}",
         "model.units=64",
