@@ -128,6 +128,37 @@ class FeatureSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class CandidateSpec:
+    """What describes the items that may be recommended.
+
+    Attributes:
+      item: column of the item's raw id, as histories have it; once in the table.
+      features: further columns, known before anybody has taken the item.
+      file: a CSV, Parquet or TFRecord file of one's own with a row per item; null where the source
+        brings its catalogue.
+      separator: between the values of a multivalent feature in CSV.
+    """
+
+    item: str = "item"
+    features: tuple[Feature, ...] = ()
+    file: str | None = None
+    separator: str = "|"
+
+    def __post_init__(self) -> None:
+        _check_names(self.features, self.item, "item")
+        for feature in self.features:
+            where = f"candidate {feature.name}"
+            require(feature.kind != "time", where, "only histories of events have times")
+            one = not (feature.kind == "numeric" and feature.multivalent)
+            require(one, where, "numeric features have one value")
+
+    @property
+    def columns(self) -> tuple[Feature, ...]:
+        """The item's id and the features."""
+        return (Feature(self.item), *self.features)
+
+
+@dataclasses.dataclass(frozen=True)
 class HistorySpec:
     """What the columns of a source of interactions are, and what its examples look like.
 
@@ -142,6 +173,7 @@ class HistorySpec:
         Nothing that is only known of an event afterwards (dwell time, rating) belongs here.
       vocabulary_size: keep this many items, the most frequent; null for all.
       oov_buckets: ids for items outside the vocabulary.
+      candidates: what describes the items, for models that recommend by it; null for nothing.
     """
 
     user: str = "user"
@@ -150,6 +182,7 @@ class HistorySpec:
     context: tuple[Feature, ...] = ()
     vocabulary_size: int | None = None
     oov_buckets: int = 1
+    candidates: CandidateSpec | None = None
 
     def __post_init__(self) -> None:
         for feature in self.context:

@@ -33,6 +33,10 @@ class HistoryConfig:
       padding: the side on which shorter histories are padded.
       keep: events that an example holds, the newest; those beyond `length` only count as seen.
         Null for `length`.
+      train_targets: training examples of a user at most: one for the last event of training, and
+        for those before it, `train_stride` events apart. Models that learn from every event of a
+        history need one.
+      train_stride: see `train_targets`.
       split: leave_last_out (a user's last event is the test target, the one before the validation
         target, the one before that the last training target), time (targets are a user's first
         events at or after `validation_start` and `test_start`), or users (a share of the users is
@@ -51,6 +55,8 @@ class HistoryConfig:
     length: int = 50
     padding: Literal["right", "left"] = "right"
     keep: int | None = None
+    train_targets: int = 1
+    train_stride: int = 1
     split: Literal["leave_last_out", "time", "users"] = "leave_last_out"
     validation_start: int | None = None
     test_start: int | None = None
@@ -63,7 +69,14 @@ class HistoryConfig:
 
     def __post_init__(self) -> None:
         where = "data.history"
-        for name in ("length", "min_item_count", "min_user_count", "max_passes"):
+        for name in (
+            "length",
+            "train_targets",
+            "train_stride",
+            "min_item_count",
+            "min_user_count",
+            "max_passes",
+        ):
             require(getattr(self, name) >= 1, f"{where}.{name}", "must be at least 1")
         require(
             self.keep is None or self.keep >= self.length,
@@ -82,6 +95,11 @@ class HistoryConfig:
     def kept(self) -> int:
         """Events that an example holds."""
         return self.length if self.keep is None else self.keep
+
+    @property
+    def needed(self) -> int:
+        """The newest events of a user that its examples are made of."""
+        return self.kept + len(SPLITS) + (self.train_targets - 1) * self.train_stride
 
     def check(self, spec: HistorySpec) -> None:
         """Refuses what needs times where the source has none.
@@ -189,6 +207,20 @@ def _targets(
     }
 
 
+def _earlier_targets(
+    target: np.ndarray, begin: np.ndarray, config: HistoryConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Training targets with those before them, and the first row of the user of each.
+
+    An earlier target has a history of one event at least.
+    """
+    back = config.train_stride * np.arange(config.train_targets)
+    rows = target[:, None] - back
+    used = rows > begin[:, None]
+    used[:, 0] = True
+    return rows[used], np.broadcast_to(begin[:, None], rows.shape)[used]
+
+
 def build_examples(
     events: pa.Table,
     spec: HistorySpec,
@@ -197,7 +229,7 @@ def build_examples(
     seed: int = 0,
     with_test: bool = True,
 ) -> dict[str, pa.Table]:
-    """Examples of each split, at most one a user in each.
+    """Examples of each split: at most one a user, in training at most `train_targets`.
 
     Args:
       events: interactions in any order.
@@ -226,8 +258,10 @@ def build_examples(
     examples = {}
     for split in SPLITS:
         some = targets[split] >= 0
-        target = targets[split][some]
-        first = np.maximum(starts[some], target - config.kept)
+        target, begin = targets[split][some], starts[some]
+        if split == "train":
+            target, begin = _earlier_targets(target, begin, config)
+        first = np.maximum(begin, target - config.kept)
         row = {
             "user": runs(columns["user"], target, target + 1),
             "history": runs(columns["item"], first, target),

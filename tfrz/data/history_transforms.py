@@ -144,7 +144,7 @@ class _Kept(beam.CombineFn):
     """
 
     def __init__(self, config: HistoryConfig) -> None:
-        self._newest = config.kept + len(SPLITS)
+        self._newest = config.needed
         self._bounds: tuple[int, ...] = ()
         if config.split == "time":
             assert config.validation_start is not None

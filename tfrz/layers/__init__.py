@@ -12,6 +12,12 @@ from tfrz.layers.cross_analysis import (
     to_low_rank,
 )
 from tfrz.layers.dropout import SeededDropout
+from tfrz.layers.interests import (
+    DeepInterestEncoder,
+    MultiInterestAttention,
+    ShallowInterestEncoder,
+    interest_scores,
+)
 from tfrz.layers.pointer import (
     Beams,
     ListEncoder,
@@ -33,21 +39,25 @@ __all__ = [
     "CaserEncoder",
     "ContextualGate",
     "Cross",
+    "DeepInterestEncoder",
     "ListEncoder",
     "LongRangeEncoder",
     "LowRankConversion",
     "LowRankCross",
+    "MultiInterestAttention",
     "MixtureOfLowRankCross",
     "MultiTemporalRangeMixture",
     "PointerAttention",
     "PointerDecoder",
     "SeededDropout",
     "SelfAttentiveEncoder",
+    "ShallowInterestEncoder",
     "ShortRangeEncoder",
     "Slate",
     "SlateConstraints",
     "TinyRangeEncoder",
     "cross_matrix",
+    "interest_scores",
     "interaction_norms",
     "numerical_rank",
     "plot_interactions",

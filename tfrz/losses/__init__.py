@@ -1,5 +1,19 @@
 """Losses of recommenders."""
 
-from tfrz.losses.retrieval import NegativeSampler, sampled_softmax_loss, softmax_loss
+from tfrz.losses.retrieval import (
+    NegativeSampler,
+    candidate_softmax_loss,
+    focal_loss,
+    log_expected_counts,
+    sampled_softmax_loss,
+    softmax_loss,
+)
 
-__all__ = ["NegativeSampler", "sampled_softmax_loss", "softmax_loss"]
+__all__ = [
+    "NegativeSampler",
+    "candidate_softmax_loss",
+    "focal_loss",
+    "log_expected_counts",
+    "sampled_softmax_loss",
+    "softmax_loss",
+]

@@ -82,6 +82,97 @@ def sampled_softmax_loss(
     return tf.reduce_logsumexp(together, axis=-1) - target
 
 
+def candidate_softmax_loss(
+    scores: tf.Tensor,
+    targets: tf.Tensor,
+    candidates: tf.Tensor,
+    log_q: tf.Tensor | float = 0.0,
+    allowed: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Negative log-likelihood of each row's target among candidates that all rows share.
+
+    The first candidates are the targets of the batch, in its order; further ones may follow. With
+    the targets alone this is the in-batch softmax, with more of them mixed negative sampling.
+
+    Formula: with `o_bj = S(u_b, i_j) - log q_j`,
+    `l_b = -o_bb + logsumexp_j o_bj`. A candidate that is the row's target again (an accidental hit)
+    is left out. If q is how often a candidate is expected, `sum_j exp(o_bj)` is an unbiased
+    estimate of the sum of `exp(S)` over all items; the target is corrected like the others.
+
+    Args:
+      scores: S, `[batch, candidates]`.
+      targets: ids, `[batch]`.
+      candidates: ids, `[candidates]`, the first `batch` of them the targets.
+      log_q: `[candidates]`, or 0 for no correction.
+      allowed: boolean `[candidates]`, False for those that are never a negative; all if left out.
+
+    Returns:
+      `[batch]`, float32 (float64 for scores of float64).
+
+    Example:
+      >>> scores, ids = tf.constant([[2.0, 3.0], [1.0, 3.0]]), tf.constant([1, 2])
+      >>> log_q = tf.math.log(tf.constant([0.8, 0.2]))
+      >>> print(candidate_softmax_loss(scores, ids, ids, log_q).numpy().round(6))
+      [2.474278 0.033274]
+
+    Reference:
+      Mehta et al. (arXiv 2308.01563), specification 3.4; mixed negatives as in Yang et al.,
+      "Mixed Negative Sampling for Learning Two-tower Neural Networks in Recommendations" (2020).
+    """
+    wide = scores.dtype if scores.dtype == tf.float64 else tf.float32
+    logits = tf.cast(scores, wide) - tf.cast(log_q, wide)
+    rows, columns = tf.shape(logits)[0], tf.shape(logits)[1]
+    own = tf.equal(tf.range(columns)[None, :], tf.range(rows)[:, None])
+    out = tf.equal(candidates[None, :], targets[:, None])
+    if allowed is not None:
+        out |= ~allowed[None, :]
+    negative = tf.where(out & ~own, tf.constant(-1e9, wide), logits)
+    return tf.reduce_logsumexp(negative, axis=1) - tf.linalg.diag_part(logits[:, :rows])
+
+
+def log_expected_counts(
+    counts: tf.Tensor, batch_size: Any, num_uniform: int = 0, floor: float = 1e-6
+) -> tf.Tensor:
+    """How often each item is expected among the candidates of `candidate_softmax_loss`, as log q.
+
+    Formula: `log(B clip(p_i, floor, 1) + n / V)` with `p_i = counts_i / sum counts`: B targets
+    drawn by frequency, n further candidates drawn uniformly from V items.
+
+    Args:
+      counts: how often each item is a target in training, `[V]`.
+      batch_size: B.
+      num_uniform: n.
+      floor: least frequency.
+
+    Returns:
+      `[V]`, float32.
+    """
+    counts = tf.cast(counts, tf.float32)
+    p = counts / tf.maximum(tf.reduce_sum(counts), 1.0)
+    uniform = num_uniform / tf.cast(tf.shape(counts)[0], tf.float32)
+    return tf.math.log(tf.cast(batch_size, tf.float32) * tf.clip_by_value(p, floor, 1.0) + uniform)
+
+
+def focal_loss(losses: tf.Tensor, gamma: float) -> tf.Tensor:
+    """Losses of which the easy ones count less: `(1 - p)^gamma l` with `p = exp(-l)`.
+
+    Args:
+      losses: negative log-likelihoods, any shape.
+      gamma: 0 changes nothing.
+
+    Returns:
+      As `losses`.
+
+    Example:
+      >>> print(focal_loss(tf.constant([0.6931472, 4.0]), 2.0).numpy().round(4))
+      [0.1733 3.8548]
+
+    Reference:
+      Lin et al., "Focal Loss for Dense Object Detection" (2017), equation 4.
+    """
+    return losses if not gamma else (1.0 - tf.exp(-losses)) ** gamma * losses
+
+
 @keras.saving.register_keras_serializable(package="tfrz")
 class NegativeSampler(keras.layers.Layer):
     """Draws item ids, the same for a whole batch, and knows how often each is expected.

@@ -2,5 +2,16 @@
 
 from tfrz.models.dcn_v2 import DCNv2, DCNv2Config
 from tfrz.models.m3 import M3, M3Config
+from tfrz.models.multi_interest import MultiInterest, MultiInterestConfig
+from tfrz.models.seq2slate import Seq2Slate, Seq2SlateConfig
 
-__all__ = ["M3", "DCNv2", "DCNv2Config", "M3Config"]
+__all__ = [
+    "M3",
+    "DCNv2",
+    "DCNv2Config",
+    "M3Config",
+    "MultiInterest",
+    "MultiInterestConfig",
+    "Seq2Slate",
+    "Seq2SlateConfig",
+]

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfrz.config import from_mapping, require, to_mapping
 from tfrz.layers.cross import Cross, LowRankCross, MixtureOfLowRankCross
 from tfrz.layers.dropout import SeededDropout
+from tfrz.layers.pooling import mean_of_real
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,9 +235,7 @@ class DCNv2(keras.Model):
             ids = tf.convert_to_tensor(inputs[name])
             vectors = tf.cast(layer(ids), dtype)
             if name in self.multivalent:
-                real = tf.cast(tf.not_equal(ids, 0), dtype)[:, :, None]
-                total = tf.reduce_sum(vectors * real, axis=1)
-                vectors = tf.math.divide_no_nan(total, tf.reduce_sum(real, axis=1))
+                vectors = mean_of_real(vectors, ids)
             fields.append(vectors)
         fields += [tf.cast(inputs[name], dtype)[:, None] for name in self.numeric]
         return tf.concat(fields, axis=1)

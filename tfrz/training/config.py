@@ -29,6 +29,8 @@ class TrainerConfig:
         runs do not evaluate near-initial weights.
       early_stopping_patience: epochs without a better validation loss before the end; null for
         never.
+      early_stopping_metric: validation metric that chooses the weights and the end; null for that
+        of the model's task.
       evaluations_per_epoch: how often in an epoch the validation set is evaluated.
       dtype: Keras dtype policy of the model.
       xla: compile the dense part of the step: auto is on for GPU and TPU, off for CPU.
@@ -52,6 +54,7 @@ class TrainerConfig:
     embedding_l2: float = 0.0
     ema_decay: float | None = 0.9999
     early_stopping_patience: int | None = 2
+    early_stopping_metric: str | None = None
     evaluations_per_epoch: int = 1
     dtype: Literal["float32", "mixed_bfloat16"] = "float32"
     xla: Literal["auto", "on", "off"] = "auto"

@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from tfrz.config import require
 from tfrz.errors import InputError
 from tfrz.files import atomic_write
 from tfrz.training.batches import Batches
@@ -30,6 +31,9 @@ from tfrz.training.config import TrainerConfig
 from tfrz.training.curves import save_curves
 
 logger = logging.getLogger(__name__)
+
+_SMALL_IS_GOOD = ("loss", "log_loss", "cross_entropy")
+_NO_METRIC = ("step", "epoch")
 
 
 class Trainable(Protocol):
@@ -63,6 +67,7 @@ class FitResult:
       steps_run: steps in all, those before a resume counted in.
       epochs_run: epochs begun.
       resumed_from: the step at which this process took up, 0 for a fresh start.
+      optimizer: as it was after the last step, to go on with.
     """
 
     history: list[dict[str, float]]
@@ -70,6 +75,7 @@ class FitResult:
     steps_run: int
     epochs_run: int
     resumed_from: int
+    optimizer: keras.optimizers.Optimizer | None = None
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
@@ -127,15 +133,22 @@ class _Loop:
     """The variables and compiled functions of one run."""
 
     def __init__(
-        self, model: keras.Model, task: Trainable, config: TrainerConfig, total_steps: int
+        self,
+        model: keras.Model,
+        task: Trainable,
+        config: TrainerConfig,
+        total_steps: int,
+        optimizer: keras.optimizers.Optimizer | None = None,
     ) -> None:
         self.model, self.task, self.config = model, task, config
         self.strategy = model.distribute_strategy
         self.variables = model.trainable_variables
         self._compiled = use_xla(config.xla)
         with self.strategy.scope():
-            self.optimizer = _make_optimizer(config, total_steps)
-            self.optimizer.build(self.variables)
+            if optimizer is None:
+                optimizer = _make_optimizer(config, total_steps)
+                optimizer.build(self.variables)
+            self.optimizer = optimizer
             self.averages = self._copies("average") if config.ema_decay is not None else []
             self.best = self._copies("best")
         self._run_steps = self._compile()
@@ -316,10 +329,25 @@ def _boundaries(steps_per_epoch: int, per_epoch: int, total: int) -> Callable[[i
     return following
 
 
-def _judge(loop: _Loop, progress: _Progress, task: Trainable, evaluations_of_patience: int) -> None:
+def _objective(task: Trainable, config: TrainerConfig) -> tuple[str, float]:
+    """The metric that chooses the weights, and 1 if it is to be small, -1 if large."""
+    name = config.early_stopping_metric
+    if name is None or name == task.objective:
+        return task.objective, 1.0 if task.objective_direction == "min" else -1.0
+    return name, 1.0 if name in _SMALL_IS_GOOD else -1.0
+
+
+def _judge(
+    loop: _Loop, progress: _Progress, objective: tuple[str, float], evaluations_of_patience: int
+) -> None:
     """Keeps the weights if the last evaluation is the best, and decides whether to stop."""
-    sign = 1.0 if task.objective_direction == "min" else -1.0
-    values = [sign * row[task.objective] for row in progress.history]
+    name, sign = objective
+    require(
+        name in progress.history[-1],
+        "trainer.early_stopping_metric",
+        f"is none of {', '.join(k for k in progress.history[-1] if k not in _NO_METRIC)}",
+    )
+    values = [sign * row[name] for row in progress.history]
     if progress.best_row < 0 or values[-1] < values[progress.best_row]:
         progress.best_row = len(values) - 1
         loop.assign(loop.best, loop.weights_to_evaluate())
@@ -335,6 +363,7 @@ def fit(
     config: TrainerConfig,
     directory: Path | None = None,
     progress: bool = True,
+    optimizer: keras.optimizers.Optimizer | None = None,
 ) -> FitResult:
     """Trains `model`; on return it has the best (averaged) weights by the task's objective.
 
@@ -347,6 +376,7 @@ def fit(
       directory: takes `checkpoints/`, `tensorboard/`, `history.json` and `curves.png`. A run
         found there is resumed. Without it nothing is written.
       progress: show a bar on standard error.
+      optimizer: of a run before, to go on with its state; a new one if left out.
 
     Raises:
       InputError: fewer examples than one batch, or the loss is no longer finite.
@@ -355,7 +385,7 @@ def fit(
     total = steps_per_epoch * config.epochs
     if config.max_steps is not None:
         total = min(total, config.max_steps)
-    loop = _Loop(model, task, config, total)
+    loop = _Loop(model, task, config, total, optimizer)
     state = _Progress()
     checkpoints = _Checkpoints(directory, loop, state)
     checkpoints.restore()
@@ -410,7 +440,7 @@ def fit(
                     }
                 )
                 state.loss_sum, state.loss_steps = 0.0, 0
-                _judge(loop, state, task, patience)
+                _judge(loop, state, _objective(task, config), patience)
                 bar.set_postfix({k: f"{v:.4f}" for k, v in metrics.items()})
                 if writer is not None:
                     with writer.as_default(step=state.step):
@@ -433,4 +463,5 @@ def fit(
         steps_run=state.step,
         epochs_run=-(-state.step // steps_per_epoch),
         resumed_from=resumed_from,
+        optimizer=loop.optimizer,
     )

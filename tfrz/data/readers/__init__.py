@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tfrz.config import did_you_mean
+from tfrz.config import did_you_mean, require
 from tfrz.data.readers.base import Reader, Shard
 from tfrz.data.records import CorruptLine, check_corrupt
 from tfrz.errors import ConfigError, InputError
@@ -24,10 +24,12 @@ def _simulated_clicks(path: str, **options: Any) -> Reader:
     return SimulatedClicks(**options)
 
 
-def _simulated_interactions(path: str, **options: Any) -> Reader:
-    from tfrz.data.readers.interactions import SimulatedInteractions
+def _simulated_interactions(path: str, world: str = "context_switch", **options: Any) -> Reader:
+    from tfrz.data.readers.interactions import SimulatedInteractions, SimulatedInterests
 
-    return SimulatedInteractions(**options)
+    worlds = {"context_switch": SimulatedInteractions, "interests": SimulatedInterests}
+    require(world in worlds, "data.options.world", f"must be one of {', '.join(worlds)}")
+    return worlds[world](**options)
 
 
 def _simulated_documents(path: str, **options: Any) -> Reader:
@@ -86,7 +88,8 @@ SOURCES: dict[str, Source] = {
     "criteo": _click_log("criteo"),
     "avazu": _click_log("avazu"),
     "sessions": _interactions("sessions"),
-    "amazon-seq": _interactions("amazon_seq"),
+    "amazon-seq": _interactions("AmazonSequences"),
+    "gowalla": _interactions("Gowalla"),
     "completejourney": _interactions("CompleteJourney"),
     "letor": {"list": _letor},
 }

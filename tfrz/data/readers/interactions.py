@@ -7,6 +7,8 @@ A batch has the columns `user` and `item` (binary), `time` (int64, 0 where there
 from __future__ import annotations
 
 import abc
+import gzip
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tfrz.config import from_mapping, read_yaml, require
-from tfrz.data.columns import ARROW, record_batch
-from tfrz.data.features import Feature, HistorySpec
+from tfrz.data.columns import ARROW, one_each, record_batch, whole
+from tfrz.data.features import CandidateSpec, Feature, HistorySpec
 from tfrz.data.readers.base import Reader, Shard, TextSource, corrupt
 from tfrz.data.readers.movielens import MovieLens, whole_numbers
 from tfrz.data.readers.tabular import Tabular, typed
 from tfrz.data.records import CorruptLine
 from tfrz.data.simulators.context_switch import ContextSwitchSimulator
+from tfrz.data.simulators.interests import InterestSimulator
 from tfrz.errors import InputError
 
 
@@ -35,6 +38,10 @@ class InteractionReader(Reader):
     @abc.abstractmethod
     def feature_spec(self) -> HistorySpec:
         """What the columns are."""
+
+    def candidates(self) -> pa.Table | None:
+        """The catalogue's rows as `feature_spec().candidates` describes them; None for none."""
+        return None
 
     @property
     def schema(self) -> pa.Schema:
@@ -72,7 +79,13 @@ class MovieLensInteractions(InteractionReader):
 
     def feature_spec(self) -> HistorySpec:
         """See `Reader`."""
-        return HistorySpec(user="user_id", item="movie_id", time="timestamp")
+        catalogue = CandidateSpec("movie_id", (Feature("genres", multivalent=True),))
+        return HistorySpec("user_id", "movie_id", "timestamp", candidates=catalogue)
+
+    def candidates(self) -> pa.Table | None:
+        """See `InteractionReader`."""
+        ids, genres = self._ratings.movies()
+        return pa.table({"movie_id": ids.cast(pa.string()).cast(pa.binary()), "genres": genres})
 
     def files(self) -> list[str]:
         """See `Reader`."""
@@ -176,6 +189,98 @@ class ItemLines(InteractionReader):
         )
 
 
+class AmazonSequences(ItemLines):
+    """Reviews in order, without times; items have their attributes (categories, brands, tags).
+
+    Args:
+      path: `NAME.txt.gz`, or the folder that has it; `NAME_item2attributes.json.gz` lies beside it.
+      part: which of the data sets in a folder.
+    """
+
+    def __init__(self, path: str, part: str | None = None) -> None:
+        member = _named(path, part, _AMAZON, ".txt.gz")
+        super().__init__(path, "amazon-seq", member, first_is_user=True)
+        file = self._source.file
+        beside = Path(file.removesuffix(".gz").removesuffix(".txt") + "_item2attributes.json.gz")
+        self._attributes = str(beside) if beside.exists() else None
+
+    def feature_spec(self) -> HistorySpec:
+        """See `Reader`."""
+        if self._attributes is None:
+            return super().feature_spec()
+        described = CandidateSpec(features=(Feature("attributes", multivalent=True),))
+        return HistorySpec(time=None, candidates=described)
+
+    def files(self) -> list[str]:
+        """See `Reader`."""
+        return [*super().files(), *([self._attributes] if self._attributes else [])]
+
+    def candidates(self) -> pa.Table | None:
+        """See `InteractionReader`."""
+        if self._attributes is None:
+            return None
+        try:
+            with gzip.open(self._attributes) as file:
+                known = json.load(file)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self._attributes} is not gzipped JSON: {error}") from error
+        lists = [[b"%d" % a for a in attributes] for attributes in known.values()]
+        return pa.table(
+            {
+                "item": pa.array([item.encode() for item in known], pa.binary()),
+                "attributes": pa.array(lists, pa.list_(pa.binary())),
+            }
+        )
+
+
+class Gowalla(InteractionReader):
+    """Check-ins in the split of LightGCN: sets without order, which a seed puts into one.
+
+    Args:
+      path: the folder with `train.txt.gz` and `test.txt.gz`.
+      part: `train`, `test`, or `both` (a user's training places before those of the test).
+      seed: of the order within a part.
+    """
+
+    name = "gowalla"
+    _PARTS = {"train": ("train",), "test": ("test",), "both": ("train", "test")}
+
+    def __init__(self, path: str, part: str = "train", seed: int = 0) -> None:
+        require(part in self._PARTS, "data.options.part", "must be train, test or both")
+        self.path, self.part, self.seed = path, part, seed
+        self._lines = [
+            ItemLines(path, self.name, f"{one}.txt.gz", first_is_user=True)
+            for one in self._PARTS[part]
+        ]
+
+    def feature_spec(self) -> HistorySpec:
+        """See `Reader`."""
+        return HistorySpec(time=None)
+
+    def files(self) -> list[str]:
+        """See `Reader`."""
+        return [file for lines in self._lines for file in lines.files()]
+
+    def shards(self) -> list[Shard]:
+        """See `Reader`."""
+        return [shard for lines in self._lines for shard in lines.shards()]
+
+    def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `Reader`."""
+        name = shard.place.rpartition("/")[2].rpartition("!")[2].partition(".")[0]
+        place = self._PARTS[self.part].index(name)
+        for batch in self._lines[place].read(shard):
+            if isinstance(batch, CorruptLine):
+                yield batch
+                continue
+            # A user's line is whole within a shard.
+            rng = np.random.default_rng([self.seed, place, shard.start])
+            order = rng.random(batch.num_rows).argsort().astype(np.int64)
+            columns = {name: batch.column(name) for name in batch.schema.names}
+            columns["position"] = pa.array((place << 40) + order)
+            yield record_batch(self.schema, columns)
+
+
 class CompleteJourney(InteractionReader):
     """Grocery purchases of The Complete Journey: household, product, time; context: the store.
 
@@ -185,6 +290,7 @@ class CompleteJourney(InteractionReader):
 
     name = "completejourney"
     _COLUMNS = ("household_id", "product_id", "transaction_timestamp", "store_id")
+    _DESCRIBED = ("department", "brand", "product_category", "product_type")
 
     def __init__(self, path: str) -> None:
         place = Path(path)
@@ -197,11 +303,36 @@ class CompleteJourney(InteractionReader):
             item="product_id",
             time="transaction_timestamp",
             context=(Feature("store_id"),),
+            candidates=(
+                CandidateSpec("product_id", tuple(Feature(name) for name in self._DESCRIBED))
+                if self._products is not None
+                else None
+            ),
+        )
+
+    @property
+    def _products(self) -> str | None:
+        beside = Path(self.path).with_name("products.parquet")
+        return str(beside) if beside.exists() else None
+
+    def candidates(self) -> pa.Table | None:
+        """See `InteractionReader`."""
+        if self._products is None:
+            return None
+        wanted = ("product_id", *self._DESCRIBED)
+        parquet_shards(self._products, wanted)
+        table = pq.read_table(self._products, columns=list(wanted))
+        text = {name: whole(table[name]).cast(pa.string()) for name in wanted}
+        return pa.table(
+            {
+                "product_id": text["product_id"].cast(pa.binary()),
+                **{name: one_each(text[name], "string") for name in self._DESCRIBED},
+            }
         )
 
     def files(self) -> list[str]:
         """See `Reader`."""
-        return [self.path]
+        return [self.path, *([self._products] if self._products else [])]
 
     def shards(self) -> list[Shard]:
         """See `Reader`."""
@@ -254,6 +385,57 @@ def parquet_shards(path: str, columns: tuple[str, ...]) -> list[Shard]:
     return [Shard(path, "", g, g + 1) for g in range(file.num_row_groups)]
 
 
+class TabularCandidates(Tabular):
+    """A user's own CSV, Parquet or TFRecord file with a row per item of the catalogue.
+
+    Args:
+      spec: names the file and its columns.
+    """
+
+    def __init__(self, spec: CandidateSpec) -> None:
+        assert spec.file is not None
+        self._open(spec.file, spec.separator)
+        self.spec = spec
+
+    @property
+    def _multivalent(self) -> tuple[Feature, ...]:
+        return tuple(f for f in self.spec.features if f.multivalent)
+
+    @property
+    def _names(self) -> list[str]:
+        return [feature.name for feature in self.spec.columns]
+
+    def _row(self, raw: dict[str, list[Any]]) -> dict[str, Any] | str:
+        row = self._features(raw, self.spec.columns)
+        if isinstance(row, dict) and not row[self.spec.item]:
+            return f"{self.spec.item} is missing"
+        return row
+
+    def _batch(self, rows: list[tuple[int, dict[str, Any]]]) -> pa.RecordBatch:
+        columns = {
+            f.name: pa.array([row[f.name] for _, row in rows], pa.list_(ARROW[f.dtype]))
+            for f in self.spec.columns
+        }
+        columns[self.spec.item] = columns[self.spec.item].flatten()
+        return pa.RecordBatch.from_pydict(columns)
+
+    def table(self) -> pa.Table:
+        """All rows.
+
+        Raises:
+          InputError: a row cannot be read.
+        """
+        batches = []
+        for shard in self.shards():
+            for batch in self.read(shard):
+                if isinstance(batch, CorruptLine):
+                    raise InputError(f"{batch}: correct the catalogue")
+                batches.append(batch)
+        if not batches:
+            raise InputError(f"{self.path} has no items: the catalogue is empty")
+        return pa.Table.from_batches(batches)
+
+
 class TabularInteractions(Tabular, InteractionReader):
     """A user's own CSV, Parquet or TFRecord file with a row per interaction.
 
@@ -271,6 +453,19 @@ class TabularInteractions(Tabular, InteractionReader):
     def feature_spec(self) -> Any:
         """See `Reader`."""
         return self.spec
+
+    def files(self) -> list[str]:
+        """See `Reader`."""
+        described = self.spec.candidates
+        return [self.path, *([described.file] if described and described.file else [])]
+
+    def candidates(self) -> pa.Table | None:
+        """See `InteractionReader`."""
+        described = self.spec.candidates
+        if described is None:
+            return None
+        require(described.file is not None, "candidates.file", "name the file of the catalogue")
+        return TabularCandidates(described).table()
 
     @property
     def _multivalent(self) -> tuple[Feature, ...]:
@@ -358,6 +553,83 @@ class SimulatedInteractions(InteractionReader):
         )
 
 
+class SimulatedInterests(InteractionReader):
+    """Events of `InterestSimulator`; a catalogue with the cluster of each item.
+
+    Args:
+      users: how many.
+      length: events of each.
+      seed: of the draws.
+      interest_power: skew of interests.
+      item_power: skew of items.
+      clusters: of items.
+      cluster_items: items of each.
+    """
+
+    name = "simulated"
+    _USERS_A_SHARD = 1000
+
+    def __init__(
+        self,
+        users: int = 10_000,
+        length: int = 20,
+        seed: int = 0,
+        interest_power: float = 1.0,
+        item_power: float = 0.5,
+        clusters: int = 5,
+        cluster_items: int = 10,
+    ) -> None:
+        for name, value in (("users", users), ("length", length)):
+            sound = isinstance(value, int) and value >= 1
+            require(sound, f"data.options.{name}", "must be a whole number >= 1")
+        self.users, self.length, self.seed = users, length, seed
+        self._simulator = InterestSimulator(
+            clusters,
+            cluster_items,
+            interests=min(3, clusters - 1),
+            interest_power=interest_power,
+            item_power=item_power,
+        )
+
+    def feature_spec(self) -> HistorySpec:
+        """See `Reader`."""
+        return HistorySpec(time=None, candidates=CandidateSpec(features=(Feature("cluster"),)))
+
+    def fingerprint(self) -> str:
+        """See `Reader`."""
+        described = sorted(vars(self._simulator).items())
+        return f"{self.users}-{self.length}-{self.seed}-{described}"
+
+    def shards(self) -> list[Shard]:
+        """See `Reader`."""
+        starts = range(0, self.users, self._USERS_A_SHARD)
+        return [Shard("simulated", "", s, min(s + self._USERS_A_SHARD, self.users)) for s in starts]
+
+    def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `Reader`."""
+        count = shard.end - shard.start
+        drawn = self._simulator.sample(
+            count, self.length, seed=self.seed * 1_000_003 + shard.start
+        )
+        yield self.batch(
+            user=pa.array([f"user_{u}" for u in np.repeat(np.arange(count), self.length)
+                           + shard.start]),
+            item=pa.array([f"item_{i}" for i in drawn["item"].ravel()]),
+            position=np.tile(np.arange(self.length), count),
+        )
+
+    def candidates(self) -> pa.Table | None:
+        """See `InteractionReader`."""
+        items = np.arange(self._simulator.num_items)
+        clusters = items // self._simulator.cluster_items
+        return pa.table(
+            {
+                "item": pa.array([b"item_%d" % i for i in items], pa.binary()),
+                "cluster": one_each(pa.array([f"cluster_{c}" for c in clusters]), "string"),
+            }
+        )
+
+
 _SESSIONS = ("diginetica", "tmall", "nowplaying")
 _AMAZON = ("Beauty", "Sports_and_Outdoors", "Toys_and_Games", "LastFM")
 
@@ -375,19 +647,16 @@ def sessions(path: str, part: str | None = None) -> Reader:
     return ItemLines(path, "sessions", _named(path, part, _SESSIONS, "_train.txt.gz"))
 
 
-def amazon_seq(path: str, part: str | None = None) -> Reader:
-    """Amazon reviews in order, without times; `part` picks one of the data sets in a folder."""
-    member = _named(path, part, _AMAZON, ".txt.gz")
-    return ItemLines(path, "amazon-seq", member, first_is_user=True)
-
-
 __all__ = [
+    "AmazonSequences",
     "CompleteJourney",
+    "Gowalla",
     "InteractionReader",
     "ItemLines",
     "MovieLensInteractions",
     "SimulatedInteractions",
+    "SimulatedInterests",
+    "TabularCandidates",
     "TabularInteractions",
-    "amazon_seq",
     "sessions",
 ]

@@ -123,6 +123,12 @@ class MovieLens(Reader):
         _catalogue(self.path, self.release)
         return shards
 
+    def movies(self) -> tuple[pa.Array, pa.Array]:
+        """The ids of all listed movies, int64, and their genres, lists."""
+        catalogue = _catalogue(self.path, self.release)
+        ids = np.flatnonzero(catalogue.movie_rows >= 0)
+        return pa.array(ids), catalogue.genres.take(pa.array(catalogue.movie_rows[ids]))
+
     def fields(self, shard: Shard) -> tuple[list[bytes], list[list[bytes]]]:
         """The lines of a shard, and each cut into its fields."""
         lines = self._source(self._layout.ratings).lines(shard)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,16 +137,25 @@ class Tabular(Reader):
             }
         )
 
-    def _row(self, raw: dict[str, list[Any]]) -> dict[str, Any] | str:
-        """The values of a row in their types, or what is wrong with them."""
+    def _features(
+        self, raw: dict[str, list[Any]], features: Iterable[Feature]
+    ) -> dict[str, Any] | str:
+        """The values of some features in their types, or what is wrong with them."""
         row: dict[str, Any] = {}
-        for feature in self.spec.features:
+        for feature in features:
             try:
                 row[feature.name] = [typed(feature.dtype, v) for v in raw[feature.name]]
             except (ValueError, TypeError):
                 return f"{feature.name} is not {feature.dtype}: {raw[feature.name]!r:.40}"
             if len(row[feature.name]) > 1 and not feature.multivalent:
                 return f"{feature.name} has {len(row[feature.name])} values but is not multivalent"
+        return row
+
+    def _row(self, raw: dict[str, list[Any]]) -> dict[str, Any] | str:
+        """The values of a row in their types, or what is wrong with them."""
+        row = self._features(raw, self.spec.features)
+        if isinstance(row, str):
+            return row
         try:
             label = [float(v) for v in raw[self.spec.label]]
         except (ValueError, TypeError):

@@ -1,0 +1,26 @@
+"""Pooling of vectors whose ids may be padding."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def mean_of_real(vectors: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
+    """The mean of the vectors of each row whose id is not 0; zeros where none is left.
+
+    Args:
+      vectors: `[batch, values, dim]`.
+      ids: `[batch, values]`.
+
+    Returns:
+      `[batch, dim]`.
+
+    Example:
+      >>> vectors = tf.constant([[[2.0], [4.0], [9.0]]])
+      >>> print(mean_of_real(vectors, tf.constant([[7, 8, 0]])).numpy())
+      [[3.]]
+    """
+    real = tf.cast(tf.not_equal(ids, 0), vectors.dtype)[:, :, None]
+    return tf.math.divide_no_nan(
+        tf.reduce_sum(vectors * real, axis=1), tf.reduce_sum(real, axis=1)
+    )

@@ -1,0 +1,457 @@
+"""Weights of training examples by how crowded their target's place among the items is.
+
+A rule that re-weights by frequency lifts every rare item. Density weighting lifts items that stand
+alone, wherever the item tower has put them: the density of the items is estimated, examples are
+weighted by its inverse, training goes on, and so forth; then the user tower alone is trained on the
+natural distribution, with the item tower frozen.
+
+The recipe takes any two-tower model that has `item_embeddings()`, the layers `item_tower`, and
+the weights `target_counts` and `target_weights`, a row for each id.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import keras
+import numpy as np
+
+from tfrz.config import require
+from tfrz.errors import InputError
+from tfrz.files import atomic_write
+from tfrz.training.batches import Batches
+from tfrz.training.config import TrainerConfig
+from tfrz.training.curves import save_curves
+from tfrz.training.fit import FitResult, Trainable, fit
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightingConfig:
+    """How training examples are weighted by their target.
+
+    Attributes:
+      kind: none, frequency (inverse frequency of the target), or density (iterative density
+        weighting).
+      iterations: times that the density is estimated anew at most.
+      momentum: m, share of the old weights that is kept.
+      tolerance: stop when no weight moves by more than this.
+      epochs: epochs of each iteration at most; it ends with the first that does not better
+        `metric`.
+      metric: what ends an iteration.
+      samples: items drawn for the density estimate.
+      noise: standard deviation of what is added to their vectors; without it, vectors that are all
+        alike have no density.
+      relative_noise: `noise` is a multiple of the vectors' mean standard deviation.
+      floor: added to every density.
+      components: principal components in which the density is estimated; null for all. In more
+        than about ten dimensions every item is alone and the floor decides.
+      max_weight: bound on the weight of an example, whose mean is 1; null for none.
+      block_size: densities computed at a time: bounds the memory.
+      calibrate: train the user tower on the natural distribution afterwards.
+      calibration_rate: learning rate of that, as a share of the first.
+      calibration_epochs: epochs of that at most; null for `trainer.epochs`.
+      seed: of the items drawn and the noise.
+    """
+
+    kind: Literal["none", "frequency", "density"] = "none"
+    iterations: int = 5
+    momentum: float = 0.8
+    tolerance: float = 2e-4
+    epochs: int = 5
+    metric: str = "recall_at_50_tail"
+    samples: int = 10_000
+    noise: float = 0.1
+    relative_noise: bool = False
+    floor: float = 1e-4
+    components: int | None = None
+    max_weight: float | None = None
+    block_size: int = 4096
+    calibrate: bool = True
+    calibration_rate: float = 0.1
+    calibration_epochs: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "epochs", "block_size"):
+            require(getattr(self, name) >= 1, f"weighting.{name}", "must be at least 1")
+        require(self.samples >= 2, "weighting.samples", "must be at least 2")
+        require(0 <= self.momentum <= 1, "weighting.momentum", "must be 0 to 1")
+        require(self.tolerance >= 0, "weighting.tolerance", "must not be negative")
+        require(self.noise >= 0, "weighting.noise", "must not be negative")
+        require(self.floor >= 0, "weighting.floor", "must not be negative")
+        require(self.calibration_rate > 0, "weighting.calibration_rate", "must be above 0")
+        for name, least in (("components", 1), ("max_weight", 1), ("calibration_epochs", 1)):
+            value = getattr(self, name)
+            require(
+                value is None or value >= least,
+                f"weighting.{name}",
+                f"must be at least {least}, or null",
+            )
+
+
+def weighted_kernel_density(
+    points: np.ndarray,
+    queries: np.ndarray,
+    covariance: np.ndarray | float,
+    weights: np.ndarray | None = None,
+    block_size: int = 4096,
+) -> np.ndarray:
+    """A Gaussian kernel density, computed a block of queries at a time.
+
+    Formula: `rho(e) = sum_j w_j N(e; e_j, Sigma)`.
+
+    Args:
+      points: e_j, `[points, dim]`.
+      queries: e, `[queries, dim]`.
+      covariance: Sigma of a kernel, `[dim, dim]`, or a variance for `sigma^2 I`.
+      weights: w, `[points]`, summing to 1; equal ones if left out.
+      block_size: queries at a time; the memory is `8 * points * block_size` bytes.
+
+    Returns:
+      float64 `[queries]`.
+
+    Raises:
+      InputError: the covariance is singular: all points lie in a plane.
+
+    Example:
+      >>> e = np.array([[0.0], [0.1], [3.0]])
+      >>> weights = np.array([0.8, 0.15, 0.05])
+      >>> print(weighted_kernel_density(e, e, 0.25, weights).round(6))
+      [0.75562  0.745351 0.039894]
+    """
+    points = np.atleast_2d(np.asarray(points, np.float64))
+    queries = np.atleast_2d(np.asarray(queries, np.float64))
+    count, dim = points.shape
+    sigma = np.asarray(covariance, np.float64)
+    if sigma.ndim == 0:
+        sigma = sigma * np.eye(dim)
+    try:
+        root = np.linalg.cholesky(sigma)
+    except np.linalg.LinAlgError as error:
+        raise InputError(
+            "the density of the items cannot be estimated, their vectors lie in a plane: raise "
+            "weighting.noise or lower weighting.components"
+        ) from error
+    # Distances of whitened vectors are Mahalanobis distances; centred, they lose fewer digits.
+    centre = points.mean(axis=0)
+    points = np.linalg.solve(root, (points - centre).T).T
+    queries = np.linalg.solve(root, (queries - centre).T).T
+    log_norm = -0.5 * dim * math.log(2 * math.pi) - float(np.log(np.diag(root)).sum())
+    mass = np.full(count, 1.0 / count) if weights is None else np.asarray(weights, np.float64)
+    squares = 0.5 * np.square(points).sum(axis=1)
+    densities = np.empty(len(queries))
+    for start in range(0, len(queries), block_size):
+        block = queries[start : start + block_size]
+        exponents = block @ points.T
+        exponents -= squares
+        exponents -= 0.5 * np.square(block).sum(axis=1)[:, None]
+        np.minimum(exponents, 0.0, out=exponents)
+        np.exp(exponents, out=exponents)
+        densities[start : start + block_size] = exponents @ mass
+    return densities * math.exp(log_norm)
+
+
+def scott_covariance(points: np.ndarray) -> np.ndarray:
+    """The kernel's covariance by Scott's rule: `n^(-2 / (dim + 4))` times that of the points."""
+    points = np.atleast_2d(np.asarray(points, np.float64))
+    count, dim = points.shape
+    covariance = np.atleast_2d(np.cov(points, rowvar=False))
+    return covariance * count ** (-2.0 / (dim + 4))
+
+
+def item_densities(
+    embeddings: np.ndarray, weights: np.ndarray, config: WeightingConfig, iteration: int = 0
+) -> np.ndarray:
+    """The density of the items at each item, drawn by weight and blurred.
+
+    Formula: `rho_i = KDE(e_j + noise, j ~ w)(e_i) + floor`, Scott's bandwidth, full covariance.
+
+    Args:
+      embeddings: e, `[items, dim]`.
+      weights: w, `[items]`, summing to 1.
+      config: samples, noise, floor, components, block size, seed.
+      iteration: makes the draws another's.
+
+    Returns:
+      float64 `[items]`.
+    """
+    e = np.asarray(embeddings, np.float64)
+    if not np.isfinite(e).all():
+        raise InputError("an item's vector is not finite: lower trainer.learning_rate")
+    if config.components is not None and config.components < e.shape[1]:
+        centred = e - e.mean(axis=0)
+        _, _, directions = np.linalg.svd(centred.T @ centred)
+        e = centred @ directions[: config.components].T
+    rng = np.random.default_rng([config.seed, 2308, iteration])
+    drawn = rng.choice(len(e), config.samples, p=weights / weights.sum())
+    scale = config.noise * (float(e.std(axis=0).mean()) if config.relative_noise else 1.0)
+    points = e[drawn] + scale * rng.standard_normal((config.samples, e.shape[1]))
+    covariance = scott_covariance(points)
+    return weighted_kernel_density(points, e, covariance, None, config.block_size) + config.floor
+
+
+def updated_weights(weights: np.ndarray, densities: np.ndarray, momentum: float) -> np.ndarray:
+    """The item weights after one step.
+
+    Formula: `w' = m w + (1 - m) g` with `g_i = (1 / rho_i) / sum_j (1 / rho_j)`.
+
+    Example:
+      >>> w = np.array([0.8, 0.15, 0.05])
+      >>> rho = np.array([0.755720, 0.745451, 0.039994])
+      >>> print(updated_weights(w, rho, 0.8).round(6))
+      [0.649565 0.129697 0.220738]
+    """
+    inverse = 1.0 / np.asarray(densities, np.float64)
+    return momentum * np.asarray(weights) + (1 - momentum) * inverse / inverse.sum()
+
+
+def example_weights(
+    weights: np.ndarray, counts: np.ndarray, max_weight: float | None = None
+) -> np.ndarray:
+    """What an example with each target weighs, 1 in the mean over all examples.
+
+    Formula: `omega_i = N w_i / n_i`; 0 for items that are no target.
+
+    Args:
+      weights: w, `[items]`, summing to 1.
+      counts: n, how often each item is a target, `[items]`.
+      max_weight: bound; the mean is then 1 again after the bound.
+
+    Returns:
+      float64 `[items]`.
+    """
+    counts = np.asarray(counts, np.float64)
+    seen = counts > 0
+    total = counts.sum()
+    omega = np.where(seen, total * np.asarray(weights) / np.maximum(counts, 1), 0.0)
+    if max_weight is not None:
+        omega = np.minimum(omega, max_weight)
+    mean = float((omega * counts).sum() / max(total, 1.0))
+    return omega / mean if mean > 0 else omega
+
+
+def inverse_frequency_weights(counts: np.ndarray, max_weight: float | None = None) -> np.ndarray:
+    """`omega_i = 1 / (p_i K)`, K being the items that are a target; 1 in the mean over examples."""
+    seen = np.asarray(counts) > 0
+    return example_weights(seen / max(int(seen.sum()), 1), counts, max_weight)
+
+
+def effective_sample_size(omega: np.ndarray, counts: np.ndarray) -> float:
+    """`(sum_b omega_b)^2 / sum_b omega_b^2` over all training examples."""
+    total, squares = (omega * counts).sum(), (np.square(omega) * counts).sum()
+    return float(total**2 / squares) if squares else 0.0
+
+
+class WeightedTask(Protocol):
+    """What the recipe needs to know of a task beyond `Trainable`."""
+
+    weighting: WeightingConfig
+
+    def start(self, model: keras.Model, train: Batches) -> None:
+        """Tells the model what it must know of its training set: `target_counts` at least."""
+
+
+Stage = Callable[[str, keras.Model], None]
+
+
+class _Stages:
+    """Runs of the loop one after the other, each in a folder of its own, resumed like one."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        task: Any,
+        train: Batches,
+        validation: Batches,
+        directory: Path | None,
+        progress: bool,
+        after: Stage | None,
+    ) -> None:
+        self.model, self._task = model, task
+        self._train, self._validation = train, validation
+        self._directory, self._progress, self._after = directory, progress, after
+        self.history: list[dict[str, Any]] = []
+        self.results: list[FitResult] = []
+
+    def run(self, name: str, config: TrainerConfig, keep_optimizer: bool = False) -> FitResult:
+        """Trains with the weights that the model has now."""
+        folder = None
+        if self._directory is not None:
+            folder = self._directory / "stages" / f"{len(self.results)}-{name}"
+            folder.mkdir(parents=True, exist_ok=True)
+        before = self.results[-1].optimizer if keep_optimizer else None
+        result = fit(
+            self.model,
+            self._task,
+            self._train,
+            self._validation,
+            config,
+            folder,
+            self._progress,
+            optimizer=before,
+        )
+        steps = sum(r.steps_run for r in self.results)
+        epochs = self.history[-1]["epoch"] if self.history else 0.0
+        for row in result.history:
+            moved = {"step": row["step"] + steps, "epoch": row["epoch"] + epochs}
+            self.history.append({**row, **moved, "stage": name})
+        self.results.append(result)
+        if self._after is not None:
+            self._after(name, self.model)
+        return result
+
+    def whole(self) -> FitResult:
+        """All runs as one; the weights are those of the last."""
+        if self._directory is not None:
+            atomic_write(
+                self._directory / "history.json", json.dumps(self.history, indent=1) + "\n"
+            )
+            numbers = [{k: v for k, v in r.items() if k != "stage"} for r in self.history]
+            save_curves(numbers, self._directory / "curves.png")
+        return dataclasses.replace(
+            self.results[-1],
+            history=self.history,
+            steps_run=sum(r.steps_run for r in self.results),
+            epochs_run=sum(r.epochs_run for r in self.results),
+            resumed_from=sum(r.resumed_from for r in self.results),
+        )
+
+
+def _assign(model: keras.Model, omega: np.ndarray) -> None:
+    """Sets the weights of the ids 1..V; other targets weigh nothing."""
+    rows = np.zeros(int(model.target_weights.shape[0]), np.float32)
+    rows[1 : 1 + len(omega)] = omega
+    model.target_weights.assign(rows)
+
+
+def fit_weighted(
+    model: keras.Model,
+    task: Any,
+    train: Batches,
+    validation: Batches,
+    config: TrainerConfig,
+    directory: Path | None = None,
+    progress: bool = True,
+    after_stage: Stage | None = None,
+) -> FitResult:
+    """Trains a two-tower model with the weighting that its task asks for.
+
+    Without weighting, or with that by frequency, one run of the loop; with density weighting a
+    first run with equal weights, iterations that estimate the density and go on with the same
+    optimiser, and a run with the item tower frozen. A run that was killed goes on to the same bits.
+
+    Args:
+      model: see the module.
+      task: a `Trainable` and `WeightedTask`.
+      train: the training set.
+      validation: the set by which weights are chosen and training is stopped.
+      config: how.
+      directory: as of `fit`; each stage has a folder in `stages/`, and `weighting.json` tells how
+        the weights moved.
+      progress: show a bar on standard error.
+      after_stage: called with the name of each stage when it is done.
+
+    Raises:
+      InputError: as of `fit`.
+    """
+    weighting: WeightingConfig = task.weighting
+    task.start(model, train)
+    counts = model.target_counts.numpy()[1 : 1 + model.num_items].astype(np.float64)
+    if not counts.sum():
+        raise InputError("no training example has a known target: nothing to learn from")
+    equal = example_weights(counts / counts.sum(), counts)
+    by_frequency = weighting.kind == "frequency"
+    first = inverse_frequency_weights(counts, weighting.max_weight) if by_frequency else equal
+    _assign(model, first)
+    if weighting.kind == "none" or (by_frequency and not weighting.calibrate):
+        result = fit(model, task, train, validation, config, directory, progress)
+        if after_stage is not None:
+            after_stage("train", model)
+        return result
+    stages = _Stages(model, task, train, validation, directory, progress, after_stage)
+    stages.run("train", config)
+    moves: list[dict[str, float]] = []
+    if weighting.kind == "density":
+        _iterate(stages, model, weighting, counts, config, moves)
+    if weighting.calibrate:
+        _assign(model, equal)
+        frozen = [layer for layer in model.item_tower if layer.trainable]
+        for layer in frozen:
+            layer.trainable = False
+        try:
+            calibration = dataclasses.replace(
+                config,
+                learning_rate=config.learning_rate * weighting.calibration_rate,
+                epochs=weighting.calibration_epochs or config.epochs,
+                early_stopping_patience=1,
+            )
+            stages.run("calibrate", calibration)
+        finally:
+            for layer in frozen:
+                layer.trainable = True
+    if directory is not None:
+        atomic_write(directory / "weighting.json", json.dumps(moves, indent=1) + "\n")
+    return stages.whole()
+
+
+def _iterate(
+    stages: _Stages,
+    model: keras.Model,
+    weighting: WeightingConfig,
+    counts: np.ndarray,
+    config: TrainerConfig,
+    moves: list[dict[str, float]],
+) -> None:
+    """The stages of density weighting between the first run and the calibration."""
+    some = counts > 0  # Items that no example has for a target have no weight to move.
+    weights = counts[some] / counts.sum()
+    settings = dataclasses.replace(
+        config,
+        epochs=weighting.epochs,
+        early_stopping_patience=1,
+        early_stopping_metric=weighting.metric,
+    )
+    for iteration in range(weighting.iterations):
+        embeddings = model.item_embeddings()[some]
+        densities = item_densities(embeddings, weights, weighting, iteration)
+        updated = updated_weights(weights, densities, weighting.momentum)
+        moved = float(np.abs(updated - weights).max())
+        if moved < weighting.tolerance:
+            break
+        weights, whole = updated, np.zeros_like(counts)
+        whole[some] = updated
+        omega = example_weights(whole, counts, weighting.max_weight)
+        moves.append(
+            {
+                "iteration": iteration,
+                "largest_move": moved,
+                "largest_weight": float(omega.max()),
+                "effective_sample_size": effective_sample_size(omega, counts),
+            }
+        )
+        logger.info("density weighting: %s", moves[-1])
+        _assign(model, omega)
+        stages.run(f"density{iteration}", settings, keep_optimizer=True)
+
+
+__all__ = [
+    "Trainable",
+    "WeightedTask",
+    "WeightingConfig",
+    "effective_sample_size",
+    "example_weights",
+    "fit_weighted",
+    "inverse_frequency_weights",
+    "item_densities",
+    "scott_covariance",
+    "updated_weights",
+    "weighted_kernel_density",
+]
