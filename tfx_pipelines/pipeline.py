@@ -103,6 +103,8 @@ def create_pipeline(
         "run_config": run_config_to_mapping(config),
         "feature_spec": to_mapping(spec),
         "data": data,
+        "features": features,
+        "fingerprint": reader.fingerprint(),
     }
     resolver = tfx.dsl.Resolver(
         strategy_class=tfx.dsl.experimental.LatestBlessedModelStrategy,

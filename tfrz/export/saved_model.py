@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfrz.config import write_yaml
 from tfrz.data.features import Spec
+from tfrz.export.index import REQUIRED_OPS
 from tfrz.export.warmup import write_warmup
 from tfrz.files import atomic_directory
 
@@ -27,6 +28,22 @@ def weight_names(model: keras.Model) -> dict[str, tf.Variable]:
                 raise ValueError(f"two weights are called {name}: give the layers their own names")
             named[name] = weight
     return named
+
+
+def save_options(run_config: Any) -> tf.saved_model.SaveOptions:
+    """How a SavedModel of a configuration is written."""
+    return tf.saved_model.SaveOptions(
+        # The graph must load on a server with other devices than the trainer's.
+        experimental_custom_gradients=False,
+        namespace_whitelist=["Scann"] if run_config.export.index.kind == "scann" else None,
+    )
+
+
+def write_required_ops(folder: Path, run_config: Any) -> None:
+    """Writes `assets/required_ops.txt` if a stock server lacks operations of the model."""
+    needed = REQUIRED_OPS.get(run_config.export.index.kind)
+    if needed is not None:
+        (folder / "assets" / "required_ops.txt").write_text(f"{needed}.\n")
 
 
 def export_model(
@@ -63,13 +80,14 @@ def export_model(
     module.weights = weight_names(model)
     module.transform = transform
     signatures = task.signatures(model, transform, spec, vocabularies)
+    # Tables and indexes that the signatures read, beyond the model's weights.
+    module.parts = list(getattr(task, "parts", ()))
     with atomic_directory(version_directory, replace) as folder:
         tf.saved_model.save(
             module,
             str(folder),
             signatures=signatures,
-            # The graph must load on a server with other devices than the trainer's.
-            options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
+            options=save_options(run_config),
         )
         assets = folder / "assets"
         assets.mkdir(exist_ok=True)
@@ -78,4 +96,5 @@ def export_model(
         (assets / "vocabularies.json").write_text(
             json.dumps({name: list(terms) for name, terms in vocabularies.items()})
         )
+        write_required_ops(folder, run_config)
         write_warmup(folder, warmup, run_config.name)

@@ -138,9 +138,7 @@ class MultiInterestAttention(keras.layers.Layer):
         self.c = self.add_weight(name="c", shape=(), initializer=self.scale_initializer)
         self.built = True
 
-    def attend(
-        self, queries: tf.Tensor, y: tf.Tensor, mask: tf.Tensor | None = None
-    ) -> tf.Tensor:
+    def attend(self, queries: tf.Tensor, y: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
         """`softmax(c queries yᵀ) y` of any queries, `[batch, queries, dim]`."""
         scores = tf.cast(self.c, y.dtype) * tf.matmul(queries, y, transpose_b=True)
         return _attended(scores, y, None if mask is None else mask[:, None, :])
@@ -338,9 +336,7 @@ class DeepInterestEncoder(_InterestEncoder):
         self.interests.build((None, None, self.units))
         self.built = True
 
-    def _attention(
-        self, maps: dict[str, Any], x: tf.Tensor, mask: tf.Tensor | None
-    ) -> tf.Tensor:
+    def _attention(self, maps: dict[str, Any], x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Multi-head self-attention, `[batch, time, units]`."""
         width = self.units // self.num_heads
 

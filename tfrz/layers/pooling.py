@@ -21,6 +21,4 @@ def mean_of_real(vectors: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
       [[3.]]
     """
     real = tf.cast(tf.not_equal(ids, 0), vectors.dtype)[:, :, None]
-    return tf.math.divide_no_nan(
-        tf.reduce_sum(vectors * real, axis=1), tf.reduce_sum(real, axis=1)
-    )
+    return tf.math.divide_no_nan(tf.reduce_sum(vectors * real, axis=1), tf.reduce_sum(real, axis=1))

@@ -19,6 +19,7 @@ from tfrz.layers.interests import (
     interest_scores,
 )
 from tfrz.layers.pooling import mean_of_real
+from tfrz.losses.retrieval import NegativeSampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +244,13 @@ class MultiInterest(keras.Model):
             self.numeric_features,
             name="statistics",
             dtype="float32",
+        )
+        self.sampler = (
+            NegativeSampler(
+                num_items, config.num_negatives, "uniform", name="sampler", dtype="float32"
+            )
+            if config.num_negatives
+            else None
         )
         self.user_tower = self._tower(policy)
         self._build_parts()

@@ -72,6 +72,10 @@ class ArrayBatches:
         """Whole batches in one epoch."""
         return _whole_batches(self.num_examples, self.batch_size, "the training set")
 
+    def columns(self) -> dict[str, np.ndarray]:
+        """The arrays."""
+        return {name: column.numpy() for name, column in self._columns.items()}
+
     def _gather(self, rows: tf.Tensor) -> dict[str, tf.Tensor]:
         return {name: tf.gather(column, rows) for name, column in self._columns.items()}
 

@@ -33,7 +33,7 @@ from tfrz.training.curves import save_curves
 logger = logging.getLogger(__name__)
 
 _SMALL_IS_GOOD = ("loss", "log_loss", "cross_entropy")
-_NO_METRIC = ("step", "epoch")
+_NO_METRIC = ("step", "epoch", "loss", "stage")
 
 
 class Trainable(Protocol):
@@ -76,6 +76,11 @@ class FitResult:
     epochs_run: int
     resumed_from: int
     optimizer: keras.optimizers.Optimizer | None = None
+
+
+def measured(row: dict[str, Any]) -> dict[str, float]:
+    """The validation metrics of a row of a run's history."""
+    return {name: value for name, value in row.items() if name not in _NO_METRIC}
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
@@ -345,7 +350,7 @@ def _judge(
     require(
         name in progress.history[-1],
         "trainer.early_stopping_metric",
-        f"is none of {', '.join(k for k in progress.history[-1] if k not in _NO_METRIC)}",
+        f"is none of {', '.join(measured(progress.history[-1]))}",
     )
     values = [sign * row[name] for row in progress.history]
     if progress.best_row < 0 or values[-1] < values[progress.best_row]:

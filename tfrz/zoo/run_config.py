@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from tfrz.config import apply_overrides, from_mapping, merge, read_yaml, require, to_mapping
 from tfrz.data.histories import HistoryConfig
 from tfrz.data.lists import ListConfig
+from tfrz.export.index import IndexConfig
 from tfrz.training.config import TrainerConfig
+from tfrz.training.density_weighting import WeightingConfig
 from tfrz.zoo import registry
 
-# What full rankings are judged by; see `tfrz.metrics.ranking`.
-RANKING_METRICS = (
-    "map_at_20",
-    "precision_at_20",
-    "recall_at_10",
-    "recall_at_20",
-    "ndcg_at_20",
-)
 # What slates are judged by; see `tfrz.metrics.slates`.
 SLATE_METRICS = ("ndcg_at_5", "ndcg_at_10", "map", "err_at_10")
 
@@ -74,11 +68,13 @@ class ExportConfig:
         4, ... rows are stored before it. 0 for none.
       top_k: items that a recommendation lists; for models that recommend.
       drop_seen: do not recommend what is in the request's history; for models that recommend.
+      index: where recommendations are read from; for models with vectors of users and items.
     """
 
     warmup_examples: int = 8
     top_k: int = 20
     drop_seen: bool = True
+    index: IndexConfig = IndexConfig()
 
     def __post_init__(self) -> None:
         require(
@@ -163,13 +159,10 @@ class RankingEvaluatorConfig:
     min_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     max_drops: dict[str, float] = dataclasses.field(default_factory=dict)
 
-    known: ClassVar[tuple[str, ...]] = RANKING_METRICS
-
     def __post_init__(self) -> None:
         for name in ("min_metrics", "max_drops"):
             for metric, value in getattr(self, name).items():
                 where = f"evaluator.{name}.{metric}"
-                require(metric in self.known, where, f"is none of {', '.join(self.known)}")
                 require(0 <= value < 1, where, "must be at least 0, under 1")
 
 
@@ -183,7 +176,6 @@ class SlateEvaluatorConfig(RankingEvaluatorConfig):
     """
 
     slices: tuple[tuple[str, ...], ...] = (("list_length",), ("query_frequency",))
-    known: ClassVar[tuple[str, ...]] = SLATE_METRICS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +202,7 @@ class RunConfig:
     Attributes:
       name: the model's name in the registry.
       model: an instance of the configuration class of that model.
+      weighting: how training examples are weighted; for two-tower models.
       evaluator: an `EvaluatorConfig`, a `RankingEvaluatorConfig` for history records, or a
         `SlateEvaluatorConfig` for list records.
     """
@@ -218,6 +211,7 @@ class RunConfig:
     model: Any
     data: DataConfig = DataConfig()
     trainer: TrainerConfig = TrainerConfig()
+    weighting: WeightingConfig = WeightingConfig()
     export: ExportConfig = ExportConfig()
     tuner: TunerConfig = TunerConfig()
     evaluator: Any = EvaluatorConfig()
@@ -237,6 +231,15 @@ def run_config_from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
     judged = kinds.get(entry.record_type, EvaluatorConfig)
     evaluator: Any = from_mapping(judged, values.pop("evaluator", None), "evaluator")
     config = from_mapping(RunConfig, {**values, "model": model, "evaluator": evaluator})
+    for bounds in ("min_metrics", "max_drops"):
+        for metric in getattr(config.evaluator, bounds, ()):
+            known = ", ".join(entry.metrics)
+            require(metric in entry.metrics, f"evaluator.{bounds}.{metric}", f"is none of {known}")
+    require(
+        config.weighting.kind == "none" or entry.recipe != registry.PLAIN_RECIPE,
+        "weighting.kind",
+        f"{entry.name} has no items to weight examples by",
+    )
     for section, records, what in (("history", "history", "histories"), ("lists", "list", "lists")):
         wanted = entry.record_type == records
         require(

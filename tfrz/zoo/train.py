@@ -76,7 +76,7 @@ def train(
     from tfrz.data.readers import open_source
     from tfrz.export.card import render_card
     from tfrz.export.saved_model import export_model
-    from tfrz.training.fit import build_model, evaluate, fit
+    from tfrz.training.fit import build_model, evaluate, measured
     from tfrz.training.warm_start import warm_start
 
     entry = registry.get(model)
@@ -105,11 +105,11 @@ def train(
     if config.trainer.warm_start is not None:
         warm_start(keras_model, task, prepared.vocabularies, config.trainer.warm_start)
     started = time.perf_counter()
-    result = fit(
+    result = entry.load("recipe")(
         keras_model, task, prepared.train, prepared.validation, config.trainer, out, progress
     )
     seconds["fit"] = time.perf_counter() - started
-    metrics = {"validation": {k: v for k, v in result.best.items() if k in entry.metrics}}
+    metrics = {"validation": measured(result.best)}
     if prepared.test.num_examples:
         metrics["test"] = evaluate(keras_model, task, prepared.test)
 

@@ -17,10 +17,11 @@ from tfrz.data.transform_analyzers import (
     vocabularies_from_transform,
     vocabulary_sizes_from_transform,
 )
+from tfrz.data.readers import open_source
 from tfrz.export.card import render_card
 from tfrz.export.saved_model import export_model
 from tfrz.training.batches import ExampleBatches
-from tfrz.training.fit import build_model, fit
+from tfrz.training.fit import build_model, measured
 from tfrz.training.warm_start import warm_start
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import RunConfig, run_config_from_mapping, with_override
@@ -44,6 +45,8 @@ class TransformGraph(tf.Module):
 class Workspace:
     """What the callbacks make of their arguments."""
 
+    data: str
+    features: str | None
     config: RunConfig
     task: Any
     spec: Spec
@@ -54,7 +57,18 @@ class Workspace:
     def inputs(self) -> Any:
         """What the task's `build` takes."""
         sizes = vocabulary_sizes_from_transform(self.transform, self.spec)
-        return self.task.model_inputs(self.spec, sizes)
+        inputs = self.task.model_inputs(self.spec, sizes)
+        if not hasattr(self.task, "open_catalogue"):
+            return inputs
+        # A model that knows its items by their features reads them where the events come from.
+        entry = registry.get(self.config.name)
+        options = self.config.data.options
+        self.task.open_catalogue(
+            open_source(self.data, self.features, entry.record_type, **options)
+        )
+        return self.task.with_items(
+            inputs, vocabularies_from_transform(self.transform, self.spec)["item_xf"]
+        )
 
 
 def _files(patterns: list[str]) -> list[str]:
@@ -71,6 +85,8 @@ def open_workspace(fn_args: Any, config: RunConfig | None = None) -> Workspace:
     parse_spec = output.transformed_feature_spec()
     trainer = config.trainer
     return Workspace(
+        data=custom["data"],
+        features=custom["features"],
         config=config,
         task=task,
         spec=from_mapping(task.spec_class, custom["feature_spec"]),
@@ -98,6 +114,7 @@ def run_fn(fn_args: Any) -> None:
     config = run_config_from_mapping(fn_args.custom_config["run_config"])
     config = _with_hyperparameters(config, fn_args.hyperparameters)
     workspace = open_workspace(fn_args, config)
+    entry = registry.get(config.name)
     task, spec = workspace.task, workspace.spec
     inputs = workspace.inputs()
     model = build_model(lambda: task.build(inputs), config.trainer)
@@ -107,7 +124,7 @@ def run_fn(fn_args: Any) -> None:
         Path(fn_args.model_run_dir).mkdir(parents=True, exist_ok=True)
         (Path(fn_args.model_run_dir) / "warm_start.txt").write_text(f"{report}\n")
     run_directory = Path(fn_args.model_run_dir)
-    result = fit(
+    result = entry.load("recipe")(
         model,
         task,
         workspace.train,
@@ -116,14 +133,13 @@ def run_fn(fn_args: Any) -> None:
         run_directory,
         progress=bool(fn_args.custom_config.get("progress", False)),
     )
-    entry = registry.get(config.name)
     parameters = sum(int(w.shape.num_elements()) for w in model.trainable_weights)
     card = render_card(
         entry,
         config,
         spec,
         fn_args.custom_config["data"],
-        {"validation": {k: v for k, v in result.best.items() if k in entry.metrics}},
+        {"validation": measured(result.best)},
         parameters,
     )
     export_model(

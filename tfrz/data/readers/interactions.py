@@ -608,12 +608,11 @@ class SimulatedInterests(InteractionReader):
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
         """See `Reader`."""
         count = shard.end - shard.start
-        drawn = self._simulator.sample(
-            count, self.length, seed=self.seed * 1_000_003 + shard.start
-        )
+        drawn = self._simulator.sample(count, self.length, seed=self.seed * 1_000_003 + shard.start)
         yield self.batch(
-            user=pa.array([f"user_{u}" for u in np.repeat(np.arange(count), self.length)
-                           + shard.start]),
+            user=pa.array(
+                [f"user_{u}" for u in np.repeat(np.arange(count), self.length) + shard.start]
+            ),
             item=pa.array([f"item_{i}" for i in drawn["item"].ravel()]),
             position=np.tile(np.arange(self.length), count),
         )

@@ -77,7 +77,7 @@ def _run(context: Context) -> Outcome:
         return load_run_config("dcn_v2", "default", overrides)
 
     prepared = entry.load("task")(entry, configure("DNN", {}, 0)).prepare(reader)
-    columns = {n: v.numpy() for n, v in prepared.train._columns.items()}
+    columns = prepared.train.columns()
     runs = Runs(
         context.work / ("movielens_1m.quick.jsonl" if context.quick else "movielens_1m.jsonl")
     )

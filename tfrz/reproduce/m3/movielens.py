@@ -101,8 +101,7 @@ def train_one(key: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     overrides = _overrides(release, key["model"], key["learning_rate"], length, dim)
     config = configure("m3", f"movielens-{release}", overrides, key["seed"])
-    columns = {name: value.numpy() for name, value in prepared.train._columns.items()}
-    batches = ArrayBatches(columns, config.trainer.batch_size, key["seed"])
+    batches = ArrayBatches(prepared.train.columns(), config.trainer.batch_size, key["seed"])
     model, task, metrics = train(
         config, prepared.inputs, batches, key["steps"], prepared.validation
     )

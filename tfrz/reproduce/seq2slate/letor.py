@@ -84,7 +84,7 @@ def train_one(key: dict[str, Any]) -> dict[str, Any]:
         row = task.metrics({"ordered": np.concatenate(parts)})
     else:
         config = configure("seq2slate", "letor", overrides, key["seed"])
-        columns = {name: value.numpy() for name, value in prepared.train._columns.items()}
+        columns = prepared.train.columns()
         batches = ArrayBatches(columns, config.trainer.batch_size, key["seed"])
         model, task, _ = train(config, prepared.inputs, batches, key["steps"], prepared.validation)
         row = evaluate(model, task, prepared.test)

@@ -31,7 +31,6 @@ from tfrz.losses.retrieval import softmax_loss
 from tfrz.metrics.ranking import at_rank, parse, rank_of
 from tfrz.training.batches import ArrayBatches
 from tfrz.training.compilation import compiles
-from tfrz.zoo.run_config import RANKING_METRICS
 from tfrz.zoo.tasks.prepared import Prepared
 from tfrz.zoo.tasks.slices import in_words, rank_in_words
 
@@ -281,7 +280,7 @@ class HistoryTask:
         """mAP, precision, recall and NDCG."""
         return {
             name: float(np.mean(at_rank(parse(name)[0], outputs["rank"], parse(name)[1])))
-            for name in RANKING_METRICS
+            for name in self.entry.metrics
         }
 
     def report(self, model: keras.Model, prepared: Prepared, out: Path) -> None:
@@ -395,7 +394,7 @@ class HistoryTask:
             first = tf.pad(first, [[0, 0], [0, 1]], constant_values="")[:, :1]
             same = tf.cast(tf.equal(first, terms[None, :]), tf.int64)
             ids = tf.argmax(same, axis=1)
-            features["target_popularity"] = popularity_bucket(ids, model.num_items)
+            features["target_popularity"] = self.popularity_words(model, ids)
             return features
 
         return {
@@ -404,6 +403,10 @@ class HistoryTask:
             "recommend": serving_raw,
             "transform_features": transform_features,
         }
+
+    def popularity_words(self, model: keras.Model, ids: tf.Tensor) -> tf.Tensor:
+        """How popular each target is as words, for slices."""
+        return popularity_bucket(ids, model.num_items)
 
     # What the Evaluator asks for.
 
@@ -417,7 +420,7 @@ class HistoryTask:
         from tfrz.zoo.tasks.thresholds import evaluation_config
 
         parameters = {}
-        for name in RANKING_METRICS:
+        for name in self.entry.metrics:
             kind, n = parse(name)
             parameters[name] = {"class_name": "RankingMetric", "kind": kind, "n": n}
         return evaluation_config(self.config.evaluator, parameters, "item_ids", label, has_baseline)

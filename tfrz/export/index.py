@@ -1,0 +1,231 @@
+"""The index that recommendations are read from: the best items for the best of a user's vectors.
+
+Each vector of a user is a query of its own; the lists are merged by the best score, what was seen
+is left out, and the first k are the answer. With the exact index that is the exact answer, because
+every list is at least as long as k and all that may be left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+
+from tfrz.config import require
+from tfrz.errors import ConfigError, InputError
+
+# Stands in an answer where fewer items than k may be shown.
+NOTHING = -1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexConfig:
+    """How items are found; for models that recommend from an index.
+
+    Attributes:
+      kind: brute_force (exact), or scann (approximate; the server needs ScaNN's operations).
+      num_leaves: parts of the space; null for the square root of the catalogue.
+      leaves_to_search: parts that a query looks at; null for a tenth of them.
+      dimensions_per_block: dimensions that one code of the compressed vectors stands for.
+      reorder: candidates whose exact scores are computed, as a multiple of those asked for.
+      min_recall: share of the exact answer that the index must find, or the pipeline refuses it.
+      check_queries: requests of the evaluation set that this is measured on.
+    """
+
+    kind: Literal["brute_force", "scann"] = "brute_force"
+    num_leaves: int | None = None
+    leaves_to_search: int | None = None
+    dimensions_per_block: int = 2
+    reorder: int = 4
+    min_recall: float = 0.9
+    check_queries: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("num_leaves", "leaves_to_search"):
+            value = getattr(self, name)
+            require(
+                value is None or value >= 1, f"export.index.{name}", "must be at least 1, or null"
+            )
+        for name in ("dimensions_per_block", "reorder", "check_queries"):
+            require(getattr(self, name) >= 1, f"export.index.{name}", "must be at least 1")
+        require(0 <= self.min_recall <= 1, "export.index.min_recall", "must be 0 to 1")
+
+    def leaves(self, items: int) -> tuple[int, int]:
+        """Parts of the space, and those that a query looks at, for a catalogue's size."""
+        leaves = min(self.num_leaves or max(round(items**0.5), 1), items)
+        return leaves, min(self.leaves_to_search or max(leaves // 10, 1), leaves)
+
+
+# What a server must have for each kind of index, and where it is had from.
+REQUIRED_OPS: dict[str, str] = {
+    "scann": (
+        "ScaNN's operations (namespace Scann, ops ScannSearchBatched and "
+        "ScannSearcherCreate...): the stock TF Serving binary has none of them. Use the image "
+        "google/tf-serving-scann, or link //scann/... into the server as described in "
+        "google-research/scann/tf_serving; `pip install scann==1.3.0` for this package's server"
+    )
+}
+
+
+def check_vectors(items: Sequence[bytes], vectors: np.ndarray, k: int) -> None:
+    """Refuses what must not be indexed.
+
+    Raises:
+      InputError: an item's vector is not finite, or k is above the size of the catalogue.
+    """
+    wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(wrong):
+        name = items[wrong[0]].decode("utf-8", "backslashreplace")
+        more = f", and those of {len(wrong) - 1} others are not" if len(wrong) > 1 else ""
+        raise InputError(f"the vector of item {name!r} is not finite{more}: the index is not built")
+    if k > len(items):
+        raise InputError(f"export.top_k is {k}, the catalogue has {len(items)} items: set it lower")
+
+
+def _merged(
+    rows: tf.Tensor, scores: tf.Tensor, seen: tf.Tensor, k: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The k best of lists of rows: each row once with its best score, none that was seen.
+
+    Args:
+      rows: int64 `[batch, n]`, negative for none.
+      scores: `[batch, n]`.
+      seen: int64 `[batch, any]`, negative for none.
+      k: how many.
+
+    Returns:
+      Rows `[batch, k]`, -1 for none, and their scores.
+    """
+    order = tf.argsort(scores, axis=1, direction="DESCENDING", stable=True)
+    rows, scores = (tf.gather(v, order, batch_dims=1) for v in (rows, scores))
+    order = tf.argsort(rows, axis=1, stable=True)
+    rows, scores = (tf.gather(v, order, batch_dims=1) for v in (rows, scores))
+    again = tf.concat([tf.zeros_like(rows[:, :1], tf.bool), rows[:, 1:] == rows[:, :-1]], axis=1)
+    seen = tf.sort(seen, axis=1)
+    place = tf.searchsorted(seen, rows)
+    padded = tf.pad(seen, [[0, 0], [0, 1]], constant_values=-2)
+    known = tf.equal(tf.gather(padded, tf.cast(place, tf.int64), batch_dims=1), rows)
+    out = again | known | (rows < 0) | ~tf.math.is_finite(scores)
+    scores = tf.where(out, tf.constant(NOTHING, scores.dtype), scores)
+    # Rows rise: of equal scores the lower row is first.
+    best, columns = tf.math.top_k(scores, k)
+    found = tf.gather(rows, columns, batch_dims=1)
+    nothing = best <= NOTHING
+    return tf.where(nothing, tf.constant(-1, tf.int64), found), best
+
+
+class RecommendationIndex(tf.Module):
+    """Rows of a catalogue by inner product; TFRS' `BruteForce` or `ScaNN` underneath.
+
+    Args:
+      items: raw ids, in the order in which those of equal scores are listed.
+      vectors: float32 `[items, dim]`.
+      config: which index, and how.
+      k: items that an answer lists.
+
+    Raises:
+      InputError: see `check_vectors`.
+      ConfigError: ScaNN is asked for and not installed.
+
+    Example:
+      >>> index = RecommendationIndex([b"a", b"b", b"c"], np.eye(3, dtype=np.float32)[:, :2],
+      ...                             IndexConfig(), k=2)
+      >>> rows, scores = index.search(tf.constant([[[2.0, 0.0], [0.0, 1.0]]]))
+      >>> print(rows.numpy(), scores.numpy())
+      [[0 1]] [[2. 1.]]
+    """
+
+    def __init__(
+        self, items: Sequence[bytes], vectors: np.ndarray, config: IndexConfig, k: int
+    ) -> None:
+        super().__init__()
+        vectors = np.asarray(vectors, np.float32)
+        check_vectors(items, vectors, k)
+        self.k, self.count, self.kind = k, len(items), config.kind
+        self._layer = self._searcher(vectors, config)
+        self._terms = tf.Variable(list(items), trainable=False, dtype=tf.string)
+        rows = tf.range(len(items), dtype=tf.int64)
+        self._rows = tf.lookup.StaticHashTable(
+            tf.lookup.KeyValueTensorInitializer(tf.constant(list(items)), rows), -1
+        )
+
+    def _searcher(self, vectors: np.ndarray, config: IndexConfig) -> Any:
+        from tensorflow_recommenders.layers import factorized_top_k
+
+        identifiers = tf.range(len(vectors), dtype=tf.int64)
+        if config.kind == "brute_force":
+            return factorized_top_k.BruteForce(k=self.k).index(vectors, identifiers)
+        leaves, searched = config.leaves(len(vectors))
+        try:
+            layer = factorized_top_k.ScaNN(
+                k=self.k,
+                num_leaves=leaves,
+                num_leaves_to_search=searched,
+                dimensions_per_block=config.dimensions_per_block,
+                num_reordering_candidates=min(config.reorder * self.k, len(vectors)),
+            )
+        except ImportError as error:
+            raise ConfigError(
+                "export.index.kind: scann is not installed: pip install 'tfrz[scann]', or use "
+                "brute_force"
+            ) from error
+        return layer.index(tf.constant(vectors), identifiers)
+
+    def rows_of(self, items: tf.Tensor) -> tf.Tensor:
+        """The row of each raw id, -1 for those that are not in the catalogue."""
+        return self._rows.lookup(items)
+
+    def search(
+        self, users: tf.Tensor, seen: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The best k rows for each user.
+
+        Args:
+          users: `[batch, interests, dim]`.
+          seen: rows to leave out, int64 `[batch, any]`, -1 for none.
+
+        Returns:
+          Rows int64 `[batch, k]`, the best first, -1 where there are fewer; scores float32 alike,
+          `NOTHING` there.
+        """
+        shape = tf.shape(users)
+        if seen is None:
+            seen = tf.fill([shape[0], 1], tf.constant(-1, tf.int64))
+        deep = tf.minimum(self.k + tf.shape(seen)[1], self.count)
+        queries = tf.reshape(users, [-1, users.shape[-1]])
+        scores, rows = self._layer(queries, k=deep)
+        together = tf.stack([shape[0], -1])
+        return _merged(
+            tf.reshape(tf.cast(rows, tf.int64), together),
+            tf.reshape(scores, together),
+            seen,
+            self.k,
+        )
+
+    def recommend(self, users: tf.Tensor, seen: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+        """`item_ids` string and `scores` float32 `[batch, k]`.
+
+        Args:
+          users: `[batch, interests, dim]`.
+          seen: raw ids to leave out, string `[batch, any]`; "" for none.
+        """
+        rows, scores = self.search(users, None if seen is None else self.rows_of(seen))
+        known = tf.gather(self._terms, tf.maximum(rows, 0))
+        return {"item_ids": tf.where(rows < 0, "", known), "scores": scores}
+
+
+def recommending(
+    encode: Callable[..., Mapping[str, tf.Tensor]],
+    index: RecommendationIndex,
+    drop_seen: bool,
+) -> Callable[..., dict[str, tf.Tensor]]:
+    """From the inputs of `encode` (which gives `embedding` and `seen`) to recommendations."""
+
+    def recommended(*args: Any, **kwargs: Any) -> dict[str, tf.Tensor]:
+        encoded = encode(*args, **kwargs)
+        return index.recommend(encoded["embedding"], encoded["seen"] if drop_seen else None)
+
+    return recommended

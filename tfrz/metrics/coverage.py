@@ -1,0 +1,52 @@
+"""How much of a catalogue is shown, and how evenly."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def exposures(listed: np.ndarray, num_items: int) -> np.ndarray:
+    """How often each item is listed.
+
+    Args:
+      listed: ids 1..num_items, any shape; others (0 for an empty place) do not count.
+      num_items: size of the catalogue.
+
+    Returns:
+      int64 `[num_items]`.
+    """
+    flat = np.asarray(listed).ravel()
+    flat = flat[(flat >= 1) & (flat <= num_items)]
+    return np.bincount(flat - 1, minlength=num_items)
+
+
+def coverage(counts: np.ndarray) -> float:
+    """Share of the items that are listed at all.
+
+    Args:
+      counts: how often each item of the catalogue is listed.
+
+    Example:
+      >>> coverage(np.array([3, 0, 1, 0]))
+      0.5
+    """
+    return float(np.mean(np.asarray(counts) > 0)) if len(counts) else float("nan")
+
+
+def gini(counts: np.ndarray) -> float:
+    """How unevenly the items are listed: 0 if all alike, near 1 if one has all.
+
+    Formula: `sum_i (2 i - n - 1) x_i / (n sum_i x_i)` over counts x in rising order, i from 1.
+
+    Args:
+      counts: how often each item of the catalogue is listed.
+
+    Example:
+      >>> gini(np.array([1, 1, 1, 1])), gini(np.array([0, 0, 0, 8]))
+      (0.0, 0.75)
+    """
+    x = np.sort(np.asarray(counts, np.float64))
+    total, n = x.sum(), len(x)
+    if not total:
+        return float("nan")
+    return float(((2 * np.arange(1, n + 1) - n - 1) * x).sum() / (n * total))

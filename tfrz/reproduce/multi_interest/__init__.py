@@ -1,0 +1,5 @@
+"""Experiments of multiple user representations with density weighting."""
+
+from tfrz.reproduce.multi_interest.density import EXPERIMENT as DENSITY
+
+EXPERIMENTS = (DENSITY,)
