@@ -210,15 +210,18 @@ def _targets(
 def _earlier_targets(
     target: np.ndarray, begin: np.ndarray, config: HistoryConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Training targets with those before them, and the first row of the user of each.
+    """Training targets with those before them, and the first event of the history of each.
 
-    An earlier target has a history of one event at least.
+    An earlier target has a history of one event at least, and of no more than the model sees: what
+    was seen before is told of a user once.
     """
     back = config.train_stride * np.arange(config.train_targets)
     rows = target[:, None] - back
     used = rows > begin[:, None]
     used[:, 0] = True
-    return rows[used], np.broadcast_to(begin[:, None], rows.shape)[used]
+    length = np.where(back == 0, config.kept, config.length)
+    first = np.maximum(begin[:, None], rows - length)
+    return rows[used], first[used]
 
 
 def build_examples(
@@ -258,10 +261,11 @@ def build_examples(
     examples = {}
     for split in SPLITS:
         some = targets[split] >= 0
-        target, begin = targets[split][some], starts[some]
+        target, first = targets[split][some], starts[some]
         if split == "train":
-            target, begin = _earlier_targets(target, begin, config)
-        first = np.maximum(begin, target - config.kept)
+            target, first = _earlier_targets(target, first, config)
+        else:
+            first = np.maximum(first, target - config.kept)
         row = {
             "user": runs(columns["user"], target, target + 1),
             "history": runs(columns["item"], first, target),

@@ -7,7 +7,7 @@ TensorFlow Transform's (`tfrz.data.transform_analyzers`), in process those of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -263,13 +263,26 @@ class Preprocessor(tf.Module):
 
 
 def transform_table(
-    preprocessor: Preprocessor, table: pa.Table, batch_size: int = 131_072
+    preprocessor: Preprocessor,
+    table: pa.Table,
+    batch_size: int = 131_072,
+    without: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
-    """All rows of `table`, label included, as arrays; lists padded with 0 to the longest."""
+    """All rows of `table`, label included, as arrays; lists padded with 0 to the longest.
+
+    Args:
+      preprocessor: fitted.
+      table: raw features.
+      batch_size: rows at a time.
+      without: transformed features that are not wanted.
+    """
     spec = preprocessor._spec
     parts: dict[str, list[np.ndarray]] = {}
     transform = tf.function(
-        lambda raw: densify(preprocessor(raw, with_label=True)), reduce_retracing=True
+        lambda raw: densify(
+            {k: v for k, v in preprocessor(raw, with_label=True).items() if k not in without}
+        ),
+        reduce_retracing=True,
     )
     for start in range(0, max(table.num_rows, 1), batch_size):
         batch = transform(raw_sparse(table.slice(start, batch_size), spec))

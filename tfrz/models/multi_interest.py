@@ -312,7 +312,7 @@ class MultiInterest(keras.Model):
         return [self.items, *self.feature_tables.values(), *numbers, *self.item_mlp]
 
     def item_embeddings(self) -> np.ndarray:
-        """v of the ids 1..V, float32 `[V, dim]`."""
+        """V of the ids 1..V, float32 `[V, dim]`."""
         return self.item_vectors().numpy()
 
     def set_item_features(self, columns: Mapping[str, np.ndarray]) -> None:
@@ -365,7 +365,7 @@ class MultiInterest(keras.Model):
         return vectors
 
     def encode_items(self, embedded: tf.Tensor) -> tf.Tensor:
-        """v of embedded items, float32 `[items, dim]`."""
+        """V of embedded items, float32 `[items, dim]`."""
         v = embedded
         for layer in self.item_mlp:
             v = layer(v)
@@ -373,7 +373,7 @@ class MultiInterest(keras.Model):
         return tf.math.l2_normalize(v, axis=-1) if self.config.normalize else v
 
     def item_vectors(self) -> tf.Tensor:
-        """v of the ids 1..V, float32 `[V, dim]`."""
+        """V of the ids 1..V, float32 `[V, dim]`."""
         return self.encode_items(self.embed_items(tf.range(1, 1 + self.num_items, dtype=tf.int64)))
 
     # The user tower.

@@ -157,9 +157,7 @@ def test_invariant_2_permuting_heads_permutes_interests_and_changes_no_score(nam
 
 def test_invariant_2_another_head_never_lowers_a_score():
     users, items = _random(20, 5, DIM), tf.constant(_random(ITEMS, DIM, seed=1))
-    found = [
-        _array(interest_scores(tf.constant(users[:, :heads]), items)) for heads in range(1, 6)
-    ]
+    found = [_array(interest_scores(tf.constant(users[:, :heads]), items)) for heads in range(1, 6)]
     for fewer, more in zip(found, found[1:], strict=False):
         assert (more >= fewer - 1e-6).all()
     assert (found[-1] > found[0] + 1e-3).any()
@@ -183,9 +181,7 @@ def test_invariant_3_the_gradient_of_a_score_flows_into_its_best_head_alone(comp
             du[b, best[b, j]] += upstream[b, j] * items[j]
             dv[j] += upstream[b, j] * users[b, best[b, j]]
     run = tf.function(gradients) if compiled else gradients
-    for found, expected in zip(
-        run(tf.constant(users), tf.constant(items)), (du, dv), strict=True
-    ):
+    for found, expected in zip(run(tf.constant(users), tf.constant(items)), (du, dv), strict=True):
         np.testing.assert_allclose(_array(found), expected, atol=1e-5)
 
 
@@ -293,12 +289,12 @@ def test_the_deep_tower_is_that_of_the_oracle_whatever_its_depth(layers, heads, 
         layer = _filled(MultiInterestAttention(HEADS))
         x = _random(BATCH, TIME, DIM)
         weights = _weights(layer) | {"W": np.eye(DIM), "b": np.zeros(DIM)}
-        np.testing.assert_allclose(layer(tf.constant(x)), oracle.deep(weights, x, None, 0), atol=1e-5)
+        np.testing.assert_allclose(
+            layer(tf.constant(x)), oracle.deep(weights, x, None, 0), atol=1e-5
+        )
         return
     layer = _filled(
-        DeepInterestEncoder(
-            2, units=8, num_layers=layers, num_heads=heads, positions=positions
-        )
+        DeepInterestEncoder(2, units=8, num_layers=layers, num_heads=heads, positions=positions)
     )
     x = _random(BATCH, TIME, DIM, seed=2)
     expected = oracle.deep(_weights(layer), x, None, layers, heads, positions)

@@ -35,14 +35,14 @@ def test_worked_example_2_loss():
     scores, ids = np.array([[2.0, 3.0], [1.0, 3.0]]), np.array([1, 2])
     log_q = np.log([0.8, 0.2])
     logits = scores - log_q
-    np.testing.assert_allclose(
-        logits, [[2.223144, 4.609438], [1.223144, 4.609438]], atol=5e-7
-    )
+    np.testing.assert_allclose(logits, [[2.223144, 4.609438], [1.223144, 4.609438]], atol=5e-7)
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(shares, [[0.084224, 0.915776], [0.032727, 0.967273]], atol=5e-7)
     expected = [2.474278, 0.033274]
     np.testing.assert_allclose(_loss(scores, ids, ids, log_q), expected, atol=5e-7)
-    np.testing.assert_allclose(oracle.candidate_softmax(scores, ids, ids, log_q), expected, atol=5e-7)
+    np.testing.assert_allclose(
+        oracle.candidate_softmax(scores, ids, ids, log_q), expected, atol=5e-7
+    )
     single = _loss(scores.astype("float32"), ids, ids, log_q)
     assert single.dtype == np.float32
     np.testing.assert_allclose(single, expected, atol=2e-6)
@@ -95,9 +95,7 @@ def test_without_any_negative_the_loss_is_nothing():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_huge_scores_and_rows_with_hits_have_finite_losses_and_gradients(dtype):
-    scores = tf.constant(
-        [[1e4, -1e4, 1e4], [-1e4, 1e4, 0.0], [1e4, 1e4, -1e4]], dtype
-    )
+    scores = tf.constant([[1e4, -1e4, 1e4], [-1e4, 1e4, 0.0], [1e4, 1e4, -1e4]], dtype)
     ids = tf.constant([1, 2, 1])
     with tf.GradientTape() as tape:
         tape.watch(scores)

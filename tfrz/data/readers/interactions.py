@@ -11,7 +11,7 @@ import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -243,7 +243,7 @@ class Gowalla(InteractionReader):
     """
 
     name = "gowalla"
-    _PARTS = {"train": ("train",), "test": ("test",), "both": ("train", "test")}
+    _PARTS: ClassVar = {"train": ("train",), "test": ("test",), "both": ("train", "test")}
 
     def __init__(self, path: str, part: str = "train", seed: int = 0) -> None:
         require(part in self._PARTS, "data.options.part", "must be train, test or both")

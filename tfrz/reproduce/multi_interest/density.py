@@ -1,4 +1,4 @@
-"""The density study: one vector or several, equal weights, by frequency or by density, four skews."""
+"""The density study: one vector or several; equal weights, by frequency, by density."""
 
 from __future__ import annotations
 
@@ -172,8 +172,11 @@ def train_one(key: dict[str, Any]) -> dict[str, Any]:
     if run["kind"] == "density":
         stages.setdefault("density", stages["train"])
     seconds = round(time.perf_counter() - started, 1)
-    says = f"{key['run']}, skew {key['skew']}, seed {key['seed']}: HR@10 {stages['train']['hr_10']:.3f}"
-    return {"stages": stages, "seconds": seconds, "says": f"{says} ({seconds} s)"}
+    says = (
+        f"{key['run']}, skew {key['skew']}, seed {key['seed']}: "
+        f"HR@10 {stages['train']['hr_10']:.3f} ({seconds} s)"
+    )
+    return {"stages": stages, "seconds": seconds, "says": says}
 
 
 Means = dict[str, dict[str, dict[str, float]]]

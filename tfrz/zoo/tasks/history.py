@@ -177,8 +177,9 @@ class HistoryTask:
         )
         transform = HistoryPreprocessor.fit_examples(parts["train"], spec, self.history)
         trainer = self.config.trainer
-        columns = {name: transform_table(transform, parts[name]) for name in SPLITS}
-        del columns["train"]["seen_xf"]
+        # What a user has seen is only asked where recommendations are judged.
+        columns = {"train": transform_table(transform, parts["train"], without=["seen_xf"])}
+        columns |= {name: transform_table(transform, parts[name]) for name in SPLITS[1:]}
         sizes = transform.vocabulary_sizes
         evaluated = {name: ArrayBatches(columns[name], _EVALUATION_BATCH) for name in SPLITS[1:]}
         return Prepared(

@@ -22,8 +22,8 @@ from tfrz.data.features import HistorySpec, raw_feature_spec
 from tfrz.data.preprocessing import densify
 from tfrz.export.index import RecommendationIndex, recommending
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
-from tfrz.losses.retrieval import candidate_softmax_loss, focal_loss, log_expected_counts
 from tfrz.files import atomic_write
+from tfrz.losses.retrieval import candidate_softmax_loss, focal_loss, log_expected_counts
 from tfrz.metrics.coverage import coverage, exposures, gini
 from tfrz.metrics.ranking import at_rank, parse, rank_of
 from tfrz.training.density_weighting import WeightingConfig
