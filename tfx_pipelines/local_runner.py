@@ -45,8 +45,10 @@ class PipelineResult:
 
     Attributes:
       components: in the order they ran.
-      blessed: whether the Evaluator blessed the model.
+      evaluated: whether the Evaluator blessed the model.
+      blessed: whether the Evaluator and every other check blessed the model.
       refusals: the thresholds that the model missed.
+      checks: what checks beside the Evaluator measured.
       metrics: of the Evaluator, over all examples.
       slices: the same by slice.
       pushed: the version that was pushed, or that an unchanged run had pushed before.
@@ -56,8 +58,10 @@ class PipelineResult:
     """
 
     components: list[ComponentRun]
+    evaluated: bool
     blessed: bool
     refusals: list[str]
+    checks: dict[str, dict[str, Any]]
     metrics: dict[str, float]
     slices: dict[str, dict[str, float]]
     pushed: str | None
@@ -191,6 +195,18 @@ def _evaluation(places: Places) -> tuple[dict[str, float], dict[str, dict[str, f
     return overall, slices, refusals
 
 
+def _checks(places: Places) -> tuple[dict[str, dict[str, Any]], bool, list[str]]:
+    """What the latest checks beside the Evaluator measured, whether all passed, and why not."""
+    measured: dict[str, dict[str, Any]] = {}
+    for component in sorted(Path(places.artifacts).glob("*/blessing")):
+        folder = _latest(component)
+        report = folder / "check.json" if folder is not None else None
+        if report is not None and report.exists():
+            measured[component.parent.name] = json.loads(report.read_text())
+    reasons = [r["reason"] for r in measured.values() if not r["passed"]]
+    return measured, not reasons, reasons
+
+
 def _pushed(places: Places, model: str) -> list[int]:
     folder = Path(places.serving(model))
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
@@ -261,15 +277,19 @@ def run_pipeline(
                 raise InputError(line.replace("\\n", " ").rstrip("'\"")) from error
             raise
         metrics, slices, refusals = _evaluation(places)
+        checks, passed, reasons = _checks(places)
     blessing = _latest(Path(places.artifacts) / "Evaluator" / "blessing")
-    blessed = blessing is not None and (blessing / "BLESSED").exists()
+    evaluated = blessing is not None and (blessing / "BLESSED").exists()
+    blessed = passed and evaluated
     after = _pushed(places, config.name)
     unchanged = bool(components) and components[-1].outcome == "cached"
     pushed = after[-1] if after and (len(after) > len(before) or (unchanged and blessed)) else None
     return PipelineResult(
         components=components,
+        evaluated=evaluated,
         blessed=blessed,
-        refusals=refusals,
+        refusals=refusals + reasons,
+        checks=checks,
         metrics=metrics,
         slices=slices,
         pushed=None if pushed is None else f"{places.serving(config.name)}/{pushed}",

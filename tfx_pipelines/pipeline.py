@@ -130,23 +130,35 @@ def create_pipeline(
         hyperparameters=hyperparameters,
         **trained,
     )
+    components += [resolver, trainer]
+    model = trainer.outputs["model"]
+    stages = None
+    if entry.stages is not None:
+        stages = registry.resolve(entry.stages)(config, data, features, reader)
+        model, more = stages.after_training(model)
+        components += more
     evaluator = tfx.components.Evaluator(
         examples=examples,
-        model=trainer.outputs["model"],
+        model=model,
         baseline_model=resolver.outputs["model"],
         eval_config=task.eval_config(spec.label, has_baseline=True),
         example_splits=["eval"],
     )
+    components.append(evaluator)
+    blessing = evaluator.outputs["blessing"]
+    if stages is not None:
+        blessing, more = stages.after_evaluation(model, examples, blessing)
+        components += more
     pusher = tfx.components.Pusher(
-        model=trainer.outputs["model"],
-        model_blessing=evaluator.outputs["blessing"],
+        model=model,
+        model_blessing=blessing,
         push_destination=tfx.proto.PushDestination(
             filesystem=tfx.proto.PushDestination.Filesystem(
                 base_directory=places.serving(config.name)
             )
         ),
     )
-    components += [resolver, trainer, evaluator, pusher]
+    components.append(pusher)
     return tfx.dsl.Pipeline(
         pipeline_name=config.name.replace("_", "-"),  # Kubeflow takes no underscore
         pipeline_root=places.artifacts,

@@ -81,7 +81,10 @@ def run(args: argparse.Namespace) -> int:
     for component in result.components:
         outcome = component.outcome
         if component.name == "Evaluator":
-            outcome += ", blessed" if result.blessed else ", NOT blessed"
+            outcome += ", blessed" if result.evaluated else ", NOT blessed"
+        check = result.checks.get(component.name)
+        if check is not None:
+            outcome += ", passed" if check["passed"] else ", NOT passed"
         if component.name == "Pusher" and not result.pushed:
             outcome += ", nothing pushed"
         rows.append((component.name, outcome, f"{component.seconds:.1f}"))
@@ -93,6 +96,11 @@ def run(args: argparse.Namespace) -> int:
             [(n, f"{v:.4f}") for n, v in result.metrics.items() if n != "example_count"],
         )
     )
+    for name, check in result.checks.items():
+        shown = {k: v for k, v in check.items() if k not in ("passed", "refused_before", "reason")}
+        values = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}"
+                           for k, v in shown.items())
+        print(f"{name}: {values}")
     print(f"\n{result.seconds:.0f} s in all; log: {result.log}")
     if result.pushed:
         print(f"pushed: {result.pushed}")

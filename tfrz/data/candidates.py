@@ -89,7 +89,10 @@ class Catalogue:
         """
         import json
 
-        table = pq.read_table(str(path))
+        try:
+            table = pq.read_table(str(path))
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path} is not a Parquet file: {error}") from error
         text = (table.schema.metadata or {}).get(_SPEC)
         if text is None:
             raise InputError(f"{path} is not a catalogue that tfrz wrote")

@@ -134,8 +134,8 @@ class CandidateSpec:
     Attributes:
       item: column of the item's raw id, as histories have it; once in the table.
       features: further columns, known before anybody has taken the item.
-      file: a CSV, Parquet or TFRecord file of one's own with a row per item; null where the source
-        brings its catalogue.
+      file: a CSV, Parquet or TFRecord file of one's own with a row per item, named from the folder
+        of the spec; null where the source brings its catalogue.
       separator: between the values of a multivalent feature in CSV.
     """
 

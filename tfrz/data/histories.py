@@ -32,7 +32,7 @@ class HistoryConfig:
       length: events that the model sees, the newest.
       padding: the side on which shorter histories are padded.
       keep: events that an example holds, the newest; those beyond `length` only count as seen.
-        Null for `length`.
+        Null for `length`. Training examples of earlier targets hold `length`.
       train_targets: training examples of a user at most: one for the last event of training, and
         for those before it, `train_stride` events apart. Models that learn from every event of a
         history need one.

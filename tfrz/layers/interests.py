@@ -255,6 +255,8 @@ class DeepInterestEncoder(_InterestEncoder):
         x <- x + ELU(MHA(x, x))          num_layers times; no layer norm, no feed-forward part
         U  = softmax(c q xᵀ) x
 
+    MHA is the usual one, its scores divided by the root of `units / num_heads`.
+
     Args:
       num_interests: H.
       units: D, width of the representations.
@@ -302,6 +304,7 @@ class DeepInterestEncoder(_InterestEncoder):
         require(units >= 1, "units", "must be at least 1")
         require(num_layers >= 0, "num_layers", "must not be negative")
         require(num_heads >= 1 and units % num_heads == 0, "num_heads", "must divide units")
+        require(0 <= dropout < 1, "dropout", "must be at least 0, under 1")
         self.units, self.num_layers, self.num_heads = units, num_layers, num_heads
         self.dropout, self.positions = dropout, positions
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

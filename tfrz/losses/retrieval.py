@@ -170,7 +170,11 @@ def focal_loss(losses: tf.Tensor, gamma: float) -> tf.Tensor:
     Reference:
       Lin et al., "Focal Loss for Dense Object Detection" (2017), equation 4.
     """
-    return losses if not gamma else (1.0 - tf.exp(-losses)) ** gamma * losses
+    if not gamma:
+        return losses
+    # Away from 0, where a power below 1 has no slope.
+    miss = tf.maximum(-tf.math.expm1(-losses), tf.constant(1e-12, losses.dtype))
+    return miss**gamma * losses
 
 
 @keras.saving.register_keras_serializable(package="tfrz")

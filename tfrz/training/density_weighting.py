@@ -32,6 +32,9 @@ from tfrz.training.fit import FitResult, Trainable, fit
 
 logger = logging.getLogger(__name__)
 
+# Directions with less of the variance than this are none.
+_FLAT = 1e-12
+
 
 @dataclasses.dataclass(frozen=True)
 class WeightingConfig:
@@ -86,7 +89,7 @@ class WeightingConfig:
         require(0 <= self.momentum <= 1, "weighting.momentum", "must be 0 to 1")
         require(self.tolerance >= 0, "weighting.tolerance", "must not be negative")
         require(self.noise >= 0, "weighting.noise", "must not be negative")
-        require(self.floor >= 0, "weighting.floor", "must not be negative")
+        require(self.floor > 0, "weighting.floor", "must be above 0")
         require(self.calibration_rate > 0, "weighting.calibration_rate", "must be above 0")
         for name, least in (("components", 1), ("max_weight", 1), ("calibration_epochs", 1)):
             value = getattr(self, name)
@@ -133,13 +136,13 @@ def weighted_kernel_density(
     sigma = np.asarray(covariance, np.float64)
     if sigma.ndim == 0:
         sigma = sigma * np.eye(dim)
-    try:
-        root = np.linalg.cholesky(sigma)
-    except np.linalg.LinAlgError as error:
+    spread = np.linalg.eigvalsh(sigma)
+    if not spread[0] > _FLAT * spread[-1]:
         raise InputError(
             "the density of the items cannot be estimated, their vectors lie in a plane: raise "
             "weighting.noise or lower weighting.components"
-        ) from error
+        )
+    root = np.linalg.cholesky(sigma)
     # Distances of whitened vectors are Mahalanobis distances; centred, they lose fewer digits.
     centre = points.mean(axis=0)
     points = np.linalg.solve(root, (points - centre).T).T
@@ -223,7 +226,7 @@ def example_weights(
     Args:
       weights: w, `[items]`, summing to 1.
       counts: n, how often each item is a target, `[items]`.
-      max_weight: bound; the mean is then 1 again after the bound.
+      max_weight: bound, at least 1; what is cut off goes to the others.
 
     Returns:
       float64 `[items]`.
@@ -232,10 +235,18 @@ def example_weights(
     seen = counts > 0
     total = counts.sum()
     omega = np.where(seen, total * np.asarray(weights) / np.maximum(counts, 1), 0.0)
-    if max_weight is not None:
-        omega = np.minimum(omega, max_weight)
-    mean = float((omega * counts).sum() / max(total, 1.0))
-    return omega / mean if mean > 0 else omega
+    capped = np.zeros(len(omega), bool)
+    while True:
+        # What is above the bound is cut off, and goes to the others, which may then be above it.
+        rest = seen & ~capped
+        left = total - (counts[capped].sum() * max_weight if max_weight is not None else 0.0)
+        mass = float((omega * counts)[rest].sum())
+        if mass > 0:
+            omega = np.where(rest, omega * (left / mass), omega)
+        if max_weight is None or not (rest & (omega > max_weight)).any():
+            return omega
+        capped |= rest & (omega > max_weight)
+        omega = np.where(capped, max_weight, omega)
 
 
 def inverse_frequency_weights(counts: np.ndarray, max_weight: float | None = None) -> np.ndarray:

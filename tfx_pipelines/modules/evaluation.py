@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import tensorflow_model_analysis as tfma
 from tensorflow_model_analysis.metrics import metric_types
 
+from tfrz.metrics.coverage import coverage, gini
 from tfrz.metrics.ranking import at_rank
 from tfrz.metrics.slates import of_slate
 
@@ -111,6 +113,84 @@ def _slate_computations(
 ) -> list[Any]:
     judge = functools.partial(_of_slate, name, max_grade)
     return _computations(judge, "positions", name, model_names, output_names, example_weighted)
+
+
+class _Exposures(beam.CombineFn):
+    """How often each item is listed: accumulates (size of the catalogue, counts).
+
+    Args:
+      key: of the metric.
+      kind: `coverage` or `gini`.
+      n: the items of a list that count.
+    """
+
+    def __init__(self, key: Any, kind: str, n: int) -> None:
+        self._key, self._kind, self._n = key, kind, n
+
+    def create_accumulator(self) -> tuple[int, collections.Counter]:
+        return 0, collections.Counter()
+
+    def add_input(
+        self, accumulator: tuple[int, collections.Counter], element: Any
+    ) -> tuple[int, collections.Counter]:
+        size, counts = accumulator
+        outputs = element.get_predictions(self._key.model_name, self._key.output_name)
+        counts.update(item for item in np.ravel(outputs["item_ids"])[: self._n].tolist() if item)
+        features = element.get_transformed_features(self._key.model_name)
+        return max(size, int(np.ravel(features["catalogue_size"])[0])), counts
+
+    def merge_accumulators(
+        self, accumulators: Iterable[tuple[int, collections.Counter]]
+    ) -> tuple[int, collections.Counter]:
+        size, merged = self.create_accumulator()
+        for one, counts in accumulators:
+            size = max(size, one)
+            merged.update(counts)
+        return size, merged
+
+    def extract_output(self, accumulator: tuple[int, collections.Counter]) -> dict[Any, float]:
+        size, counts = accumulator
+        listed = np.zeros(max(size, len(counts)), np.int64)
+        listed[: len(counts)] = list(counts.values())
+        return {self._key: coverage(listed) if self._kind == "coverage" else gini(listed)}
+
+
+def _exposure_computations(
+    kind: str = "coverage",
+    n: int = 20,
+    name: str = "",
+    model_names: list[str] | None = None,
+    output_names: list[str] | None = None,
+    example_weighted: bool = False,
+    **_: Any,
+) -> list[Any]:
+    computations = []
+    for model_name in model_names or [""]:
+        key = metric_types.MetricKey(
+            name=name, model_name=model_name, example_weighted=example_weighted
+        )
+        inputs = metric_types.TransformedFeaturePreprocessor(
+            feature_keys=["catalogue_size"], model_names=[model_name] if model_name else None
+        )
+        computations.append(
+            metric_types.MetricComputation(
+                keys=[key], preprocessors=[inputs], combiner=_Exposures(key, kind, n)
+            )
+        )
+    return computations
+
+
+class ExposureMetric(tfma.metrics.Metric):
+    """How much of the catalogue is listed, or how unevenly, over all examples.
+
+    Args:
+      kind: `coverage` or `gini`.
+      n: the items of a list that count.
+      name: of the metric.
+    """
+
+    def __init__(self, kind: str, n: int, name: str) -> None:
+        super().__init__(_exposure_computations, kind=kind, n=n, name=name)
 
 
 class RankingMetric(tfma.metrics.Metric):

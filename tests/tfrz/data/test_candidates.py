@@ -71,9 +71,9 @@ def test_a_catalogue_may_have_ids_alone():
 
 
 def test_an_item_that_is_there_twice_is_named():
-    with pytest.raises(InputError, match="'sku-7'.*twice"):
+    with pytest.raises(InputError, match=r"'sku-7'.*twice"):
         _catalogue([*ROWS, (b"sku-7", [], [], []), (b"sku-7", [], [], [])])
-    with pytest.raises(InputError, match="'q'.*twice"):
+    with pytest.raises(InputError, match=r"'q'.*twice"):
         Catalogue.of_items([b"q", b"r", b"q"])
 
 
@@ -98,14 +98,14 @@ def test_a_catalogue_is_the_same_after_it_was_written(tmp_path):
 def test_a_file_of_another_is_refused(tmp_path):
     other = tmp_path / "other.parquet"
     pq.write_table(pa.table({"sku": pa.array([b"x"], pa.binary())}), other)
-    with pytest.raises(InputError, match="other.parquet"):
+    with pytest.raises(InputError, match=r"other\.parquet"):
         Catalogue.read(other)
 
 
 def test_a_file_that_is_no_parquet_is_refused(tmp_path):
     text = tmp_path / "items.csv"
     text.write_text("sku\nx\n")
-    with pytest.raises(InputError, match="items.csv"):
+    with pytest.raises(InputError, match=r"items\.csv"):
         Catalogue.read(text)
 
 

@@ -231,7 +231,7 @@ def test_the_reader_draws_as_the_simulator_does():
     users: dict[bytes, list[int]] = {}
     for row in sorted(table.to_pylist(), key=lambda row: row["position"]):
         users.setdefault(row["user"], []).append(int(row["item"].decode()[5:]) // 6)
-    moves = [(a, b) for places in users.values() for a, b in zip(places, places[1:], strict=False)]
+    moves = [(a, b) for places in users.values() for a, b in itertools.pairwise(places)]
     starts = np.bincount([places[0] for places in users.values()], minlength=4)
     for count in starts:
         assert _near(count / 4000, 0.25, 4000)

@@ -103,8 +103,8 @@ def _by_user(events: pa.Table) -> dict[bytes, list[dict]]:
     return users
 
 
-def _example(rows: list[dict], place: int, config: HistoryConfig) -> dict:
-    before = rows[max(0, place - config.kept) : place]
+def _example(rows: list[dict], place: int, held: int) -> dict:
+    before = rows[max(0, place - held) : place]
     return {
         "user": [rows[place]["user"]],
         "history": [row["item"] for row in before],
@@ -133,7 +133,9 @@ def _expected(events: pa.Table, config: HistoryConfig, trained: set[bytes]) -> l
             continue
         places = [last - k * config.train_stride for k in range(config.train_targets)]
         places = [p for k, p in enumerate(places) if k == 0 or p >= 1]
-        lines += [_line(_example(rows, place, config)) for place in places]
+        # What lies beyond the model's sight only counts as seen, which is for judging.
+        held = [config.kept, *[config.length] * (len(places) - 1)]
+        lines += [_line(_example(rows, *pair)) for pair in zip(places, held, strict=True)]
     return sorted(lines)
 
 
@@ -263,7 +265,7 @@ def test_memory_does_not_grow_with_the_history(values):
         accumulator = kept.add_input(accumulator, (stamp % 100, i, b"x"))
         longest = max(longest, sum(map(len, accumulator)))
     regions = 3 if "validation_start" in values else 1
-    assert longest <= regions * 4 * (config.kept + 5 * 5 + 3)
+    assert longest <= regions * 4 * (config.kept + config.length + 5 * 5 + 3)
 
 
 @pytest.mark.parametrize("name", ["train_targets", "train_stride"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -158,7 +160,7 @@ def test_invariant_2_permuting_heads_permutes_interests_and_changes_no_score(nam
 def test_invariant_2_another_head_never_lowers_a_score():
     users, items = _random(20, 5, DIM), tf.constant(_random(ITEMS, DIM, seed=1))
     found = [_array(interest_scores(tf.constant(users[:, :heads]), items)) for heads in range(1, 6)]
-    for fewer, more in zip(found, found[1:], strict=False):
+    for fewer, more in itertools.pairwise(found):
         assert (more >= fewer - 1e-6).all()
     assert (found[-1] > found[0] + 1e-3).any()
 

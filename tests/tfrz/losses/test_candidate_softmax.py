@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -234,7 +236,7 @@ def test_the_bias_of_the_loss_falls_as_the_negatives_double():
         drawn = tf.constant(rng.choice(WORLD_ITEMS, (3000, batch), p=p))
         found = tf.map_fn(estimate, drawn, fn_output_signature=tf.float64).numpy()
         biases.append(abs(found.mean() - whole))
-    for fewer, more in zip(biases, biases[1:], strict=False):
+    for fewer, more in itertools.pairwise(biases):
         assert more < 0.8 * fewer, biases
 
 

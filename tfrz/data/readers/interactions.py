@@ -7,6 +7,7 @@ A batch has the columns `user` and `item` (binary), `time` (int64, 0 where there
 from __future__ import annotations
 
 import abc
+import dataclasses
 import gzip
 import json
 from collections.abc import Iterator
@@ -224,7 +225,12 @@ class AmazonSequences(ItemLines):
                 known = json.load(file)
         except (OSError, ValueError) as error:
             raise InputError(f"{self._attributes} is not gzipped JSON: {error}") from error
-        lists = [[b"%d" % a for a in attributes] for attributes in known.values()]
+        try:
+            lists = [[b"%d" % a for a in attributes] for attributes in known.values()]
+        except (AttributeError, TypeError) as error:
+            raise InputError(
+                f"{self._attributes} does not map items to lists of numbers: {error}"
+            ) from error
         return pa.table(
             {
                 "item": pa.array([item.encode() for item in known], pa.binary()),
@@ -394,7 +400,7 @@ class TabularCandidates(Tabular):
 
     def __init__(self, spec: CandidateSpec) -> None:
         assert spec.file is not None
-        self._open(spec.file, spec.separator)
+        self._open(spec.file, spec.separator, "candidates.file in the feature spec")
         self.spec = spec
 
     @property
@@ -449,6 +455,12 @@ class TabularInteractions(Tabular, InteractionReader):
     def __init__(self, path: str, features: str) -> None:
         self._open(path)
         self.spec = from_mapping(HistorySpec, read_yaml(features), features)
+        described = self.spec.candidates
+        if described is not None and described.file is not None:
+            # As a name in the spec is meant: from where the spec is.
+            beside = str(Path(features).parent / described.file)
+            described = dataclasses.replace(described, file=beside)
+            self.spec = dataclasses.replace(self.spec, candidates=described)
 
     def feature_spec(self) -> Any:
         """See `Reader`."""

@@ -48,10 +48,12 @@ class Tabular(Reader):
         self._open(path, str(mapping.pop("separator", "|")))
         self.spec = from_mapping(FeatureSpec, mapping, features)
 
-    def _open(self, path: str, separator: str = "|") -> None:
+    def _open(
+        self, path: str, separator: str = "|", named: str = "the path given to --data"
+    ) -> None:
         self.path, self.separator = path, separator
         if not Path(path).exists():
-            raise InputError(f"{path} does not exist: check the path given to --data")
+            raise InputError(f"{path} does not exist: check {named}")
         plain = path[:-3] if path.endswith(".gz") else path
         self.format = plain.rpartition(".")[2]
         if self.format not in ("csv", "tsv", "parquet", "tfrecord"):
