@@ -7,7 +7,7 @@ A training step is a whole step of the model: lookups, encoders, sampled softmax
 
 from __future__ import annotations
 
-import base64
+import functools
 import json
 import tempfile
 import time
@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import serving_processes as processes
+from benchmarks import histories
 from benchmarks.measure import in_fresh_process, peak_resident_bytes, time_paired
 from benchmarks.report import Bound, Figure, Section
 from benchmarks.runner import Options, Part, Skip
-from benchmarks.serving import post
 
 TITLE = "mixture of temporal ranges (M3): steps, data, recommendations"
 MODELS = {
@@ -39,58 +38,21 @@ def make_step(
     model_values: Mapping[str, Any], batch: int, length: int, dim: int, xla: bool = False
 ) -> Callable[[], float]:
     """A training step of M3 on random histories; gives the loss before the update."""
-    import keras
-    import tensorflow as tf
-
-    from tfrz.training.compilation import compiled_value_and_gradients
-    from tfrz.zoo import registry
-    from tfrz.zoo.run_config import load_run_config
     from tfrz.zoo.tasks.history import HistoryInputs
 
     sizes = {"item_dim": dim, "input_units": [dim], "encoder_dim": dim, "output_units": [dim]}
     sizes |= {"loss": "sampled_softmax", "context_dim": 8, **model_values}
     overrides = [f"model.{name}={json.dumps(value)}" for name, value in sizes.items()]
-    overrides += [f"data.history.length={length}", f"trainer.xla={'on' if xla else 'off'}"]
-    config = load_run_config("m3", "default", overrides)
-    entry = registry.get("m3")
-    task = entry.load("task")(entry, config)
-    keras.utils.set_random_seed(0)
-    model = task.build(HistoryInputs(_ITEMS, _ITEMS + 2, length, {"page": _PAGES}, (), "right"))
+    overrides.append(f"data.history.length={length}")
     rng = np.random.default_rng(0)
-    data = {
+    columns = {
         "history_xf": rng.integers(1, _ITEMS, (batch, length)),
         "history_page_xf": rng.integers(1, _PAGES, (batch, length)),
         "target_xf": rng.integers(1, _ITEMS, batch),
         "page_xf": rng.integers(1, _PAGES, batch),
     }
-    tensors = {name: tf.constant(value, tf.int64) for name, value in data.items()}
-    variables = model.trainable_variables
-    optimizer = keras.optimizers.Adam(1e-3, jit_compile=False)
-    optimizer.build(variables)
-
-    def loss_of(looked_up: dict[str, Any]) -> Any:
-        return tf.reduce_mean(task.dense_loss(model, looked_up)[0])
-
-    compiled = compiled_value_and_gradients(loss_of, variables) if xla else None
-
-    @tf.function
-    def step() -> Any:
-        with tf.GradientTape() as tape:
-            looked_up = task.lookup(model, tensors)
-            loss = loss_of(looked_up) if compiled is None else None
-        if compiled is None:
-            gradients = tape.gradient(loss, variables)
-        else:
-            loss, dense, inner = compiled(looked_up)
-            names = list(inner)
-            outer = tape.gradient(
-                [looked_up[n] for n in names], variables, [inner[n] for n in names]
-            )
-            gradients = [a if b is None else b for a, b in zip(dense, outer, strict=True)]
-        optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        return loss
-
-    return lambda: float(step())
+    inputs = HistoryInputs(_ITEMS, _ITEMS + 2, length, {"page": _PAGES}, (), "right")
+    return histories.make_step("m3", overrides, inputs, columns, xla)
 
 
 def measure_step(options: Options) -> Section:
@@ -217,15 +179,9 @@ def child_histories(data: str, length: int) -> dict[str, float]:
     return {"seconds": seconds, "bytes": float(peak_resident_bytes())}
 
 
-def _movielens(options: Options) -> Path | None:
-    """Where MovieLens-1M is, if it is there."""
-    name, _, path = options.data.partition(":")
-    return Path(path) if name == "movielens-1m" and path and Path(path).exists() else None
-
-
 def measure_transform(options: Options) -> Section:
     """Beam and TFT on the first rows of MovieLens-1M and on all of it."""
-    path = _movielens(options)
+    path = histories.movielens(options)
     if path is None:
         raise Skip(f"{options.data} is not there: name it with --data movielens-1m:PATH")
     from tfrz.data.readers.base import TextSource
@@ -260,74 +216,6 @@ def measure_transform(options: Options) -> Section:
     )
 
 
-def export_untrained(folder: Path, data: str, max_steps: int) -> Path:
-    """An M3 of MovieLens-1M, trained for a few steps as a user would; its versions' folder."""
-    from tfrz.zoo.train import train
-
-    overrides = [f"trainer.max_steps={max_steps}", "trainer.tensorboard=false"]
-    overrides += ["data.max_corrupt_fraction=0"]
-    train("m3", data, folder, overrides=overrides, progress=False)
-    return folder / "model"
-
-
-def measure_recommendation(options: Options) -> Section:
-    """One user's recommendations over gRPC and REST against a bare call of the signature."""
-    import grpc
-    import tensorflow as tf
-
-    from tfrz.serving.client import PREDICT
-
-    data = "simulated" if options.quick or _movielens(options) is None else options.data
-    rounds = 30 if options.quick else 500
-    with tempfile.TemporaryDirectory(prefix="tfrz-bench-") as folder:
-        base = export_untrained(Path(folder) / "run", data, 3)
-        request = processes.warmup_rows(base, 1, "m")
-        loaded = tf.saved_model.load(str(base / "1"))
-        signature = loaded.signatures["serving_default"]
-        examples = tf.constant(tf.make_ndarray(request.inputs["examples"]))
-        items = len(json.loads((base / "1/assets/vocabularies.json").read_text())["item_xf"])
-        payload = request.SerializeToString()
-        row = {"b64": base64.b64encode(examples.numpy()[0]).decode()}
-        body = json.dumps({"inputs": {"examples": [row]}}).encode()
-        with processes.serving((f"--model_base_path={base}", "--model_name=m")) as (server,):
-            channel = grpc.insecure_channel(f"127.0.0.1:{server.port}")
-            predict = channel.unary_unary(PREDICT)
-            times = time_paired(
-                {
-                    "signature in process": lambda: signature(examples=examples),
-                    "Predict over gRPC": lambda: predict(payload),
-                    "predict over REST": post(server.rest_port, "/v1/models/m:predict", body),
-                },
-                rounds=rounds,
-                warm_up=20,
-            )
-            channel.close()
-    medians = {name: timing.median for name, timing in times.timings.items()}
-    bare = medians["signature in process"]
-    bound = Bound(3, "at most")
-    return Section(
-        title=f"p50 of one user's recommendations of {items:,} items, against a bare call",
-        baseline="signature in process",
-        setup={"items": items, "data": data, "rounds": rounds},
-        figures=(
-            *(Figure(f"{name}, p50", 1e3 * value, "ms") for name, value in medians.items()),
-            Figure(
-                "gRPC / in process",
-                medians["Predict over gRPC"] / bare,
-                bound=bound,
-                judged=not options.quick,
-            ),
-            Figure(
-                "REST / in process",
-                medians["predict over REST"] / bare,
-                bound=bound,
-                judged=not options.quick,
-            ),
-        ),
-        notes=("Calls take turns; client and server share the machine",),
-    )
-
-
 PARTS: Mapping[str, Part] = {
     "step": Part(measure_step, "M3R and M3C against the sum of their encoders run alone"),
     "length": Part(measure_length, "how a step's cost grows with the length of the history"),
@@ -339,7 +227,7 @@ PARTS: Mapping[str, Part] = {
         needs=("apache_beam", "tensorflow_transform"),
     ),
     "recommend": Part(
-        measure_recommendation,
+        functools.partial(histories.measure_recommendation, "m3"),
         "p50 of one user's recommendations through the server",
         layer=False,
         needs=("grpc", "tensorflow_serving"),

@@ -98,8 +98,9 @@ def run(args: argparse.Namespace) -> int:
     )
     for name, check in result.checks.items():
         shown = {k: v for k, v in check.items() if k not in ("passed", "refused_before", "reason")}
-        values = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}"
-                           for k, v in shown.items())
+        values = ", ".join(
+            f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()
+        )
         print(f"{name}: {values}")
     print(f"\n{result.seconds:.0f} s in all; log: {result.log}")
     if result.pushed:

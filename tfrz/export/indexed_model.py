@@ -84,9 +84,7 @@ class IndexedModel:
                 if column == catalogue.spec.item:
                     given[name] = tf.constant(part[column].to_pylist(), tf.string)
                     continue
-                dense = tf.sparse.to_dense(
-                    to_sparse(part[column]), MISSING[columns[column].dtype]
-                )
+                dense = tf.sparse.to_dense(to_sparse(part[column]), MISSING[columns[column].dtype])
                 given[name] = dense if columns[column].multivalent else dense[:, 0]
             answer = self.signatures["encode_items"](**given)
             vectors.append(answer["embedding"].numpy())
@@ -114,9 +112,7 @@ def load_scann() -> None:
     try:
         import scann  # noqa: F401
     except ImportError as error:
-        raise InputError(
-            "the model needs ScaNN's operations: pip install 'tfrz[scann]'"
-        ) from error
+        raise InputError("the model needs ScaNN's operations: pip install 'tfrz[scann]'") from error
 
 
 def export_indexed(

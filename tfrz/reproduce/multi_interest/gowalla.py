@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,7 @@ def train_one(key: dict[str, Any]) -> dict[str, Any]:
         (
             *RUNS[key["run"]],
             f"trainer.epochs={key['epochs']}",
+            f"trainer.max_steps={json.dumps(key['max_steps'])}",
             f"trainer.seed={key['seed']}",
             f"weighting.seed={key['seed']}",
             "trainer.tensorboard=false",
@@ -159,7 +161,7 @@ def _run(context: Context) -> Outcome:
     path = context.data or "../shared/data/gowalla"
     if not Path(path).exists():
         raise InputError(f"{path} does not exist: name the data set with --data PATH")
-    size = {"data": path, "epochs": 1 if context.quick else 20}
+    size = {"data": path, "epochs": 15, "max_steps": 20 if context.quick else None}
     seeds = [context.seed + i for i in range(1 if context.quick else 3)]
     runs = Runs(context.work / "gowalla.jsonl")
     keys = [{"run": run, "seed": s, **size} for s in seeds for run in RUNS]

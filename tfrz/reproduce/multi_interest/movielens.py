@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ ARMS: dict[str, tuple[str, str]] = {
     "MUR-IDW": ("MUR", "density"),
     "MUR-IDW + calibration": ("MUR", "calibrate"),
 }
-SEARCH = {"learning_rate": (0.001, 0.003), "temperature": (0.05, 0.1)}
+# Tried for one vector and for several alike, and then for the density, by validation.
+SEARCH = {"learning_rate": (0.003, 0.01), "temperature": (0.05, 0.1, 0.2)}
+WEIGHTING = {"components": (4, 8, None), "momentum": (0.5, 0.8)}
 _SHOWN = (
     "recall_at_50",
     "recall_at_50_head",
@@ -48,7 +51,10 @@ def _prepared(path: str) -> Any:
     from tfrz.zoo import registry
     from tfrz.zoo.run_config import load_run_config
 
-    entry, config = registry.get("multi_interest"), load_run_config("multi_interest", "movielens-1m")
+    entry, config = (
+        registry.get("multi_interest"),
+        load_run_config("multi_interest", "movielens-1m"),
+    )
     return entry.load("task")(entry, config).prepare(
         open_source(f"movielens-1m:{path}", None, "history")
     )
@@ -71,8 +77,11 @@ def train_one(key: dict[str, Any]) -> dict[str, Any]:
             *RUNS[key["run"]],
             *([] if key["staged"] else ["weighting.kind=none"]),
             f"model.temperature={key['temperature']}",
+            f"weighting.components={json.dumps(key['components'])}",
+            f"weighting.momentum={key['momentum']}",
             f"trainer.learning_rate={key['learning_rate']}",
             f"trainer.epochs={key['epochs']}",
+            f"trainer.max_steps={json.dumps(key['max_steps'])}",
             f"trainer.seed={key['seed']}",
             f"weighting.seed={key['seed']}",
             "trainer.tensorboard=false",
@@ -98,6 +107,7 @@ def train_one(key: dict[str, Any]) -> dict[str, Any]:
     recalls = ", ".join(f"{n} {s['validation']['recall_at_50']:.4f}" for n, s in stages.items())
     says = (
         f"{key['run']}, rate {key['learning_rate']}, temperature {key['temperature']}, "
+        f"components {key['components']}, momentum {key['momentum']}, "
         f"seed {key['seed']}: validation recall@50 {recalls} ({seconds} s)"
     )
     return {"stages": stages, "seconds": seconds, "device": device_name(), "says": says}
@@ -166,29 +176,63 @@ def _checks(mean: dict[str, dict[str, float]]) -> list[Check]:
     ]
 
 
+def _grid(search: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
+    return [
+        dict(zip(search, values, strict=True)) for values in itertools.product(*search.values())
+    ]
+
+
+def _tuned(
+    runs: Runs, context: Context, size: dict[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The rate and temperature of each number of vectors, and the density's settings.
+
+    Rate and temperature after a third of the epochs, by recall@50; the settings of the density by
+    the tail's recall@50 after calibration, among those that keep 95 % of the whole.
+    """
+    still = {"components": 8, "momentum": 0.8}
+    tuned: dict[str, dict[str, Any]] = {}
+    short = {**size, "epochs": max(size["epochs"] // 3, 1), "seed": 1000}
+    keys = [
+        {"run": run, "staged": False, **short, **still, **point}
+        for run in ("two-tower", "MUR")
+        for point in _grid(SEARCH)
+    ]
+    trials = runs.all(train_one, keys, context.jobs, context.say)
+    for run in ("two-tower", "MUR"):
+        own = [t for t in trials if t["key"]["run"] == run]
+        best = max(own, key=lambda t: t["stages"]["train"]["validation"]["recall_at_50"])
+        tuned[run] = {name: best["key"][name] for name in SEARCH}
+    keys = [
+        {"run": "MUR", "staged": True, **size, "seed": 1000, **tuned["MUR"], **point}
+        for point in _grid(WEIGHTING)
+    ]
+    trials = runs.all(train_one, keys, context.jobs, context.say)
+
+    def worth(trial: dict[str, Any]) -> tuple[bool, float]:
+        before, after = (trial["stages"][s]["validation"] for s in ("train", "calibrate"))
+        kept = after["recall_at_50"] / before["recall_at_50"]
+        return kept >= 0.95, after["recall_at_50_tail"] if kept >= 0.95 else kept
+
+    best = max(trials, key=worth)
+    return tuned, {name: best["key"][name] for name in WEIGHTING}
+
+
 def _run(context: Context) -> Outcome:
     path = context.data or "../shared/data/ml-1m/ml-1m.zip"
     if not Path(path).exists():
         raise InputError(f"{path} does not exist: name the data set with --data PATH")
-    size = {"data": path, "epochs": 1 if context.quick else 10}
+    size = {"data": path, "epochs": 6, "max_steps": 20 if context.quick else None}
     seeds = [context.seed + i for i in range(1 if context.quick else 3)]
     runs = Runs(context.work / "movielens_1m.jsonl")
-    # The same search for both numbers of vectors, by validation, on a third of the epochs.
-    grid = [dict(zip(SEARCH, v, strict=True)) for v in itertools.product(*SEARCH.values())]
-    tuned: dict[str, dict[str, float]] = {}
-    for run in ("two-tower", "MUR"):
-        if context.quick:
-            tuned[run] = {"learning_rate": 0.003, "temperature": 0.1}
-            continue
-        keys = [
-            {"run": run, "seed": 1000, "staged": False, **size, **point, "epochs": 3}
-            for point in grid
-        ]
-        trials = runs.all(train_one, keys, context.jobs, context.say)
-        best = max(trials, key=lambda t: t["stages"]["train"]["validation"]["recall_at_50"])
-        tuned[run] = {name: best["key"][name] for name in SEARCH}
+    if context.quick:
+        point = {"learning_rate": 0.01, "temperature": 0.1}
+        tuned = dict.fromkeys(("two-tower", "MUR"), point)
+        density: dict[str, Any] = {"components": 8, "momentum": 0.8}
+    else:
+        tuned, density = _tuned(runs, context, size)
     keys = [
-        {"run": run, "seed": s, "staged": True, **size, **tuned.get(run, tuned["MUR"])}
+        {"run": run, "seed": s, "staged": True, **size, **tuned.get(run, tuned["MUR"]), **density}
         for s in seeds
         for run in RUNS
     ]
@@ -213,7 +257,14 @@ def _run(context: Context) -> Outcome:
         ),
         rows=table,
         checks=_checks(mean),
-        details={"seeds": seeds, **size, "search": SEARCH, "tuned": tuned, "runs": done},
+        details={
+            "seeds": seeds,
+            **size,
+            "search": {**SEARCH, **WEIGHTING, "seed": 1000},
+            "tuned": tuned,
+            "density": density,
+            "runs": done,
+        },
     )
 
 

@@ -1,0 +1,160 @@
+"""What suites of models of *history* records share: training steps, and answers of the server."""
+
+from __future__ import annotations
+
+import base64
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks import serving_processes as processes
+from benchmarks.measure import time_paired
+from benchmarks.report import Bound, Figure, Section
+from benchmarks.runner import Options
+from benchmarks.serving import post
+
+if TYPE_CHECKING:
+    from tfrz.zoo.tasks.history import HistoryInputs
+
+IN_PROCESS = "signature in process"
+
+
+def movielens(options: Options) -> Path | None:
+    """Where MovieLens-1M is, if it is there."""
+    name, _, path = options.data.partition(":")
+    return Path(path) if name == "movielens-1m" and path and Path(path).exists() else None
+
+
+def make_step(
+    name: str,
+    overrides: Sequence[str],
+    inputs: HistoryInputs,
+    columns: Mapping[str, np.ndarray],
+    xla: bool = False,
+) -> Callable[[], float]:
+    """A training step of a model, always of the same batch; gives the loss before the update.
+
+    Args:
+      name: of the model in the registry.
+      overrides: `key=value` on its default configuration.
+      inputs: what the model must know of its data.
+      columns: the batch.
+      xla: compile the dense part.
+    """
+    import keras
+    import tensorflow as tf
+
+    from tfrz.training.batches import ArrayBatches
+    from tfrz.training.compilation import compiled_value_and_gradients
+    from tfrz.zoo import registry
+    from tfrz.zoo.run_config import load_run_config
+
+    config = load_run_config(name, "default", [*overrides, f"trainer.xla={'on' if xla else 'off'}"])
+    entry = registry.get(name)
+    task = entry.load("task")(entry, config)
+    keras.utils.set_random_seed(0)
+    model = task.build(inputs)
+    tensors = {key: tf.constant(value, tf.int64) for key, value in columns.items()}
+    if hasattr(task, "start"):
+        task.start(model, ArrayBatches(columns, len(columns["target_xf"])))
+    variables = model.trainable_variables
+    optimizer = keras.optimizers.Adam(1e-3, jit_compile=False)
+    optimizer.build(variables)
+
+    def loss_of(looked_up: dict[str, Any]) -> Any:
+        return tf.reduce_mean(task.dense_loss(model, looked_up)[0])
+
+    compiled = compiled_value_and_gradients(loss_of, variables) if xla else None
+
+    @tf.function
+    def step() -> Any:
+        with tf.GradientTape() as tape:
+            looked_up = task.lookup(model, tensors)
+            loss = loss_of(looked_up) if compiled is None else None
+        if compiled is None:
+            gradients = tape.gradient(loss, variables)
+        else:
+            loss, dense, inner = compiled(looked_up)
+            names = list(inner)
+            outer = tape.gradient(
+                [looked_up[n] for n in names], variables, [inner[n] for n in names]
+            )
+            gradients = [a if b is None else b for a, b in zip(dense, outer, strict=True)]
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return loss
+
+    return lambda: float(step())
+
+
+def export_untrained(
+    name: str, folder: Path, data: str, max_steps: int, overrides: Sequence[str] = ()
+) -> Path:
+    """A model trained for a few steps as a user would; its versions' folder."""
+    from tfrz.zoo.train import train
+
+    settings = [f"trainer.max_steps={max_steps}", "trainer.tensorboard=false"]
+    settings += ["data.max_corrupt_fraction=0", *overrides]
+    train(name, data, folder, overrides=settings, progress=False)
+    return folder / "model"
+
+
+def measure_recommendation(name: str, options: Options, overrides: Sequence[str] = ()) -> Section:
+    """One user's recommendations over gRPC and REST against a bare call of the signature."""
+    import grpc
+    import tensorflow as tf
+
+    from tfrz.serving.client import PREDICT
+
+    data = "simulated" if options.quick or movielens(options) is None else options.data
+    rounds = 30 if options.quick else 500
+    with tempfile.TemporaryDirectory(prefix="tfrz-bench-") as folder:
+        base = export_untrained(name, Path(folder) / "run", data, 3, overrides)
+        request = processes.warmup_rows(base, 1, "m")
+        loaded = tf.saved_model.load(str(base / "1"))
+        signature = loaded.signatures["serving_default"]
+        examples = tf.constant(tf.make_ndarray(request.inputs["examples"]))
+        items = len(json.loads((base / "1/assets/vocabularies.json").read_text())["item_xf"])
+        payload = request.SerializeToString()
+        row = {"b64": base64.b64encode(examples.numpy()[0]).decode()}
+        body = json.dumps({"inputs": {"examples": [row]}}).encode()
+        with processes.serving((f"--model_base_path={base}", "--model_name=m")) as (server,):
+            channel = grpc.insecure_channel(f"127.0.0.1:{server.port}")
+            predict = channel.unary_unary(PREDICT)
+            times = time_paired(
+                {
+                    IN_PROCESS: lambda: signature(examples=examples),
+                    "Predict over gRPC": lambda: predict(payload),
+                    "predict over REST": post(server.rest_port, "/v1/models/m:predict", body),
+                },
+                rounds=rounds,
+                warm_up=20,
+            )
+            channel.close()
+    medians = {candidate: timing.median for candidate, timing in times.timings.items()}
+    bare = medians[IN_PROCESS]
+    bound = Bound(3, "at most")
+    return Section(
+        title=f"p50 of one user's recommendations of {items:,} items, against a bare call",
+        baseline=IN_PROCESS,
+        setup={"items": items, "data": data, "rounds": rounds},
+        figures=(
+            *(Figure(f"{which}, p50", 1e3 * value, "ms") for which, value in medians.items()),
+            Figure(
+                "gRPC / in process",
+                medians["Predict over gRPC"] / bare,
+                bound=bound,
+                judged=not options.quick,
+            ),
+            Figure(
+                "REST / in process",
+                medians["predict over REST"] / bare,
+                bound=bound,
+                judged=not options.quick,
+            ),
+        ),
+        notes=("Calls take turns; client and server share the machine",),
+    )
