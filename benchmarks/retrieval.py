@@ -30,7 +30,8 @@ from benchmarks.runner import Options, Part
 
 TITLE = "two-tower retrieval: density of items, index, steps, recommendations"
 
-SCIPY, BRUTE_FORCE, INTERESTS = "scipy's gaussian_kde", "brute force", 4
+SCIPY, BRUTE_FORCE, NOTHING = "scipy's gaussian_kde", "brute force", "a call that does nothing"
+INTERESTS = 4
 MIN_RECALL, MAX_TIME = 0.95, 0.25
 MIB, GIB = 2**20, 2**30
 
@@ -220,7 +221,7 @@ class Trade:
     Attributes:
       setting: which.
       recall: share of the exact answers that it finds.
-      time: of a batch, as a multiple of brute force.
+      time: as a multiple of brute force.
     """
 
     setting: Setting
@@ -275,25 +276,34 @@ class Searches:
         for name, config in configs.items():
             index = RecommendationIndex(ids, vectors, config, k)
             self.calls[name] = tf.function(index.search)
+        self.calls[NOTHING] = tf.function(lambda users: (users,))
 
     def rows(self, name: str, users: np.ndarray, batch: int) -> np.ndarray:
         """The rows that are found for users, a batch at a time."""
         parts = [users[i : i + batch] for i in range(0, len(users), batch)]
         return np.concatenate([self.calls[name](part)[0].numpy() for part in parts])
 
-    def recalls(self, users: np.ndarray, batch: int) -> dict[str, float]:
-        """`overlap` with brute force."""
+    @property
+    def names(self) -> list[str]:
+        """Of all searches."""
+        return [name for name in self.calls if name != NOTHING]
+
+    def recalls(self, users: np.ndarray, batch: int, only: Sequence[str] = ()) -> dict[str, float]:
+        """`overlap` of all, or of those named, with brute force."""
         exact = self.rows(BRUTE_FORCE, users, batch)
-        return {name: overlap(self.rows(name, users, batch), exact) for name in self.calls}
+        return {name: overlap(self.rows(name, users, batch), exact) for name in only or self.names}
 
     def times(self, users: np.ndarray, rounds: int, only: Sequence[str] = ()) -> PairedTimings:
         """The times of all, or of those named, for one batch."""
         import tensorflow as tf
 
         given = tf.constant(users)
-        names = only or list(self.calls)
         return time_paired(
-            {name: lambda call=self.calls[name]: call(given)[0].numpy() for name in names}, rounds
+            {
+                name: lambda call=self.calls[name]: call(given)[0].numpy()
+                for name in only or self.names
+            },
+            rounds,
         )
 
 
@@ -311,44 +321,53 @@ def measure_scann(options: Options) -> Section:
     searches = Searches(mixture, options.seed, [Setting(), *settings], k)
     users = mixture.users(count, options.seed)
     recalls = searches.recalls(users, batch)
-    times = searches.times(users[:batch], rounds)
-    curve = [
-        Trade(s, recalls[str(s)], times.ratio(str(s), BRUTE_FORCE).of_medians) for s in settings
-    ]
-    chosen = choose(curve)
-    # Chosen for its time and recall, which are then better than they will be: measured again.
-    other = mixture.users(count, options.seed, draw=1)
-    again, again_recalls = (BRUTE_FORCE, str(Setting()), str(chosen.setting)), {}
-    exact = searches.rows(BRUTE_FORCE, other, batch)
-    for name in again[1:]:
-        again_recalls[name] = overlap(searches.rows(name, other, batch), exact)
-    batches = searches.times(other[:batch], 2 * rounds, again)
-    singles = searches.times(other[:1], 5 * rounds, again)
-    anywhere = dataclasses.replace(mixture, clusters=None)
-    hard = Searches(anywhere, options.seed, [chosen.setting], k)
-    hard_recall = hard.recalls(anywhere.users(count, options.seed), batch)[str(chosen.setting)]
-
-    def judged(name: str, value: float, unit: str, bound: Bound | None) -> Figure:
-        return Figure(name, value, unit, bound, not options.quick)
-
-    def figures(setting: Setting, label: str, bounds: bool) -> list[Figure]:
-        name, least, most = str(setting), Bound(MIN_RECALL, "at least"), Bound(MAX_TIME, "at most")
-        return [
-            judged(f"{label}: recall", again_recalls[name], "", least if bounds else None),
-            judged(
-                f"{label}: time per query of batches of {batch} / {BRUTE_FORCE}",
-                batches.ratio(name, BRUTE_FORCE).of_medians,
-                "x",
-                most if bounds else None,
-            ),
-            judged(
-                f"{label}: time of a single query / {BRUTE_FORCE}",
-                singles.ratio(name, BRUTE_FORCE).of_medians,
-                "x",
-                most if bounds else None,
-            ),
+    # What is asked at a time: its users and its rounds.
+    asked = {f"batches of {batch}": (batch, rounds), "single queries": (1, 3 * rounds)}
+    curves = {}
+    for what, (rows, turns) in asked.items():
+        times = searches.times(users[:rows], turns)
+        curves[what] = [
+            Trade(s, recalls[str(s)], times.ratio(str(s), BRUTE_FORCE).of_medians) for s in settings
         ]
+    chosen = {what: choose(curve).setting for what, curve in curves.items()}
+    # Chosen for recall and time, which are then better than they will be: measured again.
+    other = mixture.users(count, options.seed, draw=1)
+    again = list(dict.fromkeys(map(str, [BRUTE_FORCE, *chosen.values(), Setting()])))
+    recalls = searches.recalls(other, batch, again)
+    seen = {
+        what: searches.times(other[:rows], 2 * turns, again)
+        for what, (rows, turns) in asked.items()
+    }
+    anywhere = dataclasses.replace(mixture, clusters=None)
+    first = next(iter(chosen.values()))
+    hard = Searches(anywhere, options.seed, [first], k)
+    hard_recall = hard.recalls(anywhere.users(count, options.seed), batch)[str(first)]
 
+    def ratio(what: str, setting: Setting) -> float:
+        return seen[what].ratio(str(setting), BRUTE_FORCE).of_medians
+
+    judged = not options.quick
+    figures = []
+    for what, setting in chosen.items():
+        name, recall, taken = f"{what}, {setting}", recalls[str(setting)], ratio(what, setting)
+        least, most = Bound(MIN_RECALL, "at least"), Bound(MAX_TIME, "at most")
+        figures += [
+            Figure(f"{name}: recall", recall, "", least, judged),
+            Figure(f"{name}: time / {BRUTE_FORCE}", taken, "x", most, judged),
+        ]
+    figures.append(Figure(f"{Setting()}: recall", recalls[str(Setting())], ""))
+    for what in asked:
+        figures.append(Figure(f"{what}, {Setting()}: time / {BRUTE_FORCE}", ratio(what, Setting())))
+    figures.append(Figure(f"{first}: recall where nothing is in clusters", hard_recall, ""))
+    for what, (rows, _) in asked.items():
+        per_query = 1e3 * seen[what][BRUTE_FORCE].median / rows
+        figures.append(Figure(f"{what}, {BRUTE_FORCE}: time per query", per_query, "ms"))
+    idle = searches.times(other[:1], 3 * rounds, [NOTHING])[NOTHING].median
+    figures.append(Figure(f"single queries, {NOTHING}: time", 1e3 * idle, "ms"))
+    for what, curve in curves.items():
+        for trade in frontier(curve):
+            name = f"curve, {what}: recall {trade.recall:.3f} by {trade.setting}"
+            figures.append(Figure(f"{name}, time / {BRUTE_FORCE}", trade.time))
     return Section(
         title=f"ScaNN against brute force, {mixture.items:,} items of {mixture.dim} dimensions, "
         f"H = {INTERESTS}, K = {k}",
@@ -356,45 +375,29 @@ def measure_scann(options: Options) -> Section:
         setup={
             **dataclasses.asdict(mixture),
             "k": k,
-            "batch": batch,
             "users": count,
             "rounds": rounds,
             "leaves": round(mixture.items**0.5),
-            "chosen": str(chosen.setting),
+            "chosen": {what: str(setting) for what, setting in chosen.items()},
         },
-        timings=batches.summary(BRUTE_FORCE),
-        figures=(
-            *figures(chosen.setting, str(chosen.setting), True),
-            *figures(Setting(), str(Setting()), False),
-            Figure(f"{chosen.setting}: recall where nothing is in clusters", hard_recall, ""),
-            Figure(
-                f"{BRUTE_FORCE}: time per query of batches of {batch}",
-                1e3 * batches[BRUTE_FORCE].median / batch,
-                "ms",
-            ),
-            Figure(
-                f"{BRUTE_FORCE}: time of a single query", 1e3 * singles[BRUTE_FORCE].median, "ms"
-            ),
-            *(
-                figure
-                for trade in frontier(curve)
-                for figure in (
-                    Figure(f"curve, {trade.setting}: recall", trade.recall, ""),
-                    Figure(f"curve, {trade.setting}: time / {BRUTE_FORCE}", trade.time),
-                )
-            ),
-        ),
+        timings=next(iter(seen.values())).summary(BRUTE_FORCE),
+        figures=tuple(figures),
         notes=(
-            f"A query is a user of {INTERESTS} vectors. Chosen: the fastest setting of the curve "
-            f"that finds {MIN_RECALL:g}; its recall and times here are of users on whom it was not "
+            f"A query is a user of {INTERESTS} vectors. A setting is chosen as the fastest of the "
+            f"curve that finds {MIN_RECALL:g}; its recall and time are of users on whom it was not "
             "chosen",
-            "The curve lists the settings that no other beats; all are in the stored result",
+            "The table has the times of a batch. The curves list the settings that no other beats; "
+            "all are in the stored result",
         ),
         details={
-            "curve": [
-                {**dataclasses.asdict(t.setting), "recall": t.recall, "time": t.time} for t in curve
-            ],
-            "single": singles.summary(BRUTE_FORCE),
+            "curves": {
+                what: [
+                    {**dataclasses.asdict(t.setting), "recall": t.recall, "time": t.time}
+                    for t in curve
+                ]
+                for what, curve in curves.items()
+            },
+            "timings": {what: times.summary(BRUTE_FORCE) for what, times in seen.items()},
         },
     )
 

@@ -19,7 +19,7 @@ from tfrz.zoo import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = Mixture(items=600, dim=8, clusters=10)
-BOUNDS = {"density": ["<= 1.1"], "scann": [">= 0.95", "<= 0.25", "<= 0.25"], "step": []}
+BOUNDS = {"density": ["<= 1.1"], "scann": [">= 0.95", "<= 0.25"] * 2, "step": []}
 
 
 def trade(name: int, recall: float, time: float) -> Trade:

@@ -14,7 +14,6 @@ from tfrz.config import from_mapping, require, to_mapping
 from tfrz.layers.dropout import SeededDropout
 from tfrz.layers.interests import (
     DeepInterestEncoder,
-    MultiInterestAttention,
     ShallowInterestEncoder,
     interest_scores,
 )
@@ -264,7 +263,13 @@ class MultiInterest(keras.Model):
         queries = keras.initializers.RandomNormal(stddev=config.query_scale)
         shared = {"query_initializer": queries, "dtype": policy, "name": "user_tower"}
         if config.user_tower == "popularity":
-            return MultiInterestAttention(config.num_interests, **shared)
+            return keras.layers.Embedding(
+                config.num_interests,
+                config.dim,
+                embeddings_initializer=queries,
+                name="user_tower",
+                dtype=policy,
+            )
         if config.user_tower == "shallow":
             return ShallowInterestEncoder(config.num_interests, **shared)
         return DeepInterestEncoder(
@@ -290,7 +295,7 @@ class MultiInterest(keras.Model):
         for layer in self.item_mlp:
             layer.build((None, dim))
         self.dropout.build((None, None, dim))
-        self.user_tower.build((None, None, dim))
+        self.user_tower.build((None,) if self.events is None else (None, None, dim))
         self.built = True
 
     # What density weighting asks for.
@@ -412,9 +417,10 @@ class MultiInterest(keras.Model):
 
     def encode(self, embedded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """U of every user, float32 `[batch, interests, dim]`."""
-        if isinstance(self.user_tower, MultiInterestAttention):
+        if self.events is None:
             rows = tf.shape(embedded["events"])[0]
-            users = tf.tile(tf.convert_to_tensor(self.user_tower.q)[None], [rows, 1, 1])
+            shared = self.user_tower(tf.range(self.config.num_interests))
+            users = tf.tile(shared[None], [rows, 1, 1])
         elif isinstance(self.user_tower, ShallowInterestEncoder):
             users = self.user_tower(embedded["events"], mask=embedded["real"])
         else:
@@ -425,11 +431,11 @@ class MultiInterest(keras.Model):
             users = tf.math.l2_normalize(users, axis=-1)
         return users
 
-    @property
-    def interests(self) -> MultiInterestAttention:
-        """The layer that has the queries."""
-        tower = self.user_tower
-        return tower if isinstance(tower, MultiInterestAttention) else tower.interests
+    def disagreement(self) -> tf.Tensor:
+        """The penalty on queries that agree, a scalar; 0 where there are none."""
+        if self.events is None or self.config.num_interests == 1:
+            return tf.constant(0.0)
+        return tf.cast(self.user_tower.interests.disagreement(), tf.float32)
 
     def score(self, users: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
         """S of users `[batch, interests, dim]` and items `[items, dim]`: `[batch, items]`."""

@@ -44,17 +44,17 @@ def remap_rows(
     old model used for it. New buckets beyond the old number start from that mean as well.
 
     Args:
-      old: `[1 + len(old_terms) + buckets, dim]`.
+      old: `[1 + len(old_terms) + buckets, ...]`.
       old_terms: terms in the order of their ids, from 1.
       new_terms: likewise for the new vocabulary.
       new_rows: `1 + len(new_terms) + new buckets`.
 
     Returns:
-      `[new_rows, dim]`, and how many of the new terms were found.
+      `[new_rows, ...]`, and how many of the new terms were found.
     """
     buckets = old[1 + len(old_terms) :]
     unseen = buckets.mean(axis=0) if len(buckets) else np.zeros_like(old[0])
-    new = np.tile(unseen, (new_rows, 1)).astype(old.dtype)
+    new = np.full((new_rows, *old.shape[1:]), unseen).astype(old.dtype)
     new[0] = old[0]
     ids = {term: i for i, term in enumerate(old_terms, start=1)}
     found = 0

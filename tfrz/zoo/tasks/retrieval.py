@@ -197,10 +197,8 @@ class RetrievalTask(HistoryTask):
             (candidates >= 1) & (candidates <= model.num_items),
         )
         losses = looked_up["weights"] * focal_loss(losses, config.focal_gamma)
-        penalty = tf.constant(0.0)
-        if config.disagreement and config.num_interests > 1:
-            penalty = config.disagreement * tf.cast(model.interests.disagreement(), tf.float32)
-        return losses, penalty
+        penalty = config.disagreement * model.disagreement() if config.disagreement else 0.0
+        return losses, tf.convert_to_tensor(penalty)
 
     def predict(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Rank and loss of each target, its group, and the items listed first."""
