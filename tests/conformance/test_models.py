@@ -157,7 +157,7 @@ def _same(answer: dict, expected: dict) -> None:
         if value.dtype == tf.string:
             assert answer[name] == value.numpy().astype(str).tolist()
         else:
-            np.testing.assert_allclose(answer[name], value.numpy(), atol=1e-6)
+            np.testing.assert_allclose(answer[name], value.numpy(), rtol=1e-6, atol=1e-6)
 
 
 def _raw_columns(serialized: list[bytes], spec) -> dict[str, list]:
@@ -207,7 +207,7 @@ def test_the_exported_model_answers_in_a_fresh_process_as_the_trainer_did(case, 
     answers = functions["serving_default"](tf.constant(examples))
     rows = next(iter(prepared.validation.once()))
     direct = task.outputs(model, {name: value[:20] for name, value in rows.items()})
-    np.testing.assert_allclose(answers["scores"], direct["scores"], atol=1e-6)
+    np.testing.assert_allclose(answers["scores"], direct["scores"], rtol=1e-6, atol=1e-6)
 
     unknown = tf.train.Example()
     for feature in prepared.spec.features:

@@ -54,6 +54,11 @@ class Workspace:
     train: ExampleBatches
     validation: ExampleBatches
 
+    def vocabularies(self) -> dict[str, list[str]]:
+        """Transformed name to terms in the order of their ids from 1."""
+        found = vocabularies_from_transform(self.transform, self.spec)
+        return {**found, **getattr(self.task, "feature_vocabularies", {})}
+
     def inputs(self) -> Any:
         """What the task's `build` takes."""
         sizes = vocabulary_sizes_from_transform(self.transform, self.spec)
@@ -66,9 +71,7 @@ class Workspace:
         self.task.open_catalogue(
             open_source(self.data, self.features, entry.record_type, **options)
         )
-        return self.task.with_items(
-            inputs, vocabularies_from_transform(self.transform, self.spec)["item_xf"]
-        )
+        return self.task.with_items(inputs, self.vocabularies()["item_xf"])
 
 
 def _files(patterns: list[str]) -> list[str]:
@@ -118,7 +121,7 @@ def run_fn(fn_args: Any) -> None:
     task, spec = workspace.task, workspace.spec
     inputs = workspace.inputs()
     model = build_model(lambda: task.build(inputs), config.trainer)
-    vocabularies = vocabularies_from_transform(workspace.transform, spec)
+    vocabularies = workspace.vocabularies()
     if fn_args.base_model:
         report = warm_start(model, task, vocabularies, fn_args.base_model)
         Path(fn_args.model_run_dir).mkdir(parents=True, exist_ok=True)

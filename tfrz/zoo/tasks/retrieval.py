@@ -148,7 +148,16 @@ class RetrievalTask(HistoryTask):
         self.open_catalogue(reader)
         prepared = super().prepare(reader)
         inputs = self.with_items(prepared.inputs, prepared.vocabularies["item_xf"])
-        return dataclasses.replace(prepared, inputs=inputs)
+        vocabularies = prepared.vocabularies | self.feature_vocabularies
+        return dataclasses.replace(prepared, inputs=inputs, vocabularies=vocabularies)
+
+    @property
+    def feature_vocabularies(self) -> dict[str, list[str]]:
+        """The terms of the items' features, for a later warm start."""
+        if self._features is None:
+            return {}
+        terms = self._features.transform.vocabularies
+        return {f"candidate_{name}_xf": list(values) for name, values in terms.items()}
 
     # What the training loop asks for.
 
@@ -354,17 +363,14 @@ class RetrievalTask(HistoryTask):
             features = densify(transform(raw))
             return {"embedding": self._users(model, features), "seen": history}
 
-        @tf.function(input_signature=[examples])
         def encode_examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
             return encoded(tf.io.parse_example(examples, parse_spec))
 
-        @tf.function(input_signature=[raw_input_signature(spec)])
         def encode(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             return encoded(to_sparse(features, spec.aligned))
 
-        serving_raw = tf.function(
-            recommending(encode, index, drop_seen), input_signature=[raw_input_signature(spec)]
-        )
+        by_examples, by_names = [examples], [raw_input_signature(spec)]
+        serving_raw = tf.function(recommending(encode, index, drop_seen), input_signature=by_names)
         described = super().signatures(model, transform, spec, vocabularies)["transform_features"]
 
         @tf.function(input_signature=[examples])
@@ -375,12 +381,12 @@ class RetrievalTask(HistoryTask):
 
         return {
             "serving_default": tf.function(
-                recommending(encode_examples, index, drop_seen), input_signature=[examples]
+                recommending(encode_examples, index, drop_seen), input_signature=by_examples
             ),
             "serving_raw": serving_raw,
             "recommend": serving_raw,
-            "encode": encode,
-            "encode_examples": encode_examples,
+            "encode": tf.function(encode, input_signature=by_names),
+            "encode_examples": tf.function(encode_examples, input_signature=by_examples),
             "encode_items": self._encode_items(model, spec, vocabularies["item_xf"]),
             "transform_features": transform_features,
         }
