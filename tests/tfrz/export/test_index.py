@@ -399,6 +399,20 @@ def test_scann_still_finds_a_list_for_those_who_have_seen_the_best_of_it(large, 
     assert _found(rows, expected) >= 0.9
 
 
+@pytest.mark.parametrize("interests", [1, 2])
+def test_scann_that_looks_at_fewer_items_than_are_asked_for_leaves_the_other_places_empty(
+    interests,
+):
+    pytest.importorskip("scann")
+    vectors = _clusters(60)
+    config = IndexConfig(kind="scann", num_leaves=6, leaves_to_search=1)
+    users = np.random.default_rng(0).normal(size=(5, interests, 8))
+    rows, scores = _search(_index(vectors, 50, config), users)
+    assert rows.shape == scores.shape == (5, 50)
+    assert ((rows < 0) == (scores == NOTHING)).all() and (rows[:, 0] >= 0).all()
+    assert all(len(set(row[row >= 0])) == (row >= 0).sum() < 50 for row in rows)
+
+
 def test_scann_lists_the_whole_catalogue_if_asked():
     pytest.importorskip("scann")
     vectors = _clusters(100)

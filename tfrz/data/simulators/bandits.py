@@ -1,0 +1,391 @@
+"""Bandits whose truth is known: two of ten items, and slates in contexts with a click model."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tfrz.config import require
+
+
+class BiasedLoggerBandit:
+    """A logger that prefers what pays least: `r(a_i) = i`, `beta(a_i) = (A + 1 - i) / sum_j j`.
+
+    REINFORCE without importance weights maximises `sum_a beta(a) r(a) log pi(a)`, so it ends at
+    `pi(a_i) ~ beta(a_i) r(a_i) = i (A + 1 - i)`; corrected, it ends at the item that pays most.
+
+    Args:
+      items: A.
+
+    Attributes:
+      rewards: float64 `[items]`: of each item, 1..items.
+      logger: float64 `[items]`: the logger's probability of each item.
+
+    Raises:
+      ConfigError: an argument is out of its range.
+
+    Example:
+      >>> bandit = BiasedLoggerBandit()
+      >>> round(bandit.value(bandit.logger), 6), round(bandit.value(bandit.naive_policy), 6)
+      (4.0, 5.5)
+
+    Reference:
+      Chen et al. (WSDM 2019, arXiv 1812.02353), section 6.1.1; specification, worked example 1.
+    """
+
+    def __init__(self, items: int = 10) -> None:
+        require(items >= 2, "items", "must be at least 2")
+        self.rewards = np.arange(1.0, items + 1.0)
+        self.logger = _normalized(self.rewards[::-1])
+
+    @property
+    def naive_policy(self) -> np.ndarray:
+        """Where REINFORCE without importance weights ends, float64 `[items]`."""
+        return _normalized(self.logger * self.rewards)
+
+    def sample(self, n: int, seed: int) -> dict[str, np.ndarray]:
+        """A log.
+
+        Args:
+          n: rows.
+          seed: equal seeds give equal logs.
+
+        Returns:
+          `action` int64 from 0, `propensity` and `reward` float64, each `[n]`.
+
+        Raises:
+          ConfigError: `n` is not positive.
+        """
+        return _log(self.logger, self.rewards, n, np.random.default_rng([seed, 1812, 1]))
+
+    def value(self, policy: np.ndarray) -> float:
+        """Expected reward of one draw of a policy `[items]`: `sum_a pi(a) r(a)`.
+
+        Raises:
+          ConfigError: `policy` has another shape.
+        """
+        return float(_policy(policy, self.rewards.shape) @ self.rewards)
+
+
+class PageOfTwoBandit:
+    """Pages of items of which two are nearly alike: rewards (10, 9, 1, ..., 1), logger uniform.
+
+    A page is K draws of a policy without their repetitions. Its expected reward is
+    `sum_a r(a) (1 - (1 - pi(a))^K)`, for K = 2 largest at pi = (10/19, 9/19, 0, ..., 0).
+
+    Args:
+      items: how many, the first two included.
+
+    Attributes:
+      rewards: float64 `[items]`.
+      logger: float64 `[items]`.
+
+    Raises:
+      ConfigError: an argument is out of its range.
+
+    Example:
+      >>> bandit = PageOfTwoBandit()
+      >>> print(bandit.best_policy(draws=2)[:3].round(6))
+      [0.526316 0.473684 0.      ]
+      >>> round(bandit.page_value(bandit.best_policy(draws=2), draws=2), 6)
+      14.263158
+
+    Reference:
+      Chen et al. (WSDM 2019, arXiv 1812.02353), section 6.1.2; specification, worked example 2.
+    """
+
+    def __init__(self, items: int = 10) -> None:
+        require(items >= 3, "items", "must be at least 3")
+        self.rewards = np.ones(items)
+        self.rewards[:2] = 10.0, 9.0
+        self.logger = np.full(items, 1.0 / items)
+
+    def sample(self, n: int, seed: int) -> dict[str, np.ndarray]:
+        """A log of single items.
+
+        Args:
+          n: rows.
+          seed: equal seeds give equal logs.
+
+        Returns:
+          `action` int64 from 0, `propensity` and `reward` float64, each `[n]`.
+
+        Raises:
+          ConfigError: `n` is not positive.
+        """
+        return _log(self.logger, self.rewards, n, np.random.default_rng([seed, 1812, 2]))
+
+    def value(self, policy: np.ndarray) -> float:
+        """Expected reward of one draw of a policy `[items]`: `sum_a pi(a) r(a)`.
+
+        Raises:
+          ConfigError: `policy` has another shape.
+        """
+        return self.page_value(policy, 1)
+
+    def page_value(self, policy: np.ndarray, draws: int = 2) -> float:
+        """Expected reward of `draws` draws of a policy `[items]` without their repetitions.
+
+        Raises:
+          ConfigError: `policy` has another shape, or `draws` is not positive.
+        """
+        return float(inclusion(_policy(policy, self.rewards.shape), draws) @ self.rewards)
+
+    def best_policy(self, draws: int = 2) -> np.ndarray:
+        """The policy `[items]` with the largest `page_value`."""
+        return best_policy(self.rewards, draws)
+
+
+class ContextualSlates:
+    """Contexts, items and clicks by their dot product, logged by what is popular.
+
+    With x and y from N(0, I_D), and popularity p of an item from N(0, 1):
+
+        P(click | context, item) = sigmoid(1.8 x.y / sqrt(D) - 3)
+        beta(item | context) ~ exp(0.5 x.y / sqrt(D) + 1.5 p)
+
+    Contexts are all alike in number; the logger shows one item at a time. A page of several items
+    is worth the sum of their click probabilities, and an item shown twice counts once.
+
+    Args:
+      contexts: C.
+      items: A.
+      dim: D.
+      seed: of x, y and p; that of the log is an argument of `sample`.
+
+    Attributes:
+      context_features: x, float64 `[contexts, dim]`.
+      item_features: y, float64 `[items, dim]`.
+      popularity: p, float64 `[items]`.
+      click_probabilities: float64 `[contexts, items]`.
+      logger: beta, float64 `[contexts, items]`.
+
+    Raises:
+      ConfigError: an argument is out of its range.
+
+    Example:
+      >>> slates = ContextualSlates(seed=0)
+      >>> log = slates.sample(n=3, seed=0)
+      >>> sorted(log), log["action"].shape
+      (['action', 'click', 'context', 'propensity'], (3,))
+      >>> slates.value(slates.logger) < slates.value(slates.best_policy(draws=1))
+      True
+
+    Reference:
+      Specification of top-K REINFORCE (Chen et al., arXiv 1812.02353), section (g), S4.
+    """
+
+    def __init__(
+        self, contexts: int = 20, items: int = 200, dim: int = 8, seed: int = 0
+    ) -> None:
+        for name, size, least in (("contexts", contexts, 1), ("items", items, 2), ("dim", dim, 1)):
+            require(size >= least, name, f"must be at least {least}")
+        rng = np.random.default_rng([seed, 1812, 4])
+        self.context_features = rng.normal(size=(contexts, dim))
+        self.item_features = rng.normal(size=(items, dim))
+        self.popularity = rng.normal(size=items)
+        affinity = self.context_features @ self.item_features.T / np.sqrt(dim)
+        self.click_probabilities = 1.0 / (1.0 + np.exp(3.0 - 1.8 * affinity))
+        logits = 0.5 * affinity + 1.5 * self.popularity
+        self.logger = _normalized(np.exp(logits - logits.max(axis=1, keepdims=True)))
+
+    @property
+    def num_contexts(self) -> int:
+        """C."""
+        return self.logger.shape[0]
+
+    @property
+    def num_items(self) -> int:
+        """A."""
+        return self.logger.shape[1]
+
+    def sample(self, n: int, seed: int) -> dict[str, np.ndarray]:
+        """A log of single items.
+
+        Args:
+          n: rows.
+          seed: equal seeds give equal logs.
+
+        Returns:
+          `context` and `action` int64 from 0, `propensity` float64, `click` float64 of 0 and 1,
+          each `[n]`.
+
+        Raises:
+          ConfigError: `n` is not positive.
+        """
+        require(n >= 1, "n", "must be at least 1")
+        rng = np.random.default_rng([seed, 1812, 5])
+        context = rng.integers(0, self.num_contexts, n)
+        action = _draw(self.logger, context, rng)
+        chance = self.click_probabilities[context, action]
+        return {
+            "context": context,
+            "action": action,
+            "propensity": self.logger[context, action],
+            "click": (rng.random(n) < chance).astype(np.float64),
+        }
+
+    def value(self, policy: np.ndarray) -> float:
+        """Expected clicks of one draw of a policy `[contexts, items]`.
+
+        Raises:
+          ConfigError: `policy` has another shape.
+        """
+        return self.page_value(policy, 1)
+
+    def page_value(self, policy: np.ndarray, draws: int) -> float:
+        """Expected clicks of `draws` draws with replacement, repetitions left out.
+
+        Formula: `mean_x sum_a P(click | x, a) (1 - (1 - pi(a | x))^draws)`.
+
+        Args:
+          policy: `[contexts, items]`.
+          draws: K.
+
+        Raises:
+          ConfigError: `policy` has another shape, or `draws` is not positive.
+        """
+        shown = inclusion(_policy(policy, self.logger.shape), draws)
+        return float((shown * self.click_probabilities).sum(axis=1).mean())
+
+    def top_value(self, scores: np.ndarray, k: int) -> float:
+        """Expected clicks of the k items that score highest; of equals, the first.
+
+        Args:
+          scores: `[contexts, items]`, a policy or logits.
+          k: items of a page.
+
+        Raises:
+          ConfigError: `scores` has another shape, or `k` is not 1 to the number of items.
+        """
+        require(1 <= k <= self.num_items, "k", f"must be 1 to {self.num_items}")
+        order = np.argsort(-_policy(scores, self.logger.shape), axis=1, kind="stable")[:, :k]
+        clicks = np.take_along_axis(self.click_probabilities, order, axis=1)
+        return float(clicks.sum(axis=1).mean())
+
+    @property
+    def logger_value(self) -> float:
+        """Expected clicks of one draw of the logger."""
+        return self.value(self.logger)
+
+    def oracle_value(self, k: int) -> float:
+        """Expected clicks of the best k items: no page of k items has more.
+
+        Raises:
+          ConfigError: `k` is not 1 to the number of items.
+        """
+        return self.top_value(self.click_probabilities, k)
+
+    def best_policy(self, draws: int) -> np.ndarray:
+        """The policy `[contexts, items]` with the largest `page_value`."""
+        return best_policy(self.click_probabilities, draws)
+
+    def entropy(self, policy: np.ndarray) -> float:
+        """Mean entropy of a policy `[contexts, items]` over the contexts, in nats.
+
+        Raises:
+          ConfigError: `policy` has another shape.
+        """
+        p = _policy(policy, self.logger.shape)
+        logs = np.log(np.where(p > 0, p, 1.0))
+        return float(-(p * logs).sum(axis=1).mean())
+
+
+def inclusion(policy: np.ndarray, draws: int) -> np.ndarray:
+    """Probability that an item is among `draws` draws with replacement: `1 - (1 - pi)^K`.
+
+    Args:
+      policy: probabilities, any shape.
+      draws: K.
+
+    Returns:
+      float64, as `policy`.
+
+    Raises:
+      ConfigError: `draws` is not positive.
+
+    Example:
+      >>> print(inclusion(np.array([0.5, 0.1, 0.0, 1.0]), 2))
+      [0.75 0.19 0.   1.  ]
+
+    Reference:
+      Chen et al. (arXiv 1812.02353), section 4.3; alpha in the specification, 3.6.
+    """
+    require(draws >= 1, "draws", "must be at least 1")
+    policy = np.asarray(policy, np.float64)
+    if draws == 1:
+        return policy
+    # 1 - (1 - pi)^K as it stands loses the digits of a small pi.
+    with np.errstate(divide="ignore"):
+        return -np.expm1(draws * np.log1p(-policy))
+
+
+def best_policy(rewards: np.ndarray, draws: int) -> np.ndarray:
+    """The policy whose `draws` draws without their repetitions earn most.
+
+    It maximises `sum_a r_a (1 - (1 - pi_a)^K)`, a concave function, so that on its support
+    `r_a K (1 - pi_a)^(K - 1) = mu`: there `1 - pi_a = t r_a^(-1 / (K - 1))`, with t from
+    `sum_a pi_a = 1`, and the support is as many of the best items as leave every pi_a positive.
+
+    Args:
+      rewards: positive, `[..., items]`.
+      draws: K; 1 puts everything on the best item (of equals, the first).
+
+    Returns:
+      float64 `[..., items]`: rows sum to 1.
+
+    Raises:
+      ConfigError: `draws` or a reward is not positive.
+
+    Example:
+      >>> print(best_policy(np.array([10.0, 9.0, 1.0]), 3).round(6))
+      [0.513167 0.486833 0.      ]
+
+    Reference:
+      Specification of top-K REINFORCE (Chen et al., arXiv 1812.02353), 3.6.
+    """
+    require(draws >= 1, "draws", "must be at least 1")
+    rewards = np.asarray(rewards, np.float64)
+    require(bool((rewards > 0).all()), "rewards", "must be positive")
+    order = np.argsort(-rewards, axis=-1, kind="stable")
+    policy = np.zeros(rewards.shape)
+    if draws == 1:
+        np.put_along_axis(policy, order[..., :1], 1.0, axis=-1)
+        return policy
+    ranked = np.take_along_axis(rewards, order, axis=-1)
+    # Relative to the best, lest the power overflow.
+    scale = (ranked / ranked[..., :1]) ** (-1.0 / (draws - 1))
+    m = np.arange(1, rewards.shape[-1] + 1)
+    t = (m - 1) / scale.cumsum(axis=-1)
+    size = (t * scale < 1.0).sum(axis=-1, keepdims=True)
+    t = np.take_along_axis(t, size - 1, axis=-1)
+    np.put_along_axis(policy, order, np.where(m <= size, 1.0 - t * scale, 0.0), axis=-1)
+    return policy
+
+
+def _normalized(weights: np.ndarray) -> np.ndarray:
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def _policy(policy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    policy = np.asarray(policy, np.float64)
+    require(policy.shape == shape, "policy", f"expected the shape {shape}, got {policy.shape}")
+    return policy
+
+
+def _draw(policy: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One action of `policy` `[contexts, items]` for each of `rows`: all in one search.
+
+    The rows' cumulated probabilities follow each other on one line, the row c from c to c + 1.
+    """
+    contexts, items = policy.shape
+    line = (np.arange(contexts)[:, None] + policy.cumsum(axis=1)).ravel()
+    found = np.searchsorted(line, rows + rng.random(len(rows)), side="right") - rows * items
+    return np.clip(found, 0, items - 1)
+
+
+def _log(
+    logger: np.ndarray, rewards: np.ndarray, n: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    require(n >= 1, "n", "must be at least 1")
+    action = _draw(logger[None], np.zeros(n, np.int64), rng)
+    return {"action": action, "propensity": logger[action], "reward": rewards[action]}
