@@ -216,7 +216,7 @@ def test_a_model_that_was_refused_for_its_index_is_not_the_one_to_compare_with(
     (resolver,) = (node for node in nodes if node.node_info.id == "Resolver")
     settings = tfx.orchestration.metadata.sqlite_metadata_connection_config(places.metadata)
     with Metadata(settings) as handle:
-        (found,) = resolve_input_artifacts(metadata_handler=handle, pipeline_node=resolver)
+        (found,) = resolve_input_artifacts(metadata_handle=handle, pipeline_node=resolver)
     (model,) = found["model"]
     assert Path(model.uri) == _artifact(first, "IndexBuilder", "model")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
-from tfrz.data.features import MISSING, Spec
+from tfrz.data.features import MISSING, Spec, outcomes_of
 
 ARROW = {"string": pa.binary(), "int64": pa.int64(), "float32": pa.float32()}
 
@@ -89,7 +89,9 @@ def to_sparse(column: pa.ListArray | pa.ChunkedArray) -> tf.SparseTensor:
 
 def raw_sparse(table: pa.Table, spec: Spec, label: bool = True) -> dict[str, tf.SparseTensor]:
     """The raw form of all features of `table`."""
-    names = [f.name for f in spec.features] + ([spec.label] if label else [])
+    names = [f.name for f in spec.features]
+    if label:
+        names += [spec.label, *outcomes_of(spec)]
     return {name: to_sparse(table.column(name)) for name in names}
 
 

@@ -174,6 +174,8 @@ class HistorySpec:
       vocabulary_size: keep this many items, the most frequent; null for all.
       oov_buckets: ids for items outside the vocabulary.
       candidates: what describes the items, for models that recommend by it; null for nothing.
+      outcomes: contexts, numbers, that are only known after an event (its reward, the logger's
+        propensity). Of past events a model may read them; those of the request go with the target.
     """
 
     user: str = "user"
@@ -183,6 +185,7 @@ class HistorySpec:
     vocabulary_size: int | None = None
     oov_buckets: int = 1
     candidates: CandidateSpec | None = None
+    outcomes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for feature in self.context:
@@ -194,6 +197,9 @@ class HistorySpec:
         for name in columns:
             require(columns.count(name) == 1, f"column {name}", "is named twice")
         _check_names(self.features, self.label, "target")
+        numbers = [f.name for f in self.context if f.kind == "numeric"]
+        for name in self.outcomes:
+            require(name in numbers, f"outcome {name}", "is no numeric context")
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> HistorySpec:
@@ -243,7 +249,8 @@ class HistorySpec:
         for feature in self.context:
             name = f"history_{feature.name}"
             features.append(dataclasses.replace(feature, name=name, multivalent=True))
-            features.append(feature)
+            if feature.name not in self.outcomes:
+                features.append(feature)
         return tuple(features)
 
 
@@ -354,9 +361,15 @@ def transformed_name(name: str) -> str:
     return f"{name}_xf"
 
 
+def outcomes_of(spec: Spec) -> tuple[str, ...]:
+    """What is known of a request only afterwards, beside the label."""
+    return spec.outcomes if isinstance(spec, HistorySpec) else ()
+
+
 def raw_feature_spec(spec: Spec, label: bool = True) -> dict[str, Any]:
     """What `tf.io.parse_example` takes: every value may be missing, so all are `VarLenFeature`."""
     parse = {f.name: tf.io.VarLenFeature(tf.dtypes.as_dtype(f.dtype)) for f in spec.features}
     if label:
         parse[spec.label] = tf.io.VarLenFeature(spec.label_dtype)
+        parse |= {name: tf.io.VarLenFeature(tf.float32) for name in outcomes_of(spec)}
     return parse

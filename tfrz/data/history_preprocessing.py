@@ -127,10 +127,14 @@ def preprocess_history(
         else:
             past = _right_aligned(inputs[old_name], width, float("nan"))
             past = _arranged(past, order, length)
-            now = first_value(inputs[name], float("nan"))
+            if name in spec.outcomes and not with_target:
+                now = tf.fill([tf.shape(past)[0]], float("nan"))
+            else:
+                now = first_value(inputs[name], float("nan"))
             past, now = _numbers(feature, analyzers, past, now)
         outputs[transformed_name(old_name)] = tf.where(mask, past, tf.zeros_like(past))
-        outputs[transformed_name(name)] = now
+        if name not in spec.outcomes or with_target:
+            outputs[transformed_name(name)] = now
     if config.time_features:
         times = _right_aligned(inputs["history_time"], width, _NO_TIME)
         times = _arranged(times, order, length)

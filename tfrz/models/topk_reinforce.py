@@ -1,0 +1,278 @@
+"""A recommender policy trained by REINFORCE from the logs of others, corrected for pages of K."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+
+from tfrz.config import from_mapping, require, to_mapping
+from tfrz.layers.recurrent import ChaosFreeRNN
+from tfrz.losses.reinforce import DEFAULT_CAP, TopKOffPolicyReinforce
+from tfrz.losses.retrieval import NegativeSampler
+
+
+@dataclasses.dataclass(frozen=True)
+class TopKReinforceConfig:
+    """The shape of the policy, and what it is trained by.
+
+    Attributes:
+      action_dim: m, width of the embeddings of past actions.
+      units: n, width of the state and of the output embeddings.
+      k: K, draws of a page that the gradient is corrected for; 1 for one recommendation.
+      cap: c, bound on pi / beta; null for none.
+      weights: capped, normalized (NIS), or none (naive: what the logs reward, biased).
+      multiplier: lambda, or alpha (what public code uses; not the gradient of a page's reward).
+      cap_after: cap the product with the multiplier instead.
+      gamma: discount of later rewards.
+      warm_up: places at the start of a full window that only bring the state up to date.
+      look_ahead: places at its end that only bring rewards.
+      propensities: where the log has propensities, use them instead of the head's estimate.
+      loss: softmax over all actions, or over sampled negatives, the same for both heads.
+      num_sampled: negatives of a batch.
+      sampling: uniform, or log_uniform over the rank of popularity.
+      embedding_scale: standard deviation of the initial embeddings.
+      temperature: T of the policy's softmax.
+      behavior_weight: weight of the loss of the logger's head.
+    """
+
+    action_dim: int = 32
+    units: int = 32
+    k: int = 16
+    cap: float | None = DEFAULT_CAP
+    weights: Literal["capped", "normalized", "none"] = "capped"
+    multiplier: Literal["lambda", "alpha"] = "lambda"
+    cap_after: bool = False
+    gamma: float = 0.9
+    warm_up: int = 0
+    look_ahead: int = 0
+    propensities: bool = True
+    loss: Literal["softmax", "sampled_softmax"] = "softmax"
+    num_sampled: int = 1024
+    sampling: Literal["uniform", "log_uniform"] = "uniform"
+    embedding_scale: float = 0.05
+    temperature: float = 1.0
+    behavior_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("action_dim", "units", "k", "num_sampled"):
+            require(getattr(self, name) >= 1, f"model.{name}", "must be at least 1")
+        for name in ("warm_up", "look_ahead"):
+            require(getattr(self, name) >= 0, f"model.{name}", "must not be negative")
+        for name in ("embedding_scale", "temperature"):
+            require(getattr(self, name) > 0, f"model.{name}", "must be above 0")
+        require(self.cap is None or self.cap > 0, "model.cap", "must be above 0, or null")
+        require(0 <= self.gamma <= 1, "model.gamma", "must be 0 to 1")
+        require(self.behavior_weight >= 0, "model.behavior_weight", "must not be negative")
+
+    def objective(self) -> TopKOffPolicyReinforce:
+        """The policy's loss."""
+        return TopKOffPolicyReinforce(
+            self.k, self.cap, self.weights, self.multiplier, self.cap_after
+        )
+
+
+@keras.saving.register_keras_serializable(package="tfrz")
+class TopKReinforce(keras.Model):
+    """The policy: a chaos-free network over past actions, a softmax over the next.
+
+    Formula, with s_t the state before action t and c_t its context:
+
+        s_{t+1} = CFN(s_t, u_{a_t} + sum_c E_c[c_t])
+        h_t     = s_t + sum_c F_c[c_t]
+        pi(a)   = softmax_a(h_t . v_a / T)
+        beta(a) = softmax_a(sg(h_t) . v'_a)
+
+    Neither head has a bias, so that an index of the v_a serves what was trained. The gradient of
+    the logger's head stops at the state.
+
+    Args:
+      config: the shape of the network.
+      num_items: A, the size of the vocabulary of actions.
+      item_rows: rows of the tables: padding, vocabulary, out-of-vocabulary buckets.
+      length: past actions of a window.
+      context: categorical context to the number of its ids.
+      numeric: names of numeric contexts.
+      padding: the side on which histories are padded; `left` only.
+
+    Call arguments:
+      inputs: a dict: `history_xf` int64 `[batch, time]` (0 where padded), and for each context
+        `history_<name>_xf` `[batch, time]` and `<name>_xf` `[batch]`. Other keys are ignored.
+      training: not used.
+
+    Returns:
+      The policy's logits of the actions 1..A after the history, float32 `[batch, A]`.
+
+    Raises:
+      ConfigError: an argument is out of its range.
+
+    Example:
+      >>> model = TopKReinforce(TopKReinforceConfig(), num_items=10, item_rows=12, length=5)
+      >>> model({"history_xf": tf.constant([[0, 0, 0, 3, 1], [0, 0, 0, 0, 0]])}).shape
+      TensorShape([2, 10])
+
+    Reference:
+      Chen et al., "Top-K Off-Policy Correction for a REINFORCE Recommender System" (WSDM 2019,
+      arXiv 1812.02353), section 4.
+    """
+
+    def __init__(
+        self,
+        config: TopKReinforceConfig,
+        num_items: int,
+        item_rows: int,
+        length: int,
+        context: Mapping[str, int] | None = None,
+        numeric: Sequence[str] = (),
+        padding: str = "left",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        require(num_items >= 1, "num_items", "must be at least 1")
+        require(item_rows > num_items, "item_rows", "must be above num_items")
+        require(padding == "left", "data.history.padding", "must be left for trajectories")
+        self.config, self.num_items, self.item_rows = config, num_items, item_rows
+        self.length, self.padding = length, padding
+        self.context, self.numeric = dict(context or {}), tuple(numeric)
+        policy = self._policy()
+
+        def table(name: str, rows: int, dim: int, dtype: Any = policy) -> Any:
+            start = keras.initializers.RandomNormal(stddev=config.embedding_scale)
+            return keras.layers.Embedding(
+                rows, dim, embeddings_initializer=start, name=name, dtype=dtype
+            )
+
+        self.actions = table("actions", item_rows, config.action_dim)
+        # Scores are sums over the width: they stay in float32.
+        self.policy_head = table("policy_head", item_rows, config.units, "float32")
+        self.behavior_head = table("behavior_head", item_rows, config.units, "float32")
+        self.past_contexts = {
+            name: table(f"past_{name}", rows, config.action_dim)
+            for name, rows in self.context.items()
+        }
+        self.request_contexts = {
+            name: table(f"request_{name}", rows, config.units, "float32")
+            for name, rows in self.context.items()
+        }
+        self.past_numbers = self.request_numbers = None
+        if self.numeric:
+            self.past_numbers = keras.layers.Dense(
+                config.action_dim, use_bias=False, name="past_numbers", dtype=policy
+            )
+            self.request_numbers = keras.layers.Dense(
+                config.units, use_bias=False, name="request_numbers", dtype="float32"
+            )
+        self.rnn = ChaosFreeRNN(config.units, name="state", dtype=policy)
+        self.sampler = (
+            NegativeSampler(
+                num_items, config.num_sampled, config.sampling, name="sampler", dtype="float32"
+            )
+            if config.loss == "sampled_softmax"
+            else None
+        )
+        self._build_parts()
+
+    def _policy(self) -> Any:
+        policy = getattr(self, "dtype_policy", None)
+        return getattr(policy, "name", policy)
+
+    def _build_parts(self) -> None:
+        """Makes all variables now, so that the order of first calls cannot change them."""
+        tables = [self.actions, self.policy_head, self.behavior_head]
+        for layer in (*tables, *self.past_contexts.values(), *self.request_contexts.values()):
+            layer.build((None,))
+        for layer in (self.past_numbers, self.request_numbers):
+            if layer is not None:
+                layer.build((None, len(self.numeric)))
+        self.rnn.build((None, None, self.config.action_dim))
+        self.built = True
+
+    def _numbers(self, inputs: Mapping[str, tf.Tensor], prefix: str) -> tf.Tensor:
+        columns = [tf.cast(inputs[f"{prefix}{name}_xf"], tf.float32) for name in self.numeric]
+        return tf.stack(columns, axis=-1)
+
+    def embed(
+        self, inputs: Mapping[str, tf.Tensor], training: bool = False
+    ) -> dict[str, tf.Tensor]:
+        """What is looked up: `past` `[batch, time, dim]`, `real`, and `request` `[batch, units]`.
+
+        With contexts also `requests`, those of every past action, `[batch, time, units]`.
+        """
+        del training
+        history = tf.convert_to_tensor(inputs["history_xf"])
+        past = tf.cast(self.actions(history), self.compute_dtype)
+        embedded = {"real": tf.not_equal(history, 0)}
+        requests, request = [], []
+        for name, table in self.past_contexts.items():
+            past += tf.cast(table(inputs[f"history_{name}_xf"]), past.dtype)
+            requests.append(self.request_contexts[name](inputs[f"history_{name}_xf"]))
+            request.append(self.request_contexts[name](inputs[f"{name}_xf"]))
+        if self.past_numbers is not None and self.request_numbers is not None:
+            old, new = self._numbers(inputs, "history_"), self._numbers(inputs, "")
+            past += tf.cast(self.past_numbers(old), past.dtype)
+            requests.append(self.request_numbers(old))
+            request.append(self.request_numbers(new))
+        embedded["past"] = past
+        if request:
+            embedded["requests"], embedded["request"] = tf.add_n(requests), tf.add_n(request)
+        return embedded
+
+    def encode(self, embedded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """h before every action of the window and of the request, `[batch, time + 1, units]`."""
+        del training
+        states = tf.cast(self.rnn(embedded["past"], mask=embedded["real"]), tf.float32)
+        if "request" not in embedded:
+            return states
+        contexts = tf.concat([embedded["requests"], embedded["request"][:, None]], axis=1)
+        return states + contexts
+
+    def head(self, name: str) -> tf.Tensor:
+        """v (`policy`) or v' (`behavior`) of the ids 1..A, float32 `[A, units]`."""
+        table = self.policy_head if name == "policy" else self.behavior_head
+        return tf.convert_to_tensor(table.embeddings)[1 : 1 + self.num_items]
+
+    def policy_logits(self, hidden: tf.Tensor) -> tf.Tensor:
+        """Logits of pi, `[..., A]`."""
+        scores = tf.tensordot(hidden, self.head("policy"), [[-1], [1]])
+        return scores / self.config.temperature
+
+    def behavior_logits(self, hidden: tf.Tensor) -> tf.Tensor:
+        """Logits of beta, `[..., A]`; no gradient reaches the state."""
+        return tf.tensordot(tf.stop_gradient(hidden), self.head("behavior"), [[-1], [1]])
+
+    def interact(self, embedded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """Logits `[batch, A]` of the policy after the history."""
+        return self.policy_logits(self.encode(embedded, training)[:, -1])
+
+    def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """Logits of the next action."""
+        return self.interact(self.embed(inputs), training=training)
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        """`[batch, A]`."""
+        return (next(iter(input_shape.values()))[0], self.num_items)
+
+    def get_config(self) -> dict[str, Any]:
+        """Plain values from which `from_config` makes an equal model."""
+        return {
+            "config": to_mapping(self.config),
+            "num_items": self.num_items,
+            "item_rows": self.item_rows,
+            "length": self.length,
+            "context": self.context,
+            "numeric": list(self.numeric),
+            "padding": self.padding,
+            "name": self.name,
+            "dtype": self._policy(),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> TopKReinforce:
+        """The inverse of `get_config`."""
+        del custom_objects
+        values = dict(config)
+        values["config"] = from_mapping(TopKReinforceConfig, values["config"], "model")
+        return cls(**values)
