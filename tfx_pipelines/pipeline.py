@@ -72,6 +72,7 @@ def create_pipeline(
         "impression": ReaderExampleGen,
         "history": HistoryExampleGen,
         "list": ListExampleGen,
+        "logged_action": HistoryExampleGen,
     }
     example_gen = example_gens[entry.record_type](
         data, features, reader, config.data, places.corrupt_lines

@@ -25,6 +25,7 @@ SIZES = {
     "impression": "data.options={rows: 2000}",
     "history": "data.options={users: 400}",
     "list": "data.options={queries: 400}",
+    "logged_action": "data.options={users: 400}",
 }
 
 

@@ -175,7 +175,8 @@ class HistorySpec:
       oov_buckets: ids for items outside the vocabulary.
       candidates: what describes the items, for models that recommend by it; null for nothing.
       outcomes: contexts, numbers, that are only known after an event (its reward, the logger's
-        propensity). Of past events a model may read them; those of the request go with the target.
+        propensity). They come with the target, those of past events as `history_<name>`, and are no
+        features of a request.
     """
 
     user: str = "user"
@@ -247,9 +248,9 @@ class HistorySpec:
             features.append(Feature("history_time", "time", "int64", multivalent=True))
             features.append(Feature("request_time", "time", "int64"))
         for feature in self.context:
-            name = f"history_{feature.name}"
-            features.append(dataclasses.replace(feature, name=name, multivalent=True))
             if feature.name not in self.outcomes:
+                name = f"history_{feature.name}"
+                features.append(dataclasses.replace(feature, name=name, multivalent=True))
                 features.append(feature)
         return tuple(features)
 
@@ -362,8 +363,9 @@ def transformed_name(name: str) -> str:
 
 
 def outcomes_of(spec: Spec) -> tuple[str, ...]:
-    """What is known of a request only afterwards, beside the label."""
-    return spec.outcomes if isinstance(spec, HistorySpec) else ()
+    """Raw features of an example that are known only afterwards, beside the label."""
+    names = spec.outcomes if isinstance(spec, HistorySpec) else ()
+    return tuple(name for outcome in names for name in (f"history_{outcome}", outcome))
 
 
 def raw_feature_spec(spec: Spec, label: bool = True) -> dict[str, Any]:

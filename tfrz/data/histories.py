@@ -168,8 +168,12 @@ def _targets(
     held_out: tuple[float, float],
     seed: int,
     with_test: bool,
+    least: int,
 ) -> dict[str, np.ndarray]:
-    """For each split, the row of each user's target, or -1 for none."""
+    """For each split, the row of each user's target, or -1 for none.
+
+    In the split by users, those with fewer than `least` events are only trained on.
+    """
     none = np.full(len(starts), -1)
     if config.split == "leave_last_out":
         left_out = 2 if with_test else 1
@@ -183,7 +187,7 @@ def _targets(
     if config.split == "users":
         shares = np.array([share_of(user, seed) for user in users])
         validation, test = held_out if with_test else (held_out[0], 0.0)
-        last, several = ends - 1, ends - starts >= 2
+        last, several = ends - 1, ends - starts >= least
         chosen = {
             "test": (shares < test) & several,
             "validation": (shares >= test) & (shares < test + validation) & several,
@@ -257,7 +261,9 @@ def build_examples(
     contexts = {f.name: filled(columns[f.name], f.dtype) for f in spec.context}
     users = columns["user"].take(pa.array(starts)).to_pylist() if config.split == "users" else []
     times = columns["time"].to_numpy()
-    targets = _targets(config, starts, ends, times, users, held_out, seed, with_test)
+    # An action has an outcome though nothing came before it.
+    least = 1 if spec.outcomes else 2
+    targets = _targets(config, starts, ends, times, users, held_out, seed, with_test, least)
     examples = {}
     for split in SPLITS:
         some = targets[split] >= 0

@@ -117,6 +117,8 @@ def preprocess_history(
         outputs[transformed_name(spec.label)] = ids_of(lookup, target)
     for feature in spec.context:
         old_name, name = f"history_{feature.name}", feature.name
+        if name in spec.outcomes and not with_target:
+            continue
         if feature.kind == "categorical":
             missing = "" if feature.dtype == "string" else MISSING_INT
             past = _right_aligned(inputs[old_name], width, missing)
@@ -127,14 +129,10 @@ def preprocess_history(
         else:
             past = _right_aligned(inputs[old_name], width, float("nan"))
             past = _arranged(past, order, length)
-            if name in spec.outcomes and not with_target:
-                now = tf.fill([tf.shape(past)[0]], float("nan"))
-            else:
-                now = first_value(inputs[name], float("nan"))
+            now = first_value(inputs[name], float("nan"))
             past, now = _numbers(feature, analyzers, past, now)
         outputs[transformed_name(old_name)] = tf.where(mask, past, tf.zeros_like(past))
-        if name not in spec.outcomes or with_target:
-            outputs[transformed_name(name)] = now
+        outputs[transformed_name(name)] = now
     if config.time_features:
         times = _right_aligned(inputs["history_time"], width, _NO_TIME)
         times = _arranged(times, order, length)

@@ -26,6 +26,8 @@ from tfrz.layers.pointer import (
     Slate,
     SlateConstraints,
 )
+from tfrz.layers.recurrent import ChaosFreeCell, ChaosFreeRNN
+from tfrz.layers.slates import boltzmann_slate
 from tfrz.layers.temporal import (
     ContextualGate,
     LongRangeEncoder,
@@ -37,6 +39,8 @@ from tfrz.layers.temporal import (
 __all__ = [
     "Beams",
     "CaserEncoder",
+    "ChaosFreeCell",
+    "ChaosFreeRNN",
     "ContextualGate",
     "Cross",
     "DeepInterestEncoder",
@@ -56,6 +60,7 @@ __all__ = [
     "Slate",
     "SlateConstraints",
     "TinyRangeEncoder",
+    "boltzmann_slate",
     "cross_matrix",
     "interaction_norms",
     "interest_scores",

@@ -4,6 +4,7 @@ from tfrz.models.dcn_v2 import DCNv2, DCNv2Config
 from tfrz.models.m3 import M3, M3Config
 from tfrz.models.multi_interest import MultiInterest, MultiInterestConfig
 from tfrz.models.seq2slate import Seq2Slate, Seq2SlateConfig
+from tfrz.models.topk_reinforce import TopKReinforce, TopKReinforceConfig
 
 __all__ = [
     "M3",
@@ -14,4 +15,6 @@ __all__ = [
     "MultiInterestConfig",
     "Seq2Slate",
     "Seq2SlateConfig",
+    "TopKReinforce",
+    "TopKReinforceConfig",
 ]

@@ -265,8 +265,44 @@ _MULTI_INTEREST = ModelEntry(
     ),
 )
 
+_TOPK_REINFORCE = ModelEntry(
+    name="topk_reinforce",
+    title="Policy gradient from the logs of other policies, corrected for pages of K items",
+    paper=Paper(
+        title="Top-K Off-Policy Correction for a REINFORCE Recommender System",
+        authors="Chen, Beutel, Covington, Jain, Belletti, Chi",
+        venue="WSDM 2019",
+        url="https://arxiv.org/abs/1812.02353",
+    ),
+    record_type="logged_action",
+    model="tfrz.models.topk_reinforce:TopKReinforce",
+    config="tfrz.models.topk_reinforce:TopKReinforceConfig",
+    task="tfrz.zoo.tasks.reinforce:ReinforceTask",
+    layers=("tfrz.layers.recurrent:ChaosFreeRNN",),
+    losses=("tfrz.losses.reinforce:TopKOffPolicyReinforce",),
+    datasets=("simulated", "movielens-1m", "movielens-100k", "obd"),
+    signatures=(
+        "serving_default",
+        "serving_raw",
+        "recommend",
+        "judge_log",
+        "transform_features",
+    ),
+    metrics=("recall_at_10", "recall_at_20", "ndcg_at_20", "coverage_at_20", "gini_at_20"),
+    bench=("reinforce",),
+    reproduce=("tfrz.reproduce.topk_reinforce",),
+    stages="tfx_pipelines.components.off_policy:OffPolicyStages",
+    notes=(
+        "The equations were checked against a transcription of the paper. Not stated in what could "
+        "be read: widths, the discount, the number of negatives, M and K' of serving, the "
+        "optimiser. Chosen here: the cap before the multiplier, contexts added to action and state, "
+        "that actions without reward update the state, a floor of 1e-6 under the logger's "
+        "probability. The paper has no table of offline results; live results are not claimed."
+    ),
+)
+
 _ENTRIES: dict[str, ModelEntry] = {
-    entry.name: entry for entry in (_DCN_V2, _M3, _SEQ2SLATE, _MULTI_INTEREST)
+    entry.name: entry for entry in (_DCN_V2, _M3, _SEQ2SLATE, _MULTI_INTEREST, _TOPK_REINFORCE)
 }
 
 

@@ -69,12 +69,19 @@ class ExportConfig:
       top_k: items that a recommendation lists; for models that recommend.
       drop_seen: do not recommend what is in the request's history; for models that recommend.
       index: where recommendations are read from; for models with vectors of users and items.
+      deterministic: places of a slate that are filled without chance, with the most probable; the
+        others are drawn; null for all of them. For policies.
+      temperature: of the draws; for policies.
+      candidates: the most probable actions, from which they are drawn; for policies.
     """
 
     warmup_examples: int = 8
     top_k: int = 20
     drop_seen: bool = True
     index: IndexConfig = IndexConfig()
+    deterministic: int | None = None
+    temperature: float = 1.0
+    candidates: int = 500
 
     def __post_init__(self) -> None:
         require(
@@ -83,6 +90,13 @@ class ExportConfig:
             "must be 0 to 1000",
         )
         require(self.top_k >= 1, "export.top_k", "must be at least 1")
+        require(self.temperature > 0, "export.temperature", "must be above 0")
+        require(self.candidates >= 1, "export.candidates", "must be at least 1")
+        require(
+            self.deterministic is None or 0 <= self.deterministic <= self.top_k,
+            "export.deterministic",
+            "must be 0 to export.top_k, or null",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +193,34 @@ class SlateEvaluatorConfig(RankingEvaluatorConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class PolicyEvaluatorConfig(RankingEvaluatorConfig):
+    """What a policy must reach to be blessed: by its rankings, and by its estimated value.
+
+    Attributes:
+      slices: tuples of feature names by whose values metrics are sliced.
+      estimator: self_normalized (SNIPS) or inverse_propensity (IPS), of the validation log.
+      cap: bound on the importance weights of the estimate; null for none.
+      min_lift: the lower bound of the estimate must exceed the logged reward by this share of it.
+      min_effective_sample_size: an estimate from fewer examples' worth of weight is not believed.
+    """
+
+    slices: tuple[tuple[str, ...], ...] = (("history_length",), ("target_popularity",))
+    estimator: Literal["self_normalized", "inverse_propensity"] = "self_normalized"
+    cap: float | None = 20.085536923187668
+    min_lift: float = 0.0
+    min_effective_sample_size: float = 100.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.cap is None or self.cap > 0, "evaluator.cap", "must be above 0, or null")
+        require(
+            self.min_effective_sample_size >= 0,
+            "evaluator.min_effective_sample_size",
+            "must not be negative",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class PipelineConfig:
     """How the TFX pipeline runs.
 
@@ -203,8 +245,8 @@ class RunConfig:
       name: the model's name in the registry.
       model: an instance of the configuration class of that model.
       weighting: how training examples are weighted; for two-tower models.
-      evaluator: an `EvaluatorConfig`, a `RankingEvaluatorConfig` for history records, or a
-        `SlateEvaluatorConfig` for list records.
+      evaluator: an `EvaluatorConfig`, a `RankingEvaluatorConfig` for history records, a
+        `SlateEvaluatorConfig` for list records, or a `PolicyEvaluatorConfig` for logged actions.
     """
 
     name: str
@@ -227,7 +269,11 @@ def run_config_from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
     values = dict(mapping)
     entry = registry.get(str(values.get("name", "")))
     model = from_mapping(entry.load("config"), values.pop("model", None), "model")
-    kinds: dict[str, type] = {"history": RankingEvaluatorConfig, "list": SlateEvaluatorConfig}
+    kinds: dict[str, type] = {
+        "history": RankingEvaluatorConfig,
+        "list": SlateEvaluatorConfig,
+        "logged_action": PolicyEvaluatorConfig,
+    }
     judged = kinds.get(entry.record_type, EvaluatorConfig)
     evaluator: Any = from_mapping(judged, values.pop("evaluator", None), "evaluator")
     config = from_mapping(RunConfig, {**values, "model": model, "evaluator": evaluator})
@@ -240,8 +286,11 @@ def run_config_from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
         "weighting.kind",
         f"{entry.name} has no items to weight examples by",
     )
-    for section, records, what in (("history", "history", "histories"), ("lists", "list", "lists")):
-        wanted = entry.record_type == records
+    for section, records, what in (
+        ("history", ("history", "logged_action"), "histories"),
+        ("lists", ("list",), "lists"),
+    ):
+        wanted = entry.record_type in records
         require(
             wanted == (getattr(config.data, section) is not None),
             f"data.{section}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -37,9 +37,9 @@ class Candidates(types.Artifact):
 class CandidateGenSpec(component_spec.ComponentSpec):
     """What `CandidateGen` takes and gives."""
 
-    PARAMETERS = {"query": component_spec.ExecutionParameter(type=str)}
-    INPUTS: dict[str, Any] = {}
-    OUTPUTS = {"candidates": component_spec.ChannelParameter(type=Candidates)}
+    PARAMETERS: ClassVar = {"query": component_spec.ExecutionParameter(type=str)}
+    INPUTS: ClassVar = {}
+    OUTPUTS: ClassVar = {"candidates": component_spec.ChannelParameter(type=Candidates)}
 
 
 class CandidateGenExecutor(base_executor.BaseExecutor):
@@ -105,12 +105,12 @@ def _catalogue(input_dict: dict[str, list[Any]], trained: IndexedModel) -> Catal
 class IndexBuilderSpec(component_spec.ComponentSpec):
     """What `IndexBuilder` takes and gives."""
 
-    PARAMETERS = {"run_config": component_spec.ExecutionParameter(type=str)}
-    INPUTS = {
+    PARAMETERS: ClassVar = {"run_config": component_spec.ExecutionParameter(type=str)}
+    INPUTS: ClassVar = {
         "trained": component_spec.ChannelParameter(type=standard_artifacts.Model),
         "candidates": component_spec.ChannelParameter(type=Candidates, optional=True),
     }
-    OUTPUTS = {"model": component_spec.ChannelParameter(type=standard_artifacts.Model)}
+    OUTPUTS: ClassVar = {"model": component_spec.ChannelParameter(type=standard_artifacts.Model)}
 
 
 class IndexBuilderExecutor(base_executor.BaseExecutor):
@@ -161,14 +161,16 @@ class IndexBuilder(base_component.BaseComponent):
 class IndexCheckSpec(component_spec.ComponentSpec):
     """What `IndexCheck` takes and gives."""
 
-    PARAMETERS = {"run_config": component_spec.ExecutionParameter(type=str)}
-    INPUTS = {
+    PARAMETERS: ClassVar = {"run_config": component_spec.ExecutionParameter(type=str)}
+    INPUTS: ClassVar = {
         "model": component_spec.ChannelParameter(type=standard_artifacts.Model),
         "examples": component_spec.ChannelParameter(type=standard_artifacts.Examples),
         "earlier": component_spec.ChannelParameter(type=standard_artifacts.ModelBlessing),
         "candidates": component_spec.ChannelParameter(type=Candidates, optional=True),
     }
-    OUTPUTS = {"blessing": component_spec.ChannelParameter(type=standard_artifacts.ModelBlessing)}
+    OUTPUTS: ClassVar = {
+        "blessing": component_spec.ChannelParameter(type=standard_artifacts.ModelBlessing)
+    }
 
 
 class IndexCheckExecutor(base_executor.BaseExecutor):
@@ -193,10 +195,7 @@ class IndexCheckExecutor(base_executor.BaseExecutor):
         found, exact = exact_answers(model, catalogue, config, examples)
         recall = float(
             np.mean(
-                [
-                    len(set(a) & set(b)) / max(len(b), 1)
-                    for a, b in zip(found, exact, strict=True)
-                ]
+                [len(set(a) & set(b)) / max(len(b), 1) for a, b in zip(found, exact, strict=True)]
             )
         )
         reason = None

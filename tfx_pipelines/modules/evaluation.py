@@ -54,8 +54,10 @@ class _Mean(beam.CombineFn):
 
 
 def _of_target(kind: str, n: int, items: np.ndarray, target: np.ndarray) -> float:
-    """The metric at the place of the target among the items."""
-    places = np.flatnonzero(items == target[0]) if target.size and target[0] else ()
+    """The metric at the place of the target among the items; NaN for none that counts."""
+    if not target.size or not target[0]:
+        return float("nan")
+    places = np.flatnonzero(items == target[0])
     rank = int(places[0]) + 1 if len(places) else 0
     return float(at_rank(kind, np.array([rank]), n)[0])
 

@@ -377,46 +377,47 @@ def test_a_bound_on_the_weights_holds():
 # Killed, and gone on with.
 
 
+def _dying(die_at: int, die):
+    """The loop's `run`, which ends once so many steps are done."""
+    run, done = loop._Loop.run, [0]
+
+    def dying(self, iterator, count):
+        if done[0] >= die_at:
+            die()
+        done[0] += count
+        return run(self, iterator, count)
+
+    return dying
+
+
 def main(directory: str, die_at: int) -> None:
     """Trains in this process, and kills it, without any clean-up, after so many steps."""
-    if die_at:
-        run, done = loop._Loop.run, [0]
-
-        def dying(self, iterator, count):
-            if done[0] >= die_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            done[0] += count
-            return run(self, iterator, count)
-
-        loop._Loop.run = dying
-    run = _Run(*DEEP, directory=Path(directory))
-    np.savez(Path(directory) / "weights.npz", *run.model.get_weights())
-    print("RESUMED", run.result.resumed_from)
+    loop._Loop.run = _dying(die_at, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    _Run(*DEEP, directory=Path(directory))
 
 
-def _process(directory: Path, die_at: int) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tests.tfrz.training.test_fit_weighted"]
-    return subprocess.run(
-        [*command, str(directory), str(die_at)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-    )
+class _Died(Exception):
+    pass
+
+
+def _fail() -> None:
+    raise _Died
 
 
 def test_a_run_killed_in_an_iteration_and_in_the_calibration_ends_with_the_same_bits(
-    density, tmp_path
+    density, tmp_path, monkeypatch
 ):
-    """Twenty steps a stage; whatever a process had not stored is done again by the next."""
-    for die_at in (28, 44):
-        died = _process(tmp_path, die_at)
-        assert died.returncode == -9, died.stderr[-2000:]
-    resumed = _process(tmp_path, 0)
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert int(resumed.stdout.split("RESUMED")[1]) > 60
-    with np.load(tmp_path / "weights.npz") as found:
-        _same([found[name] for name in found.files], density[0].model.get_weights())
+    """Twenty steps a stage; whatever a run had not stored is done again by the next."""
+    command = [sys.executable, "-m", "tests.tfrz.training.test_fit_weighted", str(tmp_path), "28"]
+    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    killed = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert killed.returncode == -9, killed.stderr[-2000:]
+    with monkeypatch.context() as patch, pytest.raises(_Died):
+        patch.setattr(loop._Loop, "run", _dying(44, _fail))
+        _Run(*DEEP, directory=tmp_path)
+    resumed = _Run(*DEEP, directory=tmp_path)
+    assert 60 < resumed.result.resumed_from < 80
+    _same(resumed.model.get_weights(), density[0].model.get_weights())
     for name in ("history.json", "weighting.json"):
         assert (tmp_path / name).read_text() == (density[1] / name).read_text()
 

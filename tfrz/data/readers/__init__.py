@@ -32,6 +32,18 @@ def _simulated_interactions(path: str, world: str = "context_switch", **options:
     return worlds[world](**options)
 
 
+def _simulated_actions(path: str, **options: Any) -> Reader:
+    from tfrz.data.readers.logs import SimulatedActions
+
+    return SimulatedActions(**options)
+
+
+def _open_bandit(path: str, **options: Any) -> Reader:
+    from tfrz.data.readers.logs import OpenBandit
+
+    return OpenBandit(path, **options)
+
+
 def _simulated_documents(path: str, **options: Any) -> Reader:
     from tfrz.data.readers.documents import SimulatedDocuments
 
@@ -55,7 +67,12 @@ def _movielens(release: str) -> Source:
 
         return MovieLensInteractions(path, release, **options)
 
-    return {"impression": impressions, "history": histories}
+    def actions(path: str, **options: Any) -> Reader:
+        from tfrz.data.readers.logs import MovieLensActions
+
+        return MovieLensActions(path, release, **options)
+
+    return {"impression": impressions, "history": histories, "logged_action": actions}
 
 
 def _click_log(name: str) -> Source:
@@ -82,7 +99,9 @@ SOURCES: dict[str, Source] = {
         "impression": _simulated_clicks,
         "history": _simulated_interactions,
         "list": _simulated_documents,
+        "logged_action": _simulated_actions,
     },
+    "obd": {"logged_action": _open_bandit},
     "movielens-1m": _movielens("1m"),
     "movielens-100k": _movielens("100k"),
     "criteo": _click_log("criteo"),
@@ -98,12 +117,14 @@ SOURCES: dict[str, Source] = {
 def _tabular(path: str, features: str, records: str, **options: Any) -> Reader:
     from tfrz.data.readers.documents import TabularDocuments
     from tfrz.data.readers.interactions import TabularInteractions
+    from tfrz.data.readers.logs import TabularActions
     from tfrz.data.readers.tabular import Tabular
 
     kinds: dict[str, Callable[..., Reader]] = {
         "impression": Tabular,
         "history": TabularInteractions,
         "list": TabularDocuments,
+        "logged_action": TabularActions,
     }
     return kinds[records](path, features, **options)
 

@@ -130,7 +130,12 @@ class MovieLensInteractions(InteractionReader):
                 item=pa.array(numbers[kept, 1]).cast(pa.string()),
                 time=numbers[kept, 3],
                 position=shard.first_line + rows[kept],
+                **self.of_ratings(numbers[kept, 2]),
             )
+
+    def of_ratings(self, ratings: np.ndarray) -> dict[str, Any]:
+        """Columns of further contexts."""
+        return {}
 
 
 class ItemLines(InteractionReader):

@@ -174,9 +174,7 @@ class ContextualSlates:
       Specification of top-K REINFORCE (Chen et al., arXiv 1812.02353), section (g), S4.
     """
 
-    def __init__(
-        self, contexts: int = 20, items: int = 200, dim: int = 8, seed: int = 0
-    ) -> None:
+    def __init__(self, contexts: int = 20, items: int = 200, dim: int = 8, seed: int = 0) -> None:
         for name, size, least in (("contexts", contexts, 1), ("items", items, 2), ("dim", dim, 1)):
             require(size >= least, name, f"must be at least {least}")
         rng = np.random.default_rng([seed, 1812, 4])
