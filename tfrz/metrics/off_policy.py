@@ -5,9 +5,12 @@ beta(a_i | x_i), and its reward r_i. The weight of a row is `w_i = pi(a_i | x_i)
 
 Every interval is a Student t interval of 95 %, taken over the estimator's rows and two more: one
 twice as far above their mean as the highest of them, one twice as far below it as the lowest. The
-two stand for rare rows with a large weight that this log happens not to have. The plain t interval
-covers the truth in 78 to 90 % of logs of 500 where the weights' tail is long, this one in 92 to
-98 %; as logs grow the two become the same. Its middle is not the estimate where rows are skewed.
+two stand for rare rows with a large weight that this log happens not to have. In simulated logs of
+500 rows, worth 11 to 500 by effective sample size, the plain t interval covered the truth in 77 to
+96 % of the logs, this one in 91 to 99 %; its width is 1.0 to 1.2 times that of the plain one for
+tame weights, up to 1.9 times for wild ones. As logs grow the two become the same. Its middle is not
+the estimate where the rows are skewed. A log whose rows are all alike, as one without any reward,
+has an interval of no width: it knows of no spread.
 
 Reference:
   Agresti and Coull (1998), for shares; Emerson and Owen (2009), two extreme points for a mean.

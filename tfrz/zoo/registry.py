@@ -295,8 +295,8 @@ _TOPK_REINFORCE = ModelEntry(
     notes=(
         "The equations were checked against a transcription of the paper. Not stated in what could "
         "be read: widths, the discount, the number of negatives, M and K' of serving, the "
-        "optimiser. Chosen here: the cap before the multiplier, contexts added to action and state, "
-        "that actions without reward update the state, a floor of 1e-6 under the logger's "
+        "optimiser. Chosen here: the cap before the multiplier, contexts added to action and "
+        "state, that actions without reward update the state, a floor of 1e-6 under the logger's "
         "probability. The paper has no table of offline results; live results are not claimed."
     ),
 )

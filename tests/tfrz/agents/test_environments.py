@@ -1,0 +1,184 @@
+"""The simulated bandits as environments: what they show, what they pay, and in drivers."""
+
+from __future__ import annotations
+
+import doctest
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tf_agents.drivers import dynamic_step_driver
+from tf_agents.environments import tf_py_environment, utils
+from tf_agents.policies import random_tf_policy
+
+from tfrz.agents import BanditEnvironment, environments, logged_experience
+from tfrz.data.simulators.bandits import BiasedLoggerBandit, ContextualSlates, PageOfTwoBandit
+from tfrz.errors import ConfigError
+
+SLATES = ContextualSlates(contexts=4, items=6, seed=1)
+
+
+def _actions(environment: BanditEnvironment, rng: np.random.Generator) -> np.ndarray:
+    items = int(environment.action_spec().maximum) + 1
+    return rng.integers(0, items, environment.batch_size)
+
+
+def test_the_examples_of_the_docstrings_hold():
+    assert doctest.testmod(environments).failed == 0
+
+
+@pytest.mark.parametrize("observation", ["id", "one_hot"])
+@pytest.mark.parametrize("simulator", [BiasedLoggerBandit(), PageOfTwoBandit(), SLATES])
+def test_what_it_gives_is_what_its_specs_say(simulator, observation):
+    environment = BanditEnvironment(simulator, observation=observation)
+    # Of one bandit, its outer dimension taken off.
+    utils.validate_py_environment(_single(environment), episodes=3)
+
+
+def _single(environment):
+    from tf_agents.environments import batched_py_environment
+
+    class One(batched_py_environment.BatchedPyEnvironment):
+        def __init__(self):
+            self._envs = [environment]
+            super(batched_py_environment.BatchedPyEnvironment, self).__init__()
+
+        batched = property(lambda self: False)
+        batch_size = property(lambda self: None)
+        observation_spec = lambda self: environment.observation_spec()
+        action_spec = lambda self: environment.action_spec()
+        reward_spec = lambda self: environment.reward_spec()
+
+        def _reset(self):
+            return tf.nest.map_structure(lambda t: t[0], environment.reset())
+
+        def _step(self, action):
+            if self._current_time_step.is_last():
+                return self._reset()
+            return tf.nest.map_structure(lambda t: t[0], environment.step(np.array([action])))
+
+    return One()
+
+
+def test_rewards_without_chance_are_those_of_the_items():
+    environment = BanditEnvironment(PageOfTwoBandit(), batch_size=3)
+    environment.reset()
+    step = environment.step(np.array([0, 1, 7]))
+    np.testing.assert_array_equal(step.reward, np.float32([10, 9, 1]))
+    assert step.is_last().all()
+    # On pages of one the same item pays again.
+    np.testing.assert_array_equal(environment.step(np.array([0, 1, 7])).reward, step.reward)
+
+
+def test_clicks_and_contexts_have_their_probabilities():
+    environment = BanditEnvironment(SLATES, batch_size=4000)
+    context, rng = environment.reset().observation, np.random.default_rng(0)
+    clicks, shown = np.zeros((4, 6)), np.zeros((4, 6))
+    for _ in range(10):
+        action = _actions(environment, rng)
+        step = environment.step(action)
+        np.add.at(shown, (context, action), 1)
+        np.add.at(clicks, (context, action), step.reward)
+        context = step.observation
+    np.testing.assert_allclose(shown / shown.sum(), 1 / 24, atol=0.004)
+    error = np.sqrt(SLATES.click_probabilities / shown)
+    assert (np.abs(clicks / shown - SLATES.click_probabilities) < 4.5 * error).all()
+
+
+def test_a_page_keeps_its_context_and_a_repeated_item_earns_nothing():
+    environment = BanditEnvironment(PageOfTwoBandit(), batch_size=2, page=3)
+    environment.reset()
+    earned = [environment.step(np.array(a)).reward.tolist() for a in ([0, 0], [0, 1], [1, 0])]
+    assert earned == [[10, 10], [0, 9], [9, 0]]
+    assert environment.step(np.array([0, 0])).reward.tolist() == [10, 10]
+    environment.reset()
+    assert environment.step(np.array([0, 0])).reward.tolist() == [10, 10]
+
+    environment = BanditEnvironment(SLATES, batch_size=50, page=3)
+    seen = [environment.reset().observation]
+    seen += [environment.step(np.zeros(50, int)).observation for _ in range(3)]
+    assert (seen[0] == seen[1]).all() and (seen[1] == seen[2]).all()
+    assert (seen[2] != seen[3]).any()
+
+
+def test_what_a_page_earns_is_the_page_value_of_the_simulator():
+    bandit, rng = PageOfTwoBandit(), np.random.default_rng(0)
+    policy = np.array([0.4, 0.3, *([0.3 / 8] * 8)])
+    environment = BanditEnvironment(bandit, batch_size=20_000, page=2)
+    environment.reset()
+    draws = rng.choice(10, size=(2, 20_000), p=policy)
+    earned = sum(environment.step(draw).reward for draw in draws)
+    assert abs(earned.mean() - bandit.page_value(policy, 2)) < 4 * earned.std() / np.sqrt(20_000)
+
+
+def test_equal_seeds_give_equal_runs():
+    def run(seed):
+        environment, rng = BanditEnvironment(SLATES, 8, seed=seed), np.random.default_rng(0)
+        steps = [environment.reset()]
+        steps += [environment.step(_actions(environment, rng)) for _ in range(5)]
+        return np.array([[s.observation, s.reward] for s in steps])
+
+    np.testing.assert_array_equal(run(3), run(3))
+    assert (run(3) != run(4)).any()
+
+
+@pytest.mark.parametrize("observation", ["id", "one_hot"])
+def test_a_driver_of_tf_agents_runs_in_it(observation):
+    environment = tf_py_environment.TFPyEnvironment(
+        BanditEnvironment(SLATES, batch_size=5, observation=observation)
+    )
+    policy = random_tf_policy.RandomTFPolicy(
+        environment.time_step_spec(), environment.action_spec()
+    )
+    seen = []
+    dynamic_step_driver.DynamicStepDriver(environment, policy, [seen.append], num_steps=20).run()
+    assert len(seen) == 4
+    assert all(step.is_first().numpy().all() and step.is_last().numpy().all() for step in seen)
+    assert seen[0].observation.shape == ((5,) if observation == "id" else (5, 4))
+
+
+def test_a_log_is_the_loggers():
+    experience = logged_experience(SLATES, n=20, seed=5)
+    log = SLATES.sample(20, seed=5)
+    np.testing.assert_array_equal(experience.observation[:, 0], log["context"])
+    np.testing.assert_array_equal(experience.action[:, 0], log["action"])
+    np.testing.assert_array_equal(experience.reward[:, 0], log["click"])
+    np.testing.assert_allclose(
+        np.exp(experience.policy_info.log_probability[:, 0]), log["propensity"], rtol=1e-6
+    )
+    assert logged_experience(SLATES, 3, observation="one_hot").observation.shape == (3, 1, 4)
+    assert logged_experience(BiasedLoggerBandit(), 3).observation.numpy().tolist() == [[0]] * 3
+
+
+@pytest.mark.parametrize(
+    ("build", "line"),
+    [
+        (lambda: BanditEnvironment(SLATES, batch_size=0), "batch_size: must be at least 1"),
+        (lambda: BanditEnvironment(SLATES, page=0), "page: must be at least 1"),
+        (lambda: BanditEnvironment(SLATES, observation="x"), "observation: must be id or one_hot"),
+        (lambda: BanditEnvironment(object()), "simulator: must be one of BiasedLoggerBandit"),
+        (lambda: logged_experience(SLATES, 0), "n: must be at least 1"),
+        (lambda: logged_experience(SLATES, 1, observation=""), "observation: must be id or one"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(build, line):
+    with pytest.raises(ConfigError, match=line) as caught:
+        build()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("action", [-1, 6])
+def test_an_action_that_is_no_item_is_refused(action):
+    environment = BanditEnvironment(SLATES)
+    environment.reset()
+    with pytest.raises(ConfigError, match="action: must be 0 to 5"):
+        environment.step(np.array([action]))
+
+
+def test_without_tf_agents_the_extra_is_named():
+    code = "import sys; sys.modules['tf_agents'] = None; import tfrz.agents"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == "ImportError: tfrz.agents needs TF-Agents: pip install 'tfrz[agents]'"
