@@ -58,7 +58,7 @@ def make_step(
     task = entry.load("task")(entry, config)
     keras.utils.set_random_seed(0)
     model = task.build(inputs)
-    tensors = {key: tf.constant(value, tf.int64) for key, value in columns.items()}
+    tensors = {key: tf.constant(value) for key, value in columns.items()}
     if hasattr(task, "start"):
         task.start(model, ArrayBatches(columns, len(columns["target_xf"])))
     variables = model.trainable_variables

@@ -22,6 +22,7 @@ SPARE = 25
 ITEMS = 2 * HALF + len(NEVER_TAKEN) + SPARE
 PIPELINE = (
     *SETTINGS,
+    "trainer.epochs=8",
     "export.top_k=50",
     "export.drop_seen=false",
     "evaluator.min_metrics={recall_at_10: 0.3}",

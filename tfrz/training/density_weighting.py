@@ -151,9 +151,11 @@ def weighted_kernel_density(
     mass = np.full(count, 1.0 / count) if weights is None else np.asarray(weights, np.float64)
     squares = 0.5 * np.square(points).sum(axis=1)
     densities = np.empty(len(queries))
+    # One buffer for all blocks: a new product beside the old one would take twice the memory.
+    buffer = np.empty((min(block_size, len(queries)), count))
     for start in range(0, len(queries), block_size):
         block = queries[start : start + block_size]
-        exponents = block @ points.T
+        exponents = np.matmul(block, points.T, out=buffer[: len(block)])
         exponents -= squares
         exponents -= 0.5 * np.square(block).sum(axis=1)[:, None]
         np.minimum(exponents, 0.0, out=exponents)

@@ -120,6 +120,8 @@ def run_fn(fn_args: Any) -> None:
     entry = registry.get(config.name)
     task, spec = workspace.task, workspace.spec
     inputs = workspace.inputs()
+    if hasattr(task, "check_training_set"):
+        task.check_training_set(workspace.train, inputs)
     model = build_model(lambda: task.build(inputs), config.trainer)
     vocabularies = workspace.vocabularies()
     if fn_args.base_model:

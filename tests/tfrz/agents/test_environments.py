@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tf_agents.drivers import dynamic_step_driver
-from tf_agents.environments import tf_py_environment, utils
+from tf_agents.environments import tf_py_environment
 from tf_agents.policies import random_tf_policy
+from tf_agents.specs import array_spec
 
 from tfrz.agents import BanditEnvironment, environments, logged_experience
 from tfrz.data.simulators.bandits import BiasedLoggerBandit, ContextualSlates, PageOfTwoBandit
@@ -32,34 +33,13 @@ def test_the_examples_of_the_docstrings_hold():
 @pytest.mark.parametrize("observation", ["id", "one_hot"])
 @pytest.mark.parametrize("simulator", [BiasedLoggerBandit(), PageOfTwoBandit(), SLATES])
 def test_what_it_gives_is_what_its_specs_say(simulator, observation):
-    environment = BanditEnvironment(simulator, observation=observation)
-    # Of one bandit, its outer dimension taken off.
-    utils.validate_py_environment(_single(environment), episodes=3)
-
-
-def _single(environment):
-    from tf_agents.environments import batched_py_environment
-
-    class One(batched_py_environment.BatchedPyEnvironment):
-        def __init__(self):
-            self._envs = [environment]
-            super(batched_py_environment.BatchedPyEnvironment, self).__init__()
-
-        batched = property(lambda self: False)
-        batch_size = property(lambda self: None)
-        observation_spec = lambda self: environment.observation_spec()
-        action_spec = lambda self: environment.action_spec()
-        reward_spec = lambda self: environment.reward_spec()
-
-        def _reset(self):
-            return tf.nest.map_structure(lambda t: t[0], environment.reset())
-
-        def _step(self, action):
-            if self._current_time_step.is_last():
-                return self._reset()
-            return tf.nest.map_structure(lambda t: t[0], environment.step(np.array([action])))
-
-    return One()
+    environment = BanditEnvironment(simulator, batch_size=3, observation=observation)
+    spec = array_spec.add_outer_dims_nest(environment.time_step_spec(), (3,))
+    rng = np.random.default_rng(0)
+    assert array_spec.check_arrays_nest(environment.reset(), spec)
+    for _ in range(5):
+        step = environment.step(_actions(environment, rng))
+        assert array_spec.check_arrays_nest(step, spec)
 
 
 def test_rewards_without_chance_are_those_of_the_items():

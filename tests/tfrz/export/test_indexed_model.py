@@ -477,15 +477,10 @@ def test_a_vector_that_is_no_number_is_refused_with_its_item(trained, tmp_path):
     export_indexed(model, _known(others), _config(), tmp_path / "model")
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("dcn_v2", ("data.options={rows: 300}",)),
-        ("m3", ("data.options={users: 40, length: 8}", "data.history.length=5")),
-    ],
-)
-def test_the_model_of_another_system_is_refused_in_one_line(tmp_path, name, settings):
-    path = _untrained(tmp_path, name, *settings)
+def test_the_model_of_another_system_is_refused_in_one_line(tmp_path):
+    """One that reads histories and knows items, but has no vectors of users."""
+    settings = ("data.options={users: 40, length: 8}", "data.history.length=5")
+    path = _untrained(tmp_path, "m3", *settings)
     with pytest.raises(InputError, match="has no signature encode: it does not encode") as caught:
         IndexedModel(path)
     assert path in str(caught.value) and "\n" not in str(caught.value)

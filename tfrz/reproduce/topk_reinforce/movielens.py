@@ -69,7 +69,6 @@ def train_one(key: dict[str, Any]) -> dict[str, Any]:
     )
     entry = registry.get("topk_reinforce")
     task = entry.load("task")(entry, config)
-    task.model_inputs(prepared.spec, prepared.transform.vocabulary_sizes)
     model = build_model(lambda: task.build(prepared.inputs), config.trainer)
     batches = ArrayBatches(prepared.train.columns(), config.trainer.batch_size, key["seed"])
     fit(model, task, batches, prepared.validation, config.trainer, None, False)

@@ -43,6 +43,19 @@ if TYPE_CHECKING:
 _LISTED = 20
 
 
+@dataclasses.dataclass(frozen=True)
+class ReinforceInputs(HistoryInputs):
+    """What a policy must know of its transformed inputs.
+
+    Attributes:
+      reward: outcome that is the reward.
+      propensity: outcome that is the logger's propensity; None where there is none.
+    """
+
+    reward: str = "reward"
+    propensity: str | None = None
+
+
 def log_probabilities(logits: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
     """Log-probability of the actions `ids` (from 1) under a softmax of logits `[..., actions]`."""
     count = tf.shape(logits, out_type=tf.int64)[-1]
@@ -66,12 +79,21 @@ class ReinforceTask(HistoryTask):
         names = spec.outcomes
         return names[0], names[1] if len(names) > 1 else None
 
-    def model_inputs(self, spec: HistorySpec, vocabulary_sizes: Mapping[str, int]) -> HistoryInputs:
+    def model_inputs(
+        self, spec: HistorySpec, vocabulary_sizes: Mapping[str, int]
+    ) -> ReinforceInputs:
         """As of `HistoryTask`; outcomes are no inputs."""
         inputs = super().model_inputs(spec, vocabulary_sizes)
-        self._reward, self._propensity = self.outcome_names(spec)
-        numeric = tuple(name for name in inputs.numeric if name not in spec.outcomes)
-        return dataclasses.replace(inputs, numeric=numeric)
+        known = {f.name: getattr(inputs, f.name) for f in dataclasses.fields(HistoryInputs)}
+        known["numeric"] = tuple(name for name in inputs.numeric if name not in spec.outcomes)
+        reward, propensity = self.outcome_names(spec)
+        return ReinforceInputs(**known, reward=reward, propensity=propensity)
+
+    def build(self, inputs: HistoryInputs) -> keras.Model:
+        """A model with all its variables made."""
+        assert isinstance(inputs, ReinforceInputs)
+        self._reward, self._propensity = inputs.reward, inputs.propensity
+        return super().build(inputs)
 
     def prepare(self, reader: Reader) -> Prepared:
         """As of `HistoryTask`.
@@ -80,14 +102,19 @@ class ReinforceTask(HistoryTask):
           InputError: no action of the log has a reward.
         """
         prepared = super().prepare(reader)
-        self.start(None, prepared.train)
+        self.check_training_set(prepared.train, prepared.inputs)
         return prepared
 
     # What the training loop asks for.
 
-    def start(self, model: Any, train: Batches) -> None:
-        """Refuses a log from which nothing can be learnt."""
-        reward = transformed_name(self._reward)
+    @staticmethod
+    def check_training_set(train: Batches, inputs: ReinforceInputs) -> None:
+        """Refuses a log from which nothing can be learnt.
+
+        Raises:
+          InputError: no action of the log has a reward.
+        """
+        reward = transformed_name(inputs.reward)
         if not any(
             np.any(batch[reward].numpy()) or np.any(batch[f"history_{reward}"].numpy())
             for batch in train.once()
