@@ -309,7 +309,7 @@ class Searches:
 
 def measure_scann(options: Options) -> Section:
     """A curve over settings; then the chosen one and the default again, on other users."""
-    from tfrz.export.indexed_model import load_scann
+    from tfrz.operations import load_scann
 
     load_scann()
     mixture, k, batch, count, rounds, leaves, reorders = (

@@ -11,8 +11,10 @@ from tfx.types.standard_artifacts import Model, ModelBlessing
 from tfrz.config import to_mapping
 from tfrz.data.readers import Reader
 from tfrz.errors import InputError
+from tfrz.operations import load_scann
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import RunConfig, run_config_to_mapping
+from tfx_pipelines.components.blessing import LatestPassedModelStrategy
 from tfx_pipelines.components.example_gen import (
     HistoryExampleGen,
     ListExampleGen,
@@ -65,6 +67,8 @@ def create_pipeline(
       places: where things go.
       here: whether it runs on this machine, with its metadata in a file.
     """
+    if config.export.index.kind == "scann":
+        load_scann()  # The Evaluator loads the model in this process.
     entry = registry.get(config.name)
     task = entry.load("task")(entry, config)
     spec = reader.feature_spec()
@@ -108,7 +112,11 @@ def create_pipeline(
         "fingerprint": reader.fingerprint(),
     }
     resolver = tfx.dsl.Resolver(
-        strategy_class=tfx.dsl.experimental.LatestBlessedModelStrategy,
+        # Kubeflow knows TFX's own strategies alone: there, a model that a later check refused may
+        # be the one to compare with.
+        strategy_class=LatestPassedModelStrategy
+        if here
+        else tfx.dsl.experimental.LatestBlessedModelStrategy,
         model=tfx.dsl.Channel(type=Model),
         model_blessing=tfx.dsl.Channel(type=ModelBlessing),
     ).with_id("Resolver")

@@ -112,6 +112,9 @@ class TopKReinforcePolicy(tf_policy.TFPolicy):
             name=name,
         )
         self._model, self._greedy = model, greedy
+        # PolicySaver has Keras save the model, which it only does with one that was called.
+        ids = tf.zeros([1, 1], tf.int64)
+        model(_model_inputs(model, _zeros(model), ids))
 
     def next_state(self, observation: Any, action: tf.Tensor, policy_state: tf.Tensor) -> tf.Tensor:
         """s_{t+1}, float32 `[batch, units]`.
@@ -284,6 +287,8 @@ class TopKReinforceAgent(tf_agent.TFAgent):
         gradients = tape.gradient(info.loss, variables)
         pairs = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
         if self._gradient_clipping is not None:
+            # Dense, since a row of a table may come several times: their sum is to be bounded.
+            pairs = [(tf.convert_to_tensor(g), v) for g, v in pairs]
             pairs = eager_utils.clip_gradient_norms(pairs, self._gradient_clipping)
         if self.summarize_grads_and_vars:
             eager_utils.add_variables_summaries(pairs, self.train_step_counter)
@@ -531,6 +536,12 @@ def _contexts(model: TopKReinforce, observation: Any) -> dict[str, Any]:
     if isinstance(observation, Mapping) or not names:
         return {name: observation[name] for name in names}
     return {names[0]: observation}
+
+
+def _zeros(model: TopKReinforce) -> dict[str, tf.Tensor]:
+    """An observation of nothing, `[1, 1]`."""
+    kinds = {**dict.fromkeys(model.context, tf.int64), **dict.fromkeys(model.numeric, tf.float32)}
+    return {name: tf.zeros([1, 1], kind) for name, kind in kinds.items()}
 
 
 def _with_propensities(experience: trajectory.Trajectory) -> trajectory.Trajectory:

@@ -8,6 +8,7 @@ every list is at least as long as k and all that may be left out.
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,10 +16,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfrz.config import require
-from tfrz.errors import ConfigError, InputError
+from tfrz.errors import InputError
+from tfrz.operations import load_scann
 
 # Stands in an answer where fewer items than k may be shown.
 NOTHING = -1e9
+# ScaNN's compressed codes have 16 centres.
+_SCANN_LEAST = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +64,7 @@ class IndexConfig:
 
 
 # What a server must have for each kind of index, and where it is had from.
-REQUIRED_OPS: dict[str, str] = {
+OPS_OF_KIND: dict[str, str] = {
     "scann": (
         "ScaNN's operations (namespace Scann, ops ScannSearchBatched and "
         "ScannSearcherCreate...): the stock TF Serving binary has none of them. Use the image "
@@ -99,6 +103,10 @@ def _merged(
     Returns:
       Rows `[batch, k]`, -1 for none, and their scores.
     """
+    # An approximate search may find fewer than it is asked for.
+    short = tf.maximum(k - tf.shape(rows)[1], 0)
+    rows = tf.pad(rows, [[0, 0], [0, short]], constant_values=-1)
+    scores = tf.pad(scores, [[0, 0], [0, short]], constant_values=NOTHING)
     order = tf.argsort(scores, axis=1, direction="DESCENDING", stable=True)
     rows, scores = (tf.gather(v, order, batch_dims=1) for v in (rows, scores))
     order = tf.argsort(rows, axis=1, stable=True)
@@ -118,7 +126,7 @@ def _merged(
 
 
 class RecommendationIndex(tf.Module):
-    """Rows of a catalogue by inner product; TFRS' `BruteForce` or `ScaNN` underneath.
+    """Rows of a catalogue by inner product; TFRS' `BruteForce`, or ScaNN, underneath.
 
     Args:
       items: raw ids, in the order in which those of equal scores are listed.
@@ -128,7 +136,7 @@ class RecommendationIndex(tf.Module):
 
     Raises:
       InputError: see `check_vectors`.
-      ConfigError: ScaNN is asked for and not installed.
+      ConfigError: ScaNN is asked for, and there are too few items for it.
 
     Example:
       >>> index = RecommendationIndex([b"a", b"b", b"c"], np.eye(3, dtype=np.float32)[:, :2],
@@ -145,34 +153,52 @@ class RecommendationIndex(tf.Module):
         vectors = np.asarray(vectors, np.float32)
         check_vectors(items, vectors, k)
         self.k, self.count, self.kind = k, len(items), config.kind
-        self._layer = self._searcher(vectors, config)
+        self._search = self._searcher(vectors, config)
         self._terms = tf.Variable(list(items), trainable=False, dtype=tf.string)
         rows = tf.range(len(items), dtype=tf.int64)
         self._rows = tf.lookup.StaticHashTable(
             tf.lookup.KeyValueTensorInitializer(tf.constant(list(items)), rows), -1
         )
 
-    def _searcher(self, vectors: np.ndarray, config: IndexConfig) -> Any:
-        from tensorflow_recommenders.layers import factorized_top_k
-
-        identifiers = tf.range(len(vectors), dtype=tf.int64)
+    def _searcher(
+        self, vectors: np.ndarray, config: IndexConfig
+    ) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+        """From queries `[queries, dim]` and how many to scores and rows, `[queries, any]`."""
         if config.kind == "brute_force":
-            return factorized_top_k.BruteForce(k=self.k).index(vectors, identifiers)
+            from tensorflow_recommenders.layers import factorized_top_k
+
+            identifiers = tf.range(len(vectors), dtype=tf.int64)
+            self._layer = factorized_top_k.BruteForce(k=self.k).index(vectors, identifiers)
+            return lambda queries, k: self._layer(queries, k=k)
+        require(
+            len(vectors) >= _SCANN_LEAST,
+            "export.index.kind",
+            f"scann needs {_SCANN_LEAST} items, the catalogue has {len(vectors)}: use brute_force",
+        )
+        load_scann()
+        from scann import scann_ops
+
         leaves, searched = config.leaves(len(vectors))
-        try:
-            layer = factorized_top_k.ScaNN(
-                k=self.k,
-                num_leaves=leaves,
-                num_leaves_to_search=searched,
-                dimensions_per_block=config.dimensions_per_block,
-                num_reordering_candidates=min(config.reorder * self.k, len(vectors)),
+        # Not TFRS' layer: it re-orders as many candidates whatever is asked for, and a user who has
+        # seen much asks for more.
+        builder = scann_ops.builder(vectors, self.k, "dot_product")
+        builder = builder.tree(num_leaves=leaves, num_leaves_to_search=searched)
+        builder = builder.score_ah(config.dimensions_per_block)
+        builder = builder.reorder(min(config.reorder * self.k, len(vectors)))
+        # A name of its own: searchers of one name are one.
+        built = builder.build(shared_name=f"tfrz/{uuid.uuid4()}")
+        self._layer = built.serialize_to_module()
+
+        def search(queries: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            searcher = scann_ops.searcher_from_module(self._layer)
+            found = searcher.search_batched_parallel(
+                queries,
+                final_num_neighbors=k,
+                pre_reorder_num_neighbors=tf.minimum(config.reorder * k, self.count),
             )
-        except ImportError as error:
-            raise ConfigError(
-                "export.index.kind: scann is not installed: pip install 'tfrz[scann]', or use "
-                "brute_force"
-            ) from error
-        return layer.index(tf.constant(vectors), identifiers)
+            return found.distances, found.indices
+
+        return search
 
     def rows_of(self, items: tf.Tensor) -> tf.Tensor:
         """The row of each raw id, -1 for those that are not in the catalogue."""
@@ -196,7 +222,7 @@ class RecommendationIndex(tf.Module):
             seen = tf.fill([shape[0], 1], tf.constant(-1, tf.int64))
         deep = tf.minimum(self.k + tf.shape(seen)[1], self.count)
         queries = tf.reshape(users, [-1, users.shape[-1]])
-        scores, rows = self._layer(queries, k=deep)
+        scores, rows = self._search(queries, deep)
         together = tf.stack([shape[0], -1])
         return _merged(
             tf.reshape(tf.cast(rows, tf.int64), together),

@@ -20,6 +20,7 @@ from tfrz.errors import InputError
 from tfrz.export.index import IndexConfig, RecommendationIndex, recommending
 from tfrz.export.saved_model import save_options, write_required_ops
 from tfrz.files import atomic_directory
+from tfrz.operations import REQUIRED_OPS, load_required
 
 logger = logging.getLogger(__name__)
 
@@ -40,18 +41,18 @@ class IndexedModel:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if (self.path / "assets" / "required_ops.txt").exists():
-            load_scann()
+        load_required(self.path)
         try:
             self.loaded = tf.saved_model.load(str(path))
             text = (self.path / "assets" / "vocabularies.json").read_text()
-        except (OSError, tf.errors.OpError) as error:
+            terms = json.loads(text)
+        except (OSError, ValueError, tf.errors.OpError) as error:
             raise InputError(f"{path} is not a SavedModel that tfrz exported: {error}") from error
         self.signatures = self.loaded.signatures
         missing = [name for name in _NEEDED if name not in self.signatures]
         if missing:
             raise InputError(f"{path} has no signature {missing[0]}: it does not encode items")
-        self.vocabulary: list[str] = json.loads(text)["item_xf"]
+        self.vocabulary: list[str] = terms["item_xf"]
 
     def inputs_of(self, signature: str) -> dict[str, tf.TensorSpec]:
         """The named inputs of a signature."""
@@ -76,6 +77,13 @@ class IndexedModel:
         for column in names.values():
             if column not in columns:
                 raise InputError(f"the catalogue has no column {column!r}, which the model reads")
+        for name, column in names.items():
+            given_type = tf.dtypes.as_dtype(columns[column].dtype)
+            if given_type != wanted[name].dtype:
+                raise InputError(
+                    f"the catalogue's column {column!r} is {given_type.name}, the model reads "
+                    f"{wanted[name].dtype.name}"
+                )
         vectors, ranks = [], []
         for start in range(0, catalogue.table.num_rows, _ITEMS_AT_ONCE):
             part = catalogue.table.slice(start, _ITEMS_AT_ONCE)
@@ -101,18 +109,6 @@ class IndexedModel:
             int((rank[order] > len(self.vocabulary)).sum()),
         )
         return [items[row] for row in order], np.concatenate(vectors)[order]
-
-
-def load_scann() -> None:
-    """Registers ScaNN's operations with this process.
-
-    Raises:
-      InputError: it is not installed.
-    """
-    try:
-        import scann  # noqa: F401
-    except ImportError as error:
-        raise InputError("the model needs ScaNN's operations: pip install 'tfrz[scann]'") from error
 
 
 def export_indexed(
@@ -178,7 +174,7 @@ def export_indexed(
                 if not target.exists():
                     shutil.copyfile(source, target)
         (folder / "assets" / "run_config.yaml").write_text(write_yaml(config))
-        (folder / "assets" / "required_ops.txt").unlink(missing_ok=True)
+        (folder / REQUIRED_OPS).unlink(missing_ok=True)
         write_required_ops(folder, config)
 
 

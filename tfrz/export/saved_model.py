@@ -12,9 +12,10 @@ import tensorflow as tf
 
 from tfrz.config import write_yaml
 from tfrz.data.features import Spec
-from tfrz.export.index import REQUIRED_OPS
+from tfrz.export.index import OPS_OF_KIND
 from tfrz.export.warmup import write_warmup
 from tfrz.files import atomic_directory
+from tfrz.operations import REQUIRED_OPS
 
 
 def weight_names(model: keras.Model) -> dict[str, tf.Variable]:
@@ -41,9 +42,9 @@ def save_options(run_config: Any) -> tf.saved_model.SaveOptions:
 
 def write_required_ops(folder: Path, run_config: Any) -> None:
     """Writes `assets/required_ops.txt` if a stock server lacks operations of the model."""
-    needed = REQUIRED_OPS.get(run_config.export.index.kind)
+    needed = OPS_OF_KIND.get(run_config.export.index.kind)
     if needed is not None:
-        (folder / "assets" / "required_ops.txt").write_text(f"{needed}.\n")
+        (folder / REQUIRED_OPS).write_text(f"{needed}.\n")
 
 
 def export_model(

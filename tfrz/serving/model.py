@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 
+from tfrz.operations import load_required
 from tfrz.serving.batching import BatchingRunner
 from tfrz.serving.status import RequestError, invalid
 
@@ -108,6 +109,7 @@ class LoadedModel:
         # anyway, and a small graph would wait for the change of threads longer than it runs.
         parallel = session_config is not None and session_config.inter_op_parallelism_threads
         self._pool = 0 if parallel else -1
+        load_required(self.path)
         self._graph = tf.Graph()
         with self._graph.as_default():
             self._session = tf.compat.v1.Session(graph=self._graph, config=session_config)

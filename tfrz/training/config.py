@@ -38,7 +38,8 @@ class TrainerConfig:
       seed: of initial weights, order of examples and dropout.
       checkpoint_every_steps: a checkpoint to resume from each time so many steps are done.
       steps_per_call: steps run inside one call of the compiled loop.
-      max_steps: stop after so many steps; null for no such bound.
+      max_steps: stop after so many steps (of each stage, where a recipe has several); null for no
+        such bound.
       warm_start: null, a SavedModel directory, or "latest_blessed" (pipeline only).
       tensorboard: write TensorBoard summaries.
     """

@@ -267,6 +267,7 @@ class WeightedTask(Protocol):
     """What the recipe needs to know of a task beyond `Trainable`."""
 
     weighting: WeightingConfig
+    metric_names: tuple[str, ...]
 
     def start(self, model: keras.Model, train: Batches) -> None:
         """Tells the model what it must know of its training set: `target_counts` at least."""
@@ -376,6 +377,14 @@ def fit_weighted(
       InputError: as of `fit`.
     """
     weighting: WeightingConfig = task.weighting
+    if weighting.kind == "density":
+        known = ", ".join(task.metric_names)
+        require(weighting.metric in task.metric_names, "weighting.metric", f"is none of {known}")
+        require(
+            config.learning_rate_schedule != "cosine",
+            "trainer.learning_rate_schedule",
+            "ends at 0 with cosine, where density weighting goes on with the optimiser",
+        )
     task.start(model, train)
     counts = model.target_counts.numpy()[1 : 1 + model.num_items].astype(np.float64)
     if not counts.sum():

@@ -12,11 +12,34 @@ from typing import Any
 
 from tfx.components.evaluator import constants
 from tfx.components.util import model_utils
-from tfx.types import artifact_utils
+from tfx.dsl.input_resolution.strategies.latest_blessed_model_strategy import (
+    LatestBlessedModelStrategy,
+)
+from tfx.types import artifact_utils, standard_artifacts
 
 from tfrz.files import atomic_write
 
 REPORT = "check.json"
+
+
+class LatestPassedModelStrategy(LatestBlessedModelStrategy):
+    """The latest model whose last blessing is one: no check after the Evaluator refused it."""
+
+    def resolve_artifacts(
+        self, store: Any, input_dict: dict[str, list[Any]]
+    ) -> dict[str, list[Any]] | None:
+        """See the base class."""
+        last: dict[int, Any] = {}
+        kept = dict(input_dict)
+        for name, artifacts in input_dict.items():
+            if artifacts and isinstance(artifacts[0], standard_artifacts.ModelBlessing):
+                for blessing in sorted(artifacts, key=lambda a: a.id):
+                    model = blessing.get_int_custom_property(
+                        constants.ARTIFACT_PROPERTY_CURRENT_MODEL_ID_KEY
+                    )
+                    last[model] = blessing
+                kept[name] = list(last.values())
+        return super().resolve_artifacts(store, kept)
 
 
 def bless(

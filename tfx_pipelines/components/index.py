@@ -31,7 +31,7 @@ _FILE = "catalogue.parquet"
 class Candidates(types.Artifact):
     """A catalogue: Parquet with a row per item, written by `tfrz.data.candidates.Catalogue`."""
 
-    TYPE_NAME = "Candidates"
+    TYPE_NAME = "tfrz.Candidates"  # Kubeflow wants a namespace.
 
 
 class CandidateGenSpec(component_spec.ComponentSpec):
@@ -193,11 +193,10 @@ class IndexCheckExecutor(base_executor.BaseExecutor):
         records = tf.data.TFRecordDataset(files, compression_type="GZIP")
         examples = [r.numpy() for r in records.take(wanted.check_queries)]
         found, exact = exact_answers(model, catalogue, config, examples)
-        recall = float(
-            np.mean(
-                [len(set(a) & set(b)) / max(len(b), 1) for a, b in zip(found, exact, strict=True)]
-            )
-        )
+        # Where everything was seen there is nothing to find.
+        asked = [(a, b) for a, b in zip(found, exact, strict=True) if b]
+        shares = [len(set(a) & set(b)) / len(b) for a, b in asked]
+        recall = float(np.mean(shares)) if shares else 1.0
         reason = None
         if recall < wanted.min_recall:
             reason = (
@@ -209,7 +208,7 @@ class IndexCheckExecutor(base_executor.BaseExecutor):
             source,
             input_dict["earlier"],
             reason,
-            {"recall": recall, "queries": len(examples), "kind": wanted.kind},
+            {"recall": recall, "queries": len(asked), "kind": wanted.kind},
         )
 
 

@@ -356,7 +356,7 @@ def large():
     pytest.importorskip("scann")
     vectors = _clusters(2000)
     users = np.random.default_rng(10).normal(size=(50, 3, 8)).astype("f4")
-    config = IndexConfig(kind="scann", num_leaves=40, leaves_to_search=20)
+    config = IndexConfig(kind="scann", num_leaves=40, leaves_to_search=30)
     return vectors, users, _index(vectors, 20), _index(vectors, 20, config)
 
 

@@ -34,6 +34,7 @@ from tfrz.metrics.coverage import coverage, exposures, gini
 from tfrz.metrics.off_policy import self_normalized, weight_summary
 from tfrz.metrics.ranking import at_rank, parse, rank_of
 from tfrz.zoo.tasks.history import HistoryInputs, HistoryTask, Transform
+from tfrz.zoo.tasks.retrieval import check_cut
 
 if TYPE_CHECKING:
     from tfrz.data.readers.base import Reader
@@ -440,6 +441,7 @@ class ReinforceTask(HistoryTask):
         parameters: dict[str, dict[str, Any]] = {}
         for name in self.entry.metrics:
             kind, n = parse(name)
+            check_cut(self.config, name, n)
             if n <= self.config.export.top_k:
                 shown = kind in ("coverage", "gini")
                 parameters[name] = {

@@ -17,9 +17,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrz.config import require
 from tfrz.data.candidates import CandidateFeatures, Catalogue
 from tfrz.data.features import HistorySpec, raw_feature_spec
 from tfrz.data.preprocessing import densify
+from tfrz.errors import InputError
 from tfrz.export.index import RecommendationIndex, recommending
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
 from tfrz.files import atomic_write
@@ -71,7 +73,7 @@ class RetrievalTask(HistoryTask):
       config: the run's configuration.
     """
 
-    objective = "recall_at_50"
+    objective = "ndcg_at_20"
     objective_direction = "max"
 
     def __init__(self, entry: ModelEntry, config: RunConfig) -> None:
@@ -87,6 +89,13 @@ class RetrievalTask(HistoryTask):
     def weighting(self) -> WeightingConfig:
         """How examples are weighted."""
         return self.config.weighting
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What `metrics` gives."""
+        parts = [name for name in self.entry.metrics if parse(name)[0] == "recall"]
+        groups = [f"{name}_{part}" for name in parts for part in ("head", "tail")]
+        return (*self.entry.metrics, *groups, "cross_entropy")
 
     # The catalogue.
 
@@ -109,6 +118,7 @@ class RetrievalTask(HistoryTask):
     def with_items(self, inputs: HistoryInputs, items: Sequence[str]) -> RetrievalInputs:
         """Inputs with the features of the vocabulary's items."""
         self._vocabulary = items
+        self._check_size(items)
         known = {f.name: getattr(inputs, f.name) for f in dataclasses.fields(HistoryInputs)}
         if self._features is None or self._catalogue is None:
             return RetrievalInputs(**known)
@@ -121,6 +131,19 @@ class RetrievalTask(HistoryTask):
             numeric_features=shapes["numeric"],
             columns=self._features.columns(rows),
         )
+
+    def _check_size(self, items: Sequence[str]) -> None:
+        """Refuses to list more than there is, before anything is trained."""
+        count = len(items)
+        if self._catalogue is not None:
+            rows = self._catalogue.rows_of([item.encode() for item in items])
+            known = int((rows >= 0).sum())
+            count = known if self._features is None else self._catalogue.table.num_rows
+        wanted = self.config.export.top_k
+        if items and wanted > count:
+            raise InputError(
+                f"export.top_k is {wanted}, the catalogue has {count} items: set it lower"
+            )
 
     def build(self, inputs: HistoryInputs) -> keras.Model:
         """A model with all its variables made, which knows the features of its items."""
@@ -433,6 +456,7 @@ class RetrievalTask(HistoryTask):
         for name in self.entry.metrics:
             kind, n = parse(name)
             # The Evaluator reads the served lists.
+            check_cut(self.config, name, n)
             if n <= self.config.export.top_k:
                 shown = kind in ("coverage", "gini")
                 parameters[name] = {
@@ -441,6 +465,20 @@ class RetrievalTask(HistoryTask):
                     "n": n,
                 }
         return evaluation_config(self.config.evaluator, parameters, "item_ids", label, has_baseline)
+
+
+def check_cut(config: RunConfig, metric: str, n: int) -> None:
+    """Refuses a threshold on more items than are listed.
+
+    Raises:
+      ConfigError: names the threshold.
+    """
+    judged = (*config.evaluator.min_metrics, *config.evaluator.max_drops)
+    require(
+        metric not in judged or n <= config.export.top_k,
+        f"evaluator: a threshold on {metric}",
+        f"needs export.top_k of {n} at least, it is {config.export.top_k}",
+    )
 
 
 def _mean(values: np.ndarray) -> float:
