@@ -17,7 +17,7 @@ from tf_agents.trajectories import time_step as ts
 from tf_agents.utils import common, eager_utils, nest_utils
 
 from tfrz.config import require
-from tfrz.errors import InputError
+from tfrz.errors import ConfigError, InputError
 from tfrz.losses.reinforce import (
     TopKOffPolicyReinforce,
     behavior_loss,
@@ -113,8 +113,7 @@ class TopKReinforcePolicy(tf_policy.TFPolicy):
         )
         self._model, self._greedy = model, greedy
         # PolicySaver has Keras save the model, which it only does with one that was called.
-        ids = tf.zeros([1, 1], tf.int64)
-        model(_model_inputs(model, _zeros(model), ids))
+        model(_model_inputs(model, _zeros(model), tf.zeros([1, model.length], tf.int64)))
 
     def next_state(self, observation: Any, action: tf.Tensor, policy_state: tf.Tensor) -> tf.Tensor:
         """s_{t+1}, float32 `[batch, units]`.
@@ -490,6 +489,9 @@ class _Episodes:
         cells = tf.stack([of_steps, steps - tf.gather(begin, of_steps)], axis=1)
         shape = tf.stack([tf.size(begin), tf.maximum(tf.reduce_max(lengths), 1)])
         table = tf.scatter_nd(cells, steps + 1, shape)
+        if step_type.shape[1] == 1:
+            # Bandits: known to be so, a graph needs no loop over time.
+            table = tf.ensure_shape(table, [None, 1])
         last = begin + tf.maximum(lengths - 1, 0)
         return cls(
             place=tf.maximum(table - 1, 0),
@@ -539,9 +541,9 @@ def _contexts(model: TopKReinforce, observation: Any) -> dict[str, Any]:
 
 
 def _zeros(model: TopKReinforce) -> dict[str, tf.Tensor]:
-    """An observation of nothing, `[1, 1]`."""
+    """Observations of nothing, `[1, length]`."""
     kinds = {**dict.fromkeys(model.context, tf.int64), **dict.fromkeys(model.numeric, tf.float32)}
-    return {name: tf.zeros([1, 1], kind) for name, kind in kinds.items()}
+    return {name: tf.zeros([1, model.length], kind) for name, kind in kinds.items()}
 
 
 def _with_propensities(experience: trajectory.Trajectory) -> trajectory.Trajectory:
@@ -573,8 +575,8 @@ def _checked_specs(
     """
     require(isinstance(model, TopKReinforce), "model", "must be a tfrz.models.TopKReinforce")
     require(isinstance(time_step_spec, ts.TimeStep), "time_step_spec", "must be a TimeStep")
-    time_step_spec = tensor_spec.from_spec(time_step_spec)
-    action_spec = tensor_spec.from_spec(action_spec)
+    time_step_spec = _as_tensor_spec(time_step_spec, "time_step_spec")
+    action_spec = _as_tensor_spec(action_spec, "action_spec")
     last = model.num_items - 1
     wanted = f"must be a scalar BoundedTensorSpec of int32 or int64 from 0 to {last}"
     require(
@@ -621,6 +623,13 @@ def _checked_specs(
                 f"context {name} goes to {int(spec.maximum)}, the model's table to {rows - 1}",
             )
     return time_step_spec, action_spec
+
+
+def _as_tensor_spec(spec: Any, where: str) -> Any:
+    try:
+        return tensor_spec.from_spec(spec)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: must be specs, got {_in_a_line(spec)}") from error
 
 
 def _in_a_line(spec: Any) -> str:

@@ -47,6 +47,8 @@ def boltzmann_slate(
     require(0 <= deterministic <= k, "deterministic", "must be 0 to k")
     require(temperature > 0, "temperature", "must be above 0")
     logits = tf.cast(logits, tf.float32)
+    known = logits.shape[1]
+    require(known is None or k <= known, "k", f"is {k}, there are {known} candidates")
     rows, count = tf.shape(logits)[0], tf.shape(logits)[1]
     order = tf.argsort(logits, axis=1, direction="DESCENDING", stable=True)
     sorted_logits = tf.gather(logits, order, batch_dims=1)

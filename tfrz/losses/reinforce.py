@@ -12,7 +12,6 @@ from tfrz.config import require
 
 # Of the paper: e^3.
 DEFAULT_CAP = math.exp(3.0)
-_BETA_FLOOR = math.log(1e-6)
 
 
 def discounted_returns(
@@ -99,7 +98,7 @@ def importance_weights(
     """
     require(cap is None or cap > 0, "cap", "must be above 0, or None")
     ratio = tf.exp(tf.stop_gradient(log_pi - log_beta))
-    return ratio if cap is None else tf.minimum(ratio, tf.cast(cap, ratio.dtype))
+    return ratio if cap is None else tf.minimum(ratio, tf.constant(cap, ratio.dtype))
 
 
 def normalized_weights(weights: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
@@ -261,8 +260,7 @@ class TopKOffPolicyReinforce:
           mask: boolean `[batch, time]`, True for steps that count; all if left out.
         """
         log_pi, returns = tf.stop_gradient(log_pi), tf.stop_gradient(returns)
-        # A logger that never took the action is an error of the estimate, not a reason to explode.
-        log_beta = tf.maximum(tf.stop_gradient(log_beta), tf.cast(_BETA_FLOOR, log_pi.dtype))
+        log_beta = tf.stop_gradient(log_beta)
         cap = None if self.cap_after else self.cap
         if self.weights == "none":
             omega = tf.ones_like(log_pi)
@@ -273,11 +271,14 @@ class TopKOffPolicyReinforce:
             omega = normalized_weights(omega, mask) * tf.reduce_sum(steps)
         factor = top_k_multiplier(log_pi, self.k)
         if self.multiplier == "alpha" and self.k > 1:
-            hit = -tf.math.expm1(self.k * tf.math.log1p(-tf.minimum(tf.exp(log_pi), 1.0 - 1e-7)))
-            factor = hit / tf.exp(log_pi)
+            pi = tf.exp(tf.minimum(log_pi, 0.0))
+            hit = -tf.math.expm1(self.k * tf.math.log1p(-tf.minimum(pi, 1.0 - 1e-7)))
+            rare = pi < 1e-30
+            limit = tf.fill(tf.shape(pi), tf.constant(self.k, pi.dtype))
+            factor = tf.where(rare, limit, hit / tf.where(rare, tf.ones_like(pi), pi))
         omega = omega * factor
         if self.cap_after and self.cap is not None:
-            omega = tf.minimum(omega, tf.cast(self.cap, omega.dtype))
+            omega = tf.minimum(omega, tf.constant(self.cap, omega.dtype))
         coefficients = omega * returns
         if mask is not None:
             coefficients = tf.where(mask, coefficients, tf.zeros_like(coefficients))

@@ -296,8 +296,8 @@ _TOPK_REINFORCE = ModelEntry(
         "The equations were checked against a transcription of the paper. Not stated in what could "
         "be read: widths, the discount, the number of negatives, M and K' of serving, the "
         "optimiser. Chosen here: the cap before the multiplier, contexts added to action and "
-        "state, that actions without reward update the state, a floor of 1e-6 under the logger's "
-        "probability. The paper has no table of offline results; live results are not claimed."
+        "state, that actions without reward update the state. The paper has no table of offline "
+        "results; live results are not claimed."
     ),
 )
 

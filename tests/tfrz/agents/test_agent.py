@@ -495,6 +495,9 @@ def test_the_state_after_an_action_has_seen_it():
         if policy is agent.policy:
             np.testing.assert_array_equal(taken.action, np.argmax(logits, axis=1))
             np.testing.assert_array_equal(taken.info.log_probability, [0, 0])
+            # Without a state it is that of a beginning.
+            fresh = policy.action(step, tf.zeros([2, 4]))
+            np.testing.assert_array_equal(policy.action(step).state, fresh.state)
         else:
             np.testing.assert_allclose(found.action.logits, logits, rtol=1e-5, atol=1e-6)
             expected = tf.gather(tf.nn.log_softmax(logits), taken.action, batch_dims=1)
@@ -664,6 +667,7 @@ BAD_SPECS = {
     ),
     "several": (_spec(), [ACTION, ACTION], "action_spec: must be a scalar"),
     "no action": (_spec(), (), "action_spec: must be a scalar"),
+    "none": (_spec(), None, "action_spec: must be specs, got None"),
     "no context": (
         ts.time_step_spec({"page": OBSERVATION["page"]}),
         ACTION,

@@ -452,8 +452,6 @@ for items in (15, 2, 1):
 
 
 def test_scann_that_is_not_installed_is_told(monkeypatch):
-    from tensorflow_recommenders.layers import factorized_top_k
-
-    monkeypatch.setattr(factorized_top_k, "_HAVE_SCANN", False)
-    with pytest.raises(ConfigError, match=r"export\.index\.kind.*pip install 'tfrz\[scann\]'"):
+    monkeypatch.setitem(sys.modules, "scann", None)
+    with pytest.raises(InputError, match=r"pip install 'tfrz\[scann\]'"):
         _index(np.eye(20), 1, IndexConfig(kind="scann"))

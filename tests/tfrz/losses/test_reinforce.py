@@ -27,6 +27,7 @@ from tfrz.losses.reinforce import (
     sampled_policy_loss,
     top_k_multiplier,
 )
+from tfrz.models.topk_reinforce import TopKReinforce, TopKReinforceConfig
 
 CUBE = math.exp(3)
 PI = [0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0]
@@ -74,7 +75,10 @@ def _policy_gradient(loss: TopKOffPolicyReinforce, logits, actions, beta, return
         tape.watch(logits)
         log_pi = tf.gather(tf.nn.log_softmax(logits), tf.constant(actions), batch_dims=2)
         losses = loss(
-            log_pi, _log(beta), tf.constant(returns), None if mask is None else tf.constant(mask)
+            log_pi,
+            _log(beta),
+            tf.constant(returns, tf.float64),
+            None if mask is None else tf.constant(mask),
         )
         total = tf.reduce_sum(losses)
     return losses.numpy(), tape.gradient(total, logits).numpy()
@@ -203,6 +207,17 @@ def test_invariant_4_equal_policies_have_weights_of_one_and_no_cap():
         np.testing.assert_array_equal(importance_weights(pi, pi, cap), 1)
 
 
+@pytest.mark.parametrize("log_probability", [-1.0, -13.0, -15.0, -30.0])
+def test_invariant_4_equal_policies_have_coefficients_of_one_however_rare_the_action(
+    log_probability,
+):
+    """-15 is one of three million actions, alike at the start of training."""
+    same = tf.constant([[log_probability]], tf.float64)
+    for options in ({}, {"cap": None}, {"cap": 1.0}, {"cap": 1.0, "cap_after": True}):
+        found = TopKOffPolicyReinforce(k=1, **options).coefficients(same, same, tf.ones_like(same))
+        np.testing.assert_allclose(found, 1, rtol=1e-12)
+
+
 def test_invariant_4_the_mean_weight_under_the_logger_is_one():
     rng = np.random.default_rng(2)
     pi, beta = rng.dirichlet(np.ones(50)), rng.dirichlet(np.ones(50))
@@ -280,8 +295,12 @@ class _Heads:
 
 
 def _gradients(tape: tf.GradientTape, target: tf.Tensor, variables: list) -> list[np.ndarray]:
-    found = tape.gradient(target, variables, unconnected_gradients="zero")
-    return [tf.convert_to_tensor(g).numpy() for g in found]
+    """Zeros where there is none: TensorFlow 2.21 cannot make them for the variables of Keras 3."""
+    found = tape.gradient(target, variables)
+    return [
+        np.zeros(v.shape) if g is None else tf.convert_to_tensor(g).numpy()
+        for g, v in zip(found, variables)
+    ]
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -311,6 +330,24 @@ def test_invariant_6_a_constant_with_the_same_values_may_stand_for_the_behavior_
         found.append(_gradients(tape, policy, [*heads.shared, heads.policy]))
     for one, other in zip(*found):
         np.testing.assert_array_equal(one, other)
+
+
+def test_invariant_6_in_the_model_the_behavior_head_trains_itself_alone():
+    model = TopKReinforce(
+        TopKReinforceConfig(action_dim=3, units=4), num_items=6, item_rows=8, length=5
+    )
+    history = tf.constant([[0, 0, 3, 1, 6], [2, 2, 5, 4, 1]])
+    with tf.GradientTape(persistent=True) as tape:
+        hidden = model.encode(model.embed({"history_xf": history}))
+        heads = [model.policy_logits(hidden), model.behavior_logits(hidden)]
+        policy, behavior = (tf.reduce_sum(tf.nn.log_softmax(h)[..., 2]) for h in heads)
+    moved = [
+        {i for i, g in enumerate(_gradients(tape, target, model.trainable_variables)) if g.any()}
+        for target in (policy, behavior)
+    ]
+    assert len(moved[1]) == 1  # v' alone: neither the state nor the embeddings.
+    assert not moved[0] & moved[1]
+    assert len(moved[0]) == len(model.trainable_variables) - 1
 
 
 def test_invariant_6_the_log_of_the_logger_gets_no_gradient_even_without_a_stop():
@@ -461,11 +498,10 @@ def test_invariant_10_a_cap_of_the_product_caps_more():
 
 
 def test_invariant_10_the_largest_coefficient_is_cap_times_draws_times_return():
-    log_pi, log_beta = tf.constant([[-30.0]], tf.float64), tf.constant([[-300.0]], tf.float64)
-    found = TopKOffPolicyReinforce(k=16).coefficients(
-        log_pi, log_beta, tf.constant([[4.0]], tf.float64)
-    )
-    assert found.numpy()[0, 0] == pytest.approx(CUBE * 16 * 4, rel=1e-9)
+    log_pi, log_beta = tf.constant([[-9.0]], tf.float64), tf.constant([[-13.0]], tf.float64)
+    returns = tf.constant([[4.0]], tf.float64)
+    found = TopKOffPolicyReinforce(k=16).coefficients(log_pi, log_beta, returns).numpy()[0, 0]
+    assert 0.99 * CUBE * 16 * 4 < found <= CUBE * 16 * 4
 
 
 # Invariant 12
@@ -655,7 +691,8 @@ def test_invariant_13_without_negatives_and_with_huge_logits_all_is_finite(dtype
             found = form(own, others)
         gradients = tape.gradient(found, [own, others])
         assert all(np.isfinite(v).all() for v in (found, *gradients))
-        np.testing.assert_allclose(np.abs(found), [math.log(2), 0, 0], atol=1e-6)
+        rounding = 1e-3 if dtype == tf.float32 else 1e-6  # Of logits of 10,000.
+        np.testing.assert_allclose(np.abs(found), [math.log(2), 0, 0], atol=rounding)
         np.testing.assert_array_equal(gradients[1][1:], 0)
 
 
@@ -899,13 +936,14 @@ def test_invariant_15_worked_example_1_corrected_ends_at_the_best():
 
 
 def test_invariant_15_worked_example_1_from_logged_draws():
+    """Half of all seeds end at the item that is worth 9: single draws weigh up to 55."""
     corrected = _sampled(
-        TopKOffPolicyReinforce(k=1, cap=None), REWARDS_1, BETA_1, 100_000, 0.01, seed=0
+        TopKOffPolicyReinforce(k=1, cap=None), REWARDS_1, BETA_1, 100_000, 0.002, seed=0
     )
     assert corrected[9] > 0.99
     assert corrected @ REWARDS_1 > 9.9
     naive = _sampled(
-        TopKOffPolicyReinforce(k=1, weights="none"), REWARDS_1, BETA_1, 100_000, 0.01, seed=0
+        TopKOffPolicyReinforce(k=1, weights="none"), REWARDS_1, BETA_1, 100_000, 0.002, seed=0
     )
     np.testing.assert_allclose(naive, NAIVE, atol=0.03)
     assert naive @ REWARDS_1 == pytest.approx(5.5, abs=0.15)
@@ -913,12 +951,12 @@ def test_invariant_15_worked_example_1_from_logged_draws():
 
 def test_invariant_15_worked_example_2_ends_at_ten_and_nine_nineteenths():
     """0.05 x 400,000 of the specification's steps, in longer ones: 0.526311, 0.473678."""
-    found = _exact(TopKOffPolicyReinforce(k=2, cap=None), REWARDS_2, BETA_2, steps=40_000, lr=0.5)
+    found = _exact(TopKOffPolicyReinforce(k=2, cap=None), REWARDS_2, BETA_2, steps=100_000, lr=0.2)
     np.testing.assert_allclose(found[:2], [0.526311, 0.473678], atol=2e-6)
     np.testing.assert_allclose(found[:2], [10 / 19, 9 / 19], atol=3e-5)
     assert REWARDS_2 @ oracle.appearance(found, 2) == pytest.approx(5149 / 361, abs=1e-3)
     standard = _exact(
-        TopKOffPolicyReinforce(k=1, cap=None), REWARDS_2, BETA_2, steps=40_000, lr=0.5
+        TopKOffPolicyReinforce(k=1, cap=None), REWARDS_2, BETA_2, steps=100_000, lr=0.2
     )
     assert standard[0] > 0.999
 
@@ -942,7 +980,7 @@ def test_invariant_15_worked_example_2_is_stationary_where_it_should_be():
     ],
 )
 def test_invariant_15_worked_example_2_with_more_draws_than_places(k, first, second, other):
-    found = _exact(TopKOffPolicyReinforce(k=k, cap=None), REWARDS_2, BETA_2, steps=20_000, lr=0.3)
+    found = _exact(TopKOffPolicyReinforce(k=k, cap=None), REWARDS_2, BETA_2, steps=100_000, lr=0.2)
     np.testing.assert_allclose(found, [first, second, *[other] * 8], atol=2e-4)
 
 
@@ -952,8 +990,8 @@ def test_invariant_15_worked_example_2_the_alpha_multiplier_ends_elsewhere():
         TopKOffPolicyReinforce(k=2, cap=None, multiplier="alpha"),
         REWARDS_2,
         BETA_2,
-        steps=40_000,
-        lr=0.5,
+        steps=100_000,
+        lr=0.2,
     )
     np.testing.assert_allclose(found[:2], [11 / 19, 8 / 19], atol=1e-3)
     assert REWARDS_2 @ oracle.appearance(found, 2) < 14.22
@@ -961,12 +999,12 @@ def test_invariant_15_worked_example_2_the_alpha_multiplier_ends_elsewhere():
 
 def test_invariant_15_worked_example_2_from_logged_draws():
     found = _sampled(
-        TopKOffPolicyReinforce(k=2, cap=None), REWARDS_2, BETA_2, 200_000, 0.01, seed=1
+        TopKOffPolicyReinforce(k=2, cap=None), REWARDS_2, BETA_2, 200_000, 0.002, seed=1
     )
     assert found[0] > found[1] > 0.3
     assert found[2:].max() < 0.01
     standard = _sampled(
-        TopKOffPolicyReinforce(k=1, cap=None), REWARDS_2, BETA_2, 200_000, 0.01, seed=1
+        TopKOffPolicyReinforce(k=1, cap=None), REWARDS_2, BETA_2, 200_000, 0.002, seed=1
     )
     assert standard[0] > 0.99
 

@@ -34,7 +34,7 @@ from tfrz.metrics.coverage import coverage, exposures, gini
 from tfrz.metrics.off_policy import self_normalized, weight_summary
 from tfrz.metrics.ranking import at_rank, parse, rank_of
 from tfrz.zoo.tasks.history import HistoryInputs, HistoryTask, Transform
-from tfrz.zoo.tasks.retrieval import check_cut
+from tfrz.zoo.tasks.thresholds import check_cut
 
 if TYPE_CHECKING:
     from tfrz.data.readers.base import Reader

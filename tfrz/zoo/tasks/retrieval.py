@@ -17,7 +17,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrz.config import require
 from tfrz.data.candidates import CandidateFeatures, Catalogue
 from tfrz.data.features import HistorySpec, raw_feature_spec
 from tfrz.data.preprocessing import densify
@@ -32,6 +31,7 @@ from tfrz.training.density_weighting import WeightingConfig
 from tfrz.zoo.tasks.history import HistoryInputs, HistoryTask, Transform
 from tfrz.zoo.tasks.prepared import Prepared
 from tfrz.zoo.tasks.slices import in_words
+from tfrz.zoo.tasks.thresholds import check_cut
 
 if TYPE_CHECKING:
     from tfrz.data.readers.base import Reader
@@ -465,20 +465,6 @@ class RetrievalTask(HistoryTask):
                     "n": n,
                 }
         return evaluation_config(self.config.evaluator, parameters, "item_ids", label, has_baseline)
-
-
-def check_cut(config: RunConfig, metric: str, n: int) -> None:
-    """Refuses a threshold on more items than are listed.
-
-    Raises:
-      ConfigError: names the threshold.
-    """
-    judged = (*config.evaluator.min_metrics, *config.evaluator.max_drops)
-    require(
-        metric not in judged or n <= config.export.top_k,
-        f"evaluator: a threshold on {metric}",
-        f"needs export.top_k of {n} at least, it is {config.export.top_k}",
-    )
 
 
 def _mean(values: np.ndarray) -> float:

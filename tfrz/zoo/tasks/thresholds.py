@@ -6,8 +6,24 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tfrz.config import require
+
 if TYPE_CHECKING:
-    from tfrz.zoo.run_config import RankingEvaluatorConfig
+    from tfrz.zoo.run_config import RankingEvaluatorConfig, RunConfig
+
+
+def check_cut(config: RunConfig, metric: str, n: int) -> None:
+    """Refuses a threshold on more items than are listed.
+
+    Raises:
+      ConfigError: names the threshold.
+    """
+    judged = (*config.evaluator.min_metrics, *config.evaluator.max_drops)
+    require(
+        metric not in judged or n <= config.export.top_k,
+        f"evaluator: a threshold on {metric}",
+        f"needs export.top_k of {n} at least, it is {config.export.top_k}",
+    )
 
 
 def evaluation_config(
