@@ -276,10 +276,11 @@ class TopKOffPolicyReinforce:
             rare = pi < 1e-30
             limit = tf.fill(tf.shape(pi), tf.constant(self.k, pi.dtype))
             factor = tf.where(rare, limit, hit / tf.where(rare, tf.ones_like(pi), pi))
-        omega = omega * factor
+        # An uncapped weight may be infinite where nothing is to be learnt.
+        omega = tf.math.multiply_no_nan(omega, factor)
         if self.cap_after and self.cap is not None:
             omega = tf.minimum(omega, tf.constant(self.cap, omega.dtype))
-        coefficients = omega * returns
+        coefficients = tf.math.multiply_no_nan(omega, returns)
         if mask is not None:
             coefficients = tf.where(mask, coefficients, tf.zeros_like(coefficients))
         return coefficients
