@@ -74,7 +74,9 @@ class TopKReinforcePolicy(tf_policy.TFPolicy):
     The state starts afresh at steps of type FIRST, and at those of type LAST: drivers of bandits
     act on the latter, each an episode of its own, and other drivers ignore what is done there.
 
-    `policy_info.log_probability` is that of the action: log pi, or 0 for the greedy policy.
+    `policy_info.log_probability` is that of the action: log pi, or 0 for the greedy policy. A
+    policy saved by `PolicySaver` runs step by step too; loading it in Python needs
+    `import tf_agents` before.
 
     Not supported: `distribution` does not know the action, so its state is s_t as it came in
     (`next_state` moves it on; it also tells the state of a user who did something else than was
@@ -334,6 +336,7 @@ class TopKReinforceAgent(tf_agent.TFAgent):
         each = tf.ones([], tf.float32)
         if weights is not None:
             each = tf.cast(weights, tf.float32)
+            require(each.shape.rank in (0, 1), "weights", "must be one number, or one of each row")
             if each.shape.rank:
                 each = tf.gather(each, episodes.rows)[:, None]
 

@@ -221,7 +221,7 @@ class TopKReinforce(keras.Model):
         return embedded
 
     def encode(self, embedded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """H before every action of the window and of the request, `[batch, time + 1, units]`."""
+        """The h before every action of the window and of the request, `[batch, time + 1, units]`."""
         del training
         states = tf.cast(self.rnn(embedded["past"], mask=embedded["real"]), tf.float32)
         if "request" not in embedded:
@@ -230,7 +230,7 @@ class TopKReinforce(keras.Model):
         return states + contexts
 
     def head(self, name: str) -> tf.Tensor:
-        """V (`policy`) or v' (`behavior`) of the ids 1..A, float32 `[A, units]`."""
+        """Vectors v (`policy`) or v' (`behavior`) of the ids 1..A, float32 `[A, units]`."""
         table = self.policy_head if name == "policy" else self.behavior_head
         return tf.convert_to_tensor(table.embeddings)[1 : 1 + self.num_items]
 

@@ -63,7 +63,7 @@ def _policies(world: ContextualSlates, seed: int) -> dict[str, np.ndarray]:
     loss = TopKOffPolicyReinforce(k=4)
     return {
         "pi ~ click rate": soft,
-        "learned, K=4, c=e^3": ascend(loss, **table, steps=1500, rate=2.0),
+        "learned, K=4, c=e^3": ascend(loss, table, 1500, 2.0),
     }
 
 
@@ -72,7 +72,8 @@ Found = dict[tuple[str, int, str], dict[str, float]]
 
 def _simulated(context: Context) -> Outcome:
     world = ContextualSlates(seed=context.seed)
-    sizes, logs = ((500, 2000), 500) if context.quick else ((500, 2000, 10_000), 1000)
+    logs = 1000
+    sizes = (500, 2000) if context.quick else (500, 2000, 10_000)
     found: Found = {}
     weights = {}
     for place, (name, policy) in enumerate(_policies(world, context.seed + 1).items()):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,13 +12,13 @@ import tensorflow as tf
 from tfrz.data.simulators.bandits import BiasedLoggerBandit, ContextualSlates
 from tfrz.losses.reinforce import TopKOffPolicyReinforce
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
-from tfrz.reproduce.topk_reinforce.bandits import NAIVE, ascend
+from tfrz.reproduce.topk_reinforce.bandits import NAIVE, Logged, ascend
 
 PAGE = 5
 _SMOOTHING = 0.1
 
 
-def table_of(log: dict[str, np.ndarray], contexts: int, items: int) -> dict[str, np.ndarray]:
+def table_of(log: dict[str, np.ndarray], contexts: int, items: int) -> Logged:
     """A log as the loss takes it: per context and item.
 
     Args:
@@ -27,8 +27,8 @@ def table_of(log: dict[str, np.ndarray], contexts: int, items: int) -> dict[str,
       items: how many.
 
     Returns:
-      `shares` of the context's rows, mean `rewards`, and `log_beta`, the logger as it is estimated
-      from the log: counts, smoothed by 0.1. Each `[contexts, items]`.
+      Shares of each context's rows, and the logger as it is estimated from the log: counts,
+      smoothed by 0.1.
     """
     context = log.get("context", np.zeros(len(log["action"]), np.int64))
     cell = context * items + log["action"]
@@ -37,11 +37,11 @@ def table_of(log: dict[str, np.ndarray], contexts: int, items: int) -> dict[str,
     counts = np.bincount(cell, minlength=size).reshape(contexts, items).astype(np.float64)
     sums = np.bincount(cell, reward, minlength=size).reshape(contexts, items)
     smoothed = counts + _SMOOTHING
-    return {
-        "shares": counts / np.maximum(counts.sum(axis=1, keepdims=True), 1),
-        "log_beta": np.log(smoothed / smoothed.sum(axis=1, keepdims=True)),
-        "rewards": sums / np.maximum(counts, 1),
-    }
+    return Logged(
+        shares=counts / np.maximum(counts.sum(axis=1, keepdims=True), 1),
+        log_beta=np.log(smoothed / smoothed.sum(axis=1, keepdims=True)),
+        rewards=sums / np.maximum(counts, 1),
+    )
 
 
 _CAPPED = math.exp(3)
@@ -88,7 +88,7 @@ def _slates(context: Context) -> Outcome:
     size = worlds[0].logger.shape
     tables = [table_of(w.sample(30_000, s), *size) for w, s in zip(worlds, seeds, strict=True)]
     # Contexts do not touch each other, so that those of all worlds are learned together.
-    stacked = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+    stacked = Logged.stacked(tables)
 
     def judged(policy: np.ndarray) -> np.ndarray:
         parts = np.split(policy, len(worlds))
@@ -96,7 +96,7 @@ def _slates(context: Context) -> Outcome:
 
     found = {"logger": judged(np.concatenate([world.logger for world in worlds]))}
     for name, loss in SLATE_ARMS.items():
-        found[name] = judged(ascend(loss, **stacked, steps=1500, rate=2.0))
+        found[name] = judged(ascend(loss, stacked, 1500, 2.0))
         context.say(f"{name}: page {found[name][:, PAGE_VALUE].mean():.3f}")
     best = np.concatenate([world.best_policy(PAGE) for world in worlds])
     # The best pages cannot be drawn independently: the oracle's third figure is of the best draws.
@@ -185,13 +185,14 @@ def _free_values(seeds: Sequence[int], rows: int) -> dict[tuple[str, str, str], 
     """Every distribution over the items; the best item pays 1,000, which is 1 here."""
     world = BiasedLoggerBandit(_CATALOGUE)
     tables = [table_of(world.sample(rows, seed), 1, _CATALOGUE) for seed in seeds]
-    stacked = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-    stacked["rewards"] = stacked["rewards"] / _CATALOGUE
+    stacked = Logged.stacked(tables)
+    stacked = dataclasses.replace(stacked, rewards=stacked.rewards / world.rewards.max())
     known = np.tile(np.log(world.logger), (len(seeds), 1))
     found = {}
     for learner, loss in _LEARNERS.items():
-        given = {**stacked, "log_beta": known} if learner[1] == "logged" else stacked
-        policies = ascend(loss, **given, steps=20_000, rate=10.0)
+        log_beta = known if learner[1] == "logged" else stacked.log_beta
+        given = dataclasses.replace(stacked, log_beta=log_beta)
+        policies = ascend(loss, given, 20_000, 10.0)
         found[learner] = np.array([world.value(p) for p in policies]) / world.rewards.max()
     return found
 
@@ -221,23 +222,24 @@ def _linear_values(
     # The mean over the contexts, as the class's policies are learned from all of them.
     rate = 2.0 / size[0]
 
-    def learn(loss: TopKOffPolicyReinforce, table: dict[str, np.ndarray], more: int) -> np.ndarray:
-        policy = ascend(loss, **table, steps=more * steps, rate=rate, logits=logits, start=start)
+    def learn(loss: TopKOffPolicyReinforce, logged: Logged, steps: int) -> np.ndarray:
+        policy = ascend(loss, logged, steps, rate, logits, start)
         parts = np.split(policy, len(worlds))
         return np.array([world.value(part) for world, part in zip(worlds, parts, strict=True)])
 
     # Of a uniform logger and the true click rates the loss's gradient is that of the value itself.
     uniform = np.full((len(worlds) * size[0], size[1]), 1 / size[1])
     truth = np.concatenate([world.click_probabilities for world in worlds])
-    exact = {"shares": uniform, "log_beta": np.log(uniform), "rewards": truth}
-    best = learn(TopKOffPolicyReinforce(cap=None), exact, 3)
+    exact = Logged(uniform, np.log(uniform), truth)
+    best = learn(TopKOffPolicyReinforce(cap=None), exact, 3 * steps)
     tables = [table_of(w.sample(rows, s), *size) for w, s in zip(worlds, seeds, strict=True)]
-    stacked = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+    stacked = Logged.stacked(tables)
     known = np.log(np.concatenate([world.logger for world in worlds]))
     found = {}
     for learner, loss in _LEARNERS.items():
-        given = {**stacked, "log_beta": known} if learner[1] == "logged" else stacked
-        found[learner] = learn(loss, given, 1) / best
+        log_beta = known if learner[1] == "logged" else stacked.log_beta
+        given = dataclasses.replace(stacked, log_beta=log_beta)
+        found[learner] = learn(loss, given, steps) / best
     return found, best, np.array([world.oracle_value(1) for world in worlds])
 
 

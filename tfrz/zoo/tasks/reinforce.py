@@ -64,6 +64,11 @@ def log_probabilities(logits: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
     return -tf.nn.sparse_softmax_cross_entropy_with_logits(place, logits)
 
 
+def usable(propensities: tf.Tensor) -> tf.Tensor:
+    """Which propensities are used: not 0, unknown, and not 1, of a logger without chance."""
+    return (propensities > 0) & (propensities < 1)
+
+
 class ReinforceTask(HistoryTask):
     """The top-K off-policy policy gradient; recommendations as slates of raw action ids.
 
@@ -213,7 +218,7 @@ class ReinforceTask(HistoryTask):
         log_pi, policy_loss = heads["policy"]
         log_beta, behavior_loss = heads["behavior"]
         logged = looked_up["propensities"]
-        log_beta = tf.where(logged > 0, tf.math.log(tf.maximum(logged, 1e-30)), log_beta)
+        log_beta = tf.where(usable(logged), tf.math.log(tf.maximum(logged, 1e-30)), log_beta)
         losses = model.config.objective()(
             log_pi, log_beta, looked_up["returns"], counted, policy_loss
         )
@@ -237,7 +242,7 @@ class ReinforceTask(HistoryTask):
         logged = trajectory["propensities"][:, -1]
         return {
             "policy": tf.where(known, policy, tf.zeros_like(policy)),
-            "logged": tf.where(logged > 0, logged, tf.maximum(behavior, 1e-6)),
+            "logged": tf.where(usable(logged), logged, tf.maximum(behavior, 1e-6)),
             "reward": trajectory["rewards"][:, -1],
             "known": known,
         }
