@@ -22,8 +22,6 @@ from tfrz.losses.reinforce import (
     TopKOffPolicyReinforce,
     behavior_loss,
     discounted_returns,
-    sampled_log_prob,
-    sampled_policy_loss,
 )
 from tfrz.models.topk_reinforce import TopKReinforce
 
@@ -405,35 +403,14 @@ def _heads(model: TopKReinforce, hidden: tf.Tensor, actions: tf.Tensor) -> _Head
       hidden: h before each action, `[batch, time, units]`.
       actions: from 0, `[batch, time]`.
     """
+    ids = tf.cast(actions, tf.int64) + _FIRST_ID
+    heads = model.judge(hidden, ids, model.draw(ids))
     if model.sampler is None:
-        logits = model.policy_logits(hidden)
-
-        def log_probability(logits: tf.Tensor) -> tf.Tensor:
-            return -tf.nn.sparse_softmax_cross_entropy_with_logits(actions, logits)
-
-        log_pi, log_beta = log_probability(logits), log_probability(model.behavior_logits(hidden))
-        entropy = tfp.distributions.Categorical(tf.stop_gradient(logits)).entropy()
-        return _Heads(log_pi, -log_pi, log_beta, -log_beta, entropy)
-    # The same negatives for both, so that what they get wrong partly cancels.
-    sampler, ids = model.sampler, tf.cast(actions, tf.int64) + _FIRST_ID
-    negatives = sampler.sample()
-    hits = tf.equal(ids[..., None], negatives)
-    expected = sampler.log_expected_count(negatives)
-
-    def head(name: str, state: tf.Tensor, temperature: float) -> tuple[tf.Tensor, tf.Tensor]:
-        table = model.head(name)
-        own = tf.reduce_sum(state * tf.gather(table, ids - _FIRST_ID), axis=-1) / temperature
-        drawn = tf.gather(table, negatives - _FIRST_ID)
-        others = tf.tensordot(state, drawn, [[-1], [1]]) / temperature
-        own_expected = sampler.log_expected_count(ids)
-        return (
-            sampled_log_prob(own, others, expected, hits),
-            sampled_policy_loss(own, others, own_expected, expected, hits),
-        )
-
-    policy = head("policy", hidden, model.config.temperature)
-    behavior = head("behavior", tf.stop_gradient(hidden), 1.0)
-    return _Heads(*policy, *behavior, tf.fill(tf.shape(actions), float("nan")))
+        logits = tf.stop_gradient(model.policy_logits(hidden))
+        entropy = tfp.distributions.Categorical(logits).entropy()
+    else:
+        entropy = tf.fill(tf.shape(actions), float("nan"))
+    return _Heads(*heads["policy"], *heads["behavior"], entropy)
 
 
 def _told_weights(

@@ -11,7 +11,12 @@ import tensorflow as tf
 
 from tfrz.config import from_mapping, require, to_mapping
 from tfrz.layers.recurrent import ChaosFreeRNN
-from tfrz.losses.reinforce import DEFAULT_CAP, TopKOffPolicyReinforce
+from tfrz.losses.reinforce import (
+    DEFAULT_CAP,
+    TopKOffPolicyReinforce,
+    sampled_log_prob,
+    sampled_policy_loss,
+)
 from tfrz.losses.retrieval import NegativeSampler
 
 
@@ -73,6 +78,13 @@ class TopKReinforceConfig:
         return TopKOffPolicyReinforce(
             self.k, self.cap, self.weights, self.multiplier, self.cap_after
         )
+
+
+def log_probability(logits: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
+    """Log-probability of the actions `ids` (from 1) under a softmax of logits `[..., actions]`."""
+    count = tf.shape(logits, out_type=tf.int64)[-1]
+    place = tf.clip_by_value(tf.cast(ids, tf.int64) - 1, 0, count - 1)
+    return -tf.nn.sparse_softmax_cross_entropy_with_logits(place, logits)
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
@@ -221,7 +233,7 @@ class TopKReinforce(keras.Model):
         return embedded
 
     def encode(self, embedded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """The h before every action of the window and of the request, `[batch, time + 1, units]`."""
+        """The h before every action of the window and of the request `[batch, time + 1, units]`."""
         del training
         states = tf.cast(self.rnn(embedded["past"], mask=embedded["real"]), tf.float32)
         if "request" not in embedded:
@@ -242,6 +254,56 @@ class TopKReinforce(keras.Model):
     def behavior_logits(self, hidden: tf.Tensor) -> tf.Tensor:
         """Logits of beta, `[..., A]`; no gradient reaches the state."""
         return tf.tensordot(tf.stop_gradient(hidden), self.head("behavior"), [[-1], [1]])
+
+    def draw(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What a sampled softmax looks up: negatives, the same for both heads, and vectors.
+
+        Args:
+          ids: actions, from 1, any shape.
+
+        Returns:
+          `negatives` int64 `[n]`, and for each head the vectors of the actions and of the
+          negatives, `<head>_own` and `<head>_negatives`; nothing for a whole softmax.
+        """
+        if self.sampler is None:
+            return {}
+        negatives = self.sampler.sample()
+        drawn = {"negatives": negatives}
+        for head, table in (("policy", self.policy_head), ("behavior", self.behavior_head)):
+            drawn[f"{head}_own"] = table(ids)
+            drawn[f"{head}_negatives"] = table(negatives)
+        return drawn
+
+    def judge(
+        self, hidden: tf.Tensor, ids: tf.Tensor, drawn: Mapping[str, tf.Tensor]
+    ) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
+        """Log-probability and loss of every action under both heads, each as `ids`.
+
+        Args:
+          hidden: h before each action, `[..., units]`.
+          ids: actions, from 1, `[...]`; what comes of others is meaningless but finite.
+          drawn: of `draw`.
+        """
+        if self.sampler is None:
+            policy = log_probability(self.policy_logits(hidden), ids)
+            behavior = log_probability(self.behavior_logits(hidden), ids)
+            return {"policy": (policy, -policy), "behavior": (behavior, -behavior)}
+        sampler, negatives = self.sampler, drawn["negatives"]
+        hits = tf.equal(tf.cast(ids, tf.int64)[..., None], negatives)
+        expected = sampler.log_expected_count(negatives)
+        own_expected = sampler.log_expected_count(ids)
+        found = {}
+        for head, state, scale in (
+            ("policy", hidden, self.config.temperature),
+            ("behavior", tf.stop_gradient(hidden), 1.0),
+        ):
+            own = tf.reduce_sum(state * drawn[f"{head}_own"], axis=-1) / scale
+            others = tf.tensordot(state, drawn[f"{head}_negatives"], [[-1], [1]]) / scale
+            found[head] = (
+                sampled_log_prob(own, others, expected, hits),
+                sampled_policy_loss(own, others, own_expected, expected, hits),
+            )
+        return found
 
     def interact(self, embedded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Logits `[batch, A]` of the policy after the history."""

@@ -852,8 +852,7 @@ def test_the_corrected_policy_is_truly_better_than_the_logger_and_than_the_naive
     world = reader.world
     assert policy.sum(axis=1) == pytest.approx(np.ones(5))
     value = world.value(policy)
-    # Measured: 0.57 and 0.53; the naive 0.36 and 0.19, the logger 0.17 and 0.12.
-    print("VALUES", value, world.value(naive), world.logger_value, world.oracle_value(1))
+    # Measured: 0.57 and 0.48; the naive 0.35 and 0.19, the logger 0.17 and 0.12.
     assert value > 2 * world.logger_value
     assert value > world.value(naive) + 0.08
     assert value > 0.7 * world.oracle_value(1)

@@ -27,12 +27,11 @@ from tfrz.layers.slates import boltzmann_slate
 from tfrz.losses.reinforce import (
     discounted_returns,
     importance_weights,
-    sampled_log_prob,
-    sampled_policy_loss,
 )
 from tfrz.metrics.coverage import coverage, exposures, gini
 from tfrz.metrics.off_policy import self_normalized, weight_summary
 from tfrz.metrics.ranking import at_rank, parse, rank_of
+from tfrz.models.topk_reinforce import log_probability
 from tfrz.zoo.tasks.history import HistoryInputs, HistoryTask, Transform
 from tfrz.zoo.tasks.thresholds import check_cut
 
@@ -55,13 +54,6 @@ class ReinforceInputs(HistoryInputs):
 
     reward: str = "reward"
     propensity: str | None = None
-
-
-def log_probabilities(logits: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
-    """Log-probability of the actions `ids` (from 1) under a softmax of logits `[..., actions]`."""
-    count = tf.shape(logits, out_type=tf.int64)[-1]
-    place = tf.clip_by_value(tf.cast(ids, tf.int64) - 1, 0, count - 1)
-    return -tf.nn.sparse_softmax_cross_entropy_with_logits(place, logits)
 
 
 def usable(propensities: tf.Tensor) -> tf.Tensor:
@@ -172,40 +164,8 @@ class ReinforceTask(HistoryTask):
         )
         for name in ("actions", "propensities", "counted"):
             looked_up[name] = trajectory[name]
-        if model.sampler is not None:
-            negatives = model.sampler.sample()
-            looked_up["negatives"] = negatives
-            for head, table in (("policy", model.policy_head), ("behavior", model.behavior_head)):
-                looked_up[f"{head}_own"] = table(trajectory["actions"])
-                looked_up[f"{head}_negatives"] = table(negatives)
+        looked_up |= model.draw(trajectory["actions"])
         return looked_up
-
-    def _heads(
-        self, model: keras.Model, looked_up: Mapping[str, tf.Tensor]
-    ) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
-        """Log-probability and loss of every action under both heads, `[batch, time + 1]` each."""
-        hidden, actions = model.encode(looked_up, training=True), looked_up["actions"]
-        if model.sampler is None:
-            policy = log_probabilities(model.policy_logits(hidden), actions)
-            behavior = log_probabilities(model.behavior_logits(hidden), actions)
-            return {"policy": (policy, -policy), "behavior": (behavior, -behavior)}
-        found = {}
-        sampler, negatives = model.sampler, looked_up["negatives"]
-        hits = tf.equal(actions[..., None], negatives)
-        for head, state, scale in (
-            ("policy", hidden, model.config.temperature),
-            ("behavior", tf.stop_gradient(hidden), 1.0),
-        ):
-            own = tf.reduce_sum(state * looked_up[f"{head}_own"], axis=-1) / scale
-            others = tf.tensordot(state, looked_up[f"{head}_negatives"], [[-1], [1]]) / scale
-            expected = sampler.log_expected_count(negatives)
-            found[head] = (
-                sampled_log_prob(own, others, expected, hits),
-                sampled_policy_loss(
-                    own, others, sampler.log_expected_count(actions), expected, hits
-                ),
-            )
-        return found
 
     def dense_loss(
         self, model: keras.Model, looked_up: dict[str, tf.Tensor]
@@ -214,7 +174,8 @@ class ReinforceTask(HistoryTask):
 
         The policy learns from steps with a return, the logger's head from every step shown.
         """
-        heads, counted = self._heads(model, looked_up), looked_up["counted"]
+        counted, hidden = looked_up["counted"], model.encode(looked_up, training=True)
+        heads = model.judge(hidden, looked_up["actions"], looked_up)
         log_pi, policy_loss = heads["policy"]
         log_beta, behavior_loss = heads["behavior"]
         logged = looked_up["propensities"]
@@ -237,8 +198,8 @@ class ReinforceTask(HistoryTask):
         hidden = model.encode(model.embed(batch))[:, -1]
         trajectory = self.trajectory(model, batch)
         action, known = trajectory["actions"][:, -1], trajectory["known"][:, -1]
-        policy = tf.exp(log_probabilities(model.policy_logits(hidden), action))
-        behavior = tf.exp(log_probabilities(model.behavior_logits(hidden), action))
+        policy = tf.exp(log_probability(model.policy_logits(hidden), action))
+        behavior = tf.exp(log_probability(model.behavior_logits(hidden), action))
         logged = trajectory["propensities"][:, -1]
         return {
             "policy": tf.where(known, policy, tf.zeros_like(policy)),
