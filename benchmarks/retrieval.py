@@ -387,7 +387,7 @@ def measure_scann(options: Options) -> Section:
             f"curve that finds {MIN_RECALL:g}; its recall and time are of users on whom it was not "
             "chosen",
             "Brute force takes all cores and the memory's bandwidth: beside other work its time "
-            "grows more than ScaNN's, and the ratios fall. They are to be read from an idle machine",
+            "grows more than ScaNN's, and the ratios fall. Read them from an idle machine",
             "The table has the times of a batch. The curves list the settings that no other beats; "
             "all are in the stored result",
         ),

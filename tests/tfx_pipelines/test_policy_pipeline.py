@@ -146,7 +146,7 @@ def test_the_check_tells_what_it_estimated_from_the_pushed_policy_and_the_log(fi
         target = _text(example, "target")
         if target in items and items[0] != target and judged["known"][row]:
             odds = np.exp(scores[items.index(target)] - scores[0])
-            # No more can be told by ten of thirty: its odds bound its probability.
+            # Of the ten that are not listed it is only known that they score no higher.
             total = np.exp(scores - scores[0]).sum()
             most = total + (ITEMS - len(items)) * np.exp(scores[-1] - scores[0])
             assert odds / most - 1e-6 <= judged["policy"][row] <= odds / total + 1e-6
@@ -479,6 +479,8 @@ def test_where_rewards_are_costs_a_lift_asks_for_less_cost():
 
 
 def test_an_earlier_refusal_stays_one_whatever_later_checks_say(tmp_path):
+    from tfx.components.evaluator import constants
+
     model = _made("Model", tmp_path / "model")
     model.id = 7
     evaluated = _made("ModelBlessing", tmp_path / "evaluator")
@@ -498,5 +500,7 @@ def test_an_earlier_refusal_stays_one_whatever_later_checks_say(tmp_path):
         {"passed": True, "refused_before": True, "value": 2},
     ]
     for blessing in chain[1:]:
-        assert blessing.get_string_custom_property("current_model_uri") == model.uri
-        assert blessing.get_int_custom_property("current_model_id") == 7
+        uri = constants.ARTIFACT_PROPERTY_CURRENT_MODEL_URI_KEY
+        assert blessing.get_string_custom_property(uri) == model.uri
+        number = constants.ARTIFACT_PROPERTY_CURRENT_MODEL_ID_KEY
+        assert blessing.get_int_custom_property(number) == 7

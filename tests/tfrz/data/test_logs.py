@@ -26,6 +26,8 @@ from tfrz.data.readers import open_source, read_table
 from tfrz.data.readers.logs import SimulatedActions, wrong_outcome
 from tfrz.data.transforms import ReadRecords, RecordsToExamples
 from tfrz.errors import ConfigError, InputError
+from tfrz.zoo import registry
+from tfrz.zoo.run_config import load_run_config
 
 OBD = Path(__file__).resolve().parents[4] / "shared" / "data" / "obd"
 NAN = float("nan")
@@ -470,6 +472,15 @@ def test_outcomes_are_no_features_of_a_request():
     assert not set(OUTCOMES.aligned) & set(added)
     # What the pipeline's components are told.
     assert from_mapping(HistorySpec, to_mapping(OUTCOMES)) == OUTCOMES
+
+
+@pytest.mark.parametrize("model", ["m3", "multi_interest", "topk_reinforce"])
+def test_outcomes_are_inputs_of_no_model_that_learns_from_histories(model):
+    """What is only known afterwards is not there when the model is asked."""
+    entry = registry.get(model)
+    task = entry.load("task")(entry, load_run_config(model, "file", []))
+    inputs = task.model_inputs(OUTCOMES, {"item_xf": 14, "page_xf": 4})
+    assert inputs.numeric == ("price",)
 
 
 @pytest.mark.parametrize("name", ["page", "gone", "item"])

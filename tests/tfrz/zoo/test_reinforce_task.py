@@ -67,7 +67,7 @@ def _batch(rows: int = 7, full: bool = False, seed: int = 0) -> dict[str, np.nda
     values = {
         "item": last,
         "reward": rng.choice([0.0, 1.0, 2.5], shape).astype("f4"),
-        "propensity": rng.choice([0.0, 0.02, 0.1, 0.6], shape).astype("f4"),
+        "propensity": rng.choice([0.0, 0.02, 0.1, 0.6, 1.0], shape).astype("f4"),
         "segment": rng.integers(0, SEGMENTS + 2, shape),
     }
     batch = {}
@@ -142,6 +142,11 @@ def _windows(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"item": whole("history_xf", "target_xf"), **values}
 
 
+def _usable(propensity: np.ndarray) -> np.ndarray:
+    """Neither unknown nor that of a logger without chance."""
+    return (propensity > 0) & (propensity < 1)
+
+
 class _Reference:
     """The policy and its loss of one batch, step by step, from the model's weights."""
 
@@ -161,7 +166,7 @@ class _Reference:
         log_pi, log_beta = self.heads(self.weights)
         beta = np.exp(log_beta)
         if self.config.propensities:
-            beta = np.where(self.of["propensity"] > 0, self.of["propensity"], beta)
+            beta = np.where(_usable(self.of["propensity"]), self.of["propensity"], beta)
         self.coefficients = oracle.coefficients(
             np.exp(log_pi),
             beta,
@@ -281,7 +286,7 @@ def test_a_sampled_softmax_learns_by_its_loss_form_and_weighs_by_its_probability
     pi, policy_loss = forms["policy_head"]
     beta, behavior_loss = forms["behavior_head"]
     known = reference.of["propensity"].ravel()
-    beta = np.where(known > 0, known, beta)
+    beta = np.where(_usable(known), known, beta)
     coefficients = oracle.coefficients(pi, beta, reference.returns.ravel(), 4, 3.0)
     expected = (coefficients * policy_loss + behavior_loss).mean()
     assert found == pytest.approx(expected, rel=2e-5)
@@ -306,7 +311,7 @@ def test_a_sampled_softmax_with_every_action_as_negative_once_is_the_whole_softm
 # What the loss looks at, and what it does not.
 
 
-def test_known_propensities_are_used_and_the_heads_where_the_log_has_none():
+def test_known_propensities_are_used_and_the_heads_where_the_log_has_none_or_no_chance():
     task, model = _made("model.cap=null", "model.behavior_weight=0.0", "model.gamma=0.0")
     batch = _batch(full=True)
     unknown = {n: v * 0 if "propensity" in n else v for n, v in batch.items()}
@@ -314,6 +319,8 @@ def test_known_propensities_are_used_and_the_heads_where_the_log_has_none():
     beta = np.exp(reference.heads(reference.weights)[1]).astype("f4")
     told = {**batch, "history_propensity_xf": beta[:, :-1], "propensity_xf": beta[:, -1]}
     assert _loss(task, model, told) == pytest.approx(_loss(task, model, unknown), rel=1e-5)
+    certain = {n: np.ones_like(v) if "propensity" in n else v for n, v in batch.items()}
+    assert _loss(task, model, certain) == pytest.approx(_loss(task, model, unknown), rel=1e-5)
     halved = {n: v / 2 if "propensity" in n else v for n, v in told.items()}
     assert _loss(task, model, halved) == pytest.approx(2 * _loss(task, model, told), rel=1e-5)
     blind, same = _made("model.propensities=false", "model.cap=null", "model.behavior_weight=0.0")
@@ -473,6 +480,7 @@ def _with_gaps(table):
     rows[2]["history"] = [b"never shown"] * len(rows[2]["history"])
     rows[3]["segment"] = [b"nobody"]
     rows[4]["target"], rows[4]["propensity"] = [b"never shown"], [float("nan")]
+    rows[5]["propensity"] = [1.0]
     return type(table).from_pylist(rows, schema=table.schema)
 
 
@@ -503,7 +511,7 @@ def test_what_is_judged_is_the_policys_probability_and_the_logs_or_the_heads(jud
         expected = pi[row, action] if known else 0.0
         assert found["policy"][row] == pytest.approx(expected, rel=1e-4)
         assert found["reward"][row] == example["reward"][0]
-        if np.isfinite(example["propensity"][0]):
+        if example["propensity"][0] < 1:
             assert found["logged"][row] == pytest.approx(example["propensity"][0], rel=1e-6)
         elif known:
             assert found["logged"][row] == pytest.approx(beta[row, action], rel=1e-4)
@@ -753,18 +761,30 @@ def test_a_warm_start_finds_the_rows_of_every_table(judged):
 
 # What is refused, and what is not.
 
-SPEC = "user: customer\nitem: banner\ntime: shown_at\nreward: clicked\npropensity: p\n"
+SPEC = """
+user: customer
+item: banner
+time: shown_at
+reward: clicked
+propensity: p
+context:
+  - {name: page}
+  - {name: price, kind: numeric, dtype: float32}
+"""
 OWN = ("trainer.epochs=1", "trainer.batch_size=32", "trainer.tensorboard=false", "model.units=4")
 
 
 def _log(folder, users: int = 80, actions: int = 4, clicks: float = 0.4) -> list[str]:
     """The arguments of `tfrz train` for a log of one's own."""
     rng = np.random.default_rng(0)
-    lines = ["customer,banner,shown_at,clicked,p"]
+    lines = ["customer,banner,shown_at,clicked,p,page,price"]
     for user in range(users):
         for step in range(actions):
             clicked = int(rng.random() < clicks)
-            lines.append(f"c{user},b{rng.integers(6)},{step},{clicked},{1 / 6:.6f}")
+            page = ("home", "detail", "")[rng.integers(3)]
+            price = ("1.5", "")[rng.integers(2)]
+            action = f"c{user},b{rng.integers(6)},{3600 * step}"
+            lines.append(f"{action},{clicked},{1 / 6:.6f},{page},{price}")
     (folder / "log.csv").write_text("\n".join(lines) + "\n")
     (folder / "spec.yaml").write_text(SPEC)
     command = ["train", "topk_reinforce", "--data", f"{folder}/log.csv", "--quiet"]
@@ -784,6 +804,7 @@ def test_a_log_without_any_reward_is_refused_in_one_line(tmp_path, capsys):
 
 def test_trajectories_of_one_step_are_learnt_from_if_users_are_held_out(tmp_path, capsys):
     command = [*_log(tmp_path, users=300, actions=1), "--set", "data.history.split=users"]
+    command += ["--set", "data.history.time_features=[hour, gap]"]
     assert main([*command, "--set", "data.validation_fraction=0.3"]) == 0
     capsys.readouterr()
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"]["validation"]

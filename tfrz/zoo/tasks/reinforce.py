@@ -235,13 +235,17 @@ class ReinforceTask(HistoryTask):
                 values = at_rank(kind, outputs["rank"][rewarded], n)
                 found[name] = float(np.mean(values)) if len(values) else float("nan")
         cap = self.config.evaluator.cap
-        estimate = self_normalized(outputs["reward"], outputs["policy"], outputs["logged"], cap=cap)
+        found |= {"snips": float("nan"), "snips_low": float("nan"), "effective_sample_size": 0.0}
+        # A few rows may hold no action that the policy knows.
+        if np.any(outputs["policy"] > 0):
+            estimate = self_normalized(
+                outputs["reward"], outputs["policy"], outputs["logged"], cap=cap
+            )
+            found["snips"], found["snips_low"] = estimate.value, estimate.low
+            found["effective_sample_size"] = estimate.effective_sample_size
         return {
             **found,
-            "snips": estimate.value,
-            "snips_low": estimate.low,
             "logged_reward": float(np.mean(outputs["reward"])),
-            "effective_sample_size": estimate.effective_sample_size,
             "entropy": float(np.mean(outputs["entropy"])),
         }
 
