@@ -55,7 +55,10 @@ def boltzmann_slate(
     certain = order[:, :deterministic]
     rest = sorted_logits[:, deterministic:] / temperature
     if seed is None:
-        uniform = tf.random.uniform(tf.shape(rest), 1e-20, 1.0)
+        # Seeds of 0: drawn anew wherever the graph is loaded. tf.random.uniform would freeze the
+        # trainer's seed into a SavedModel, and every server would draw the same.
+        uniform = tf.raw_ops.RandomUniform(shape=tf.shape(rest), dtype=tf.float32, seed=0, seed2=0)
+        uniform = tf.maximum(uniform, 1e-20)
     else:
         uniform = tf.random.stateless_uniform(tf.shape(rest), seed, 1e-20, 1.0)
     noise = -tf.math.log(-tf.math.log(uniform))

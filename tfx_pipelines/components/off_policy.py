@@ -39,7 +39,7 @@ def refusal(estimate: Estimate, logged_reward: float, config: PolicyEvaluatorCon
             f"the effective sample size is {size:.1f}, evaluator.min_effective_sample_size is "
             f"{config.min_effective_sample_size:g}: the policy is too far from the log"
         )
-    wanted = logged_reward * (1 + config.min_lift)
+    wanted = logged_reward + config.min_lift * abs(logged_reward)
     if not estimate.low > wanted:
         return (
             f"the lower bound of the policy's value is {estimate.low:.4f} (estimate "

@@ -183,7 +183,7 @@ class TabularActions(TabularInteractions):
         if (propensity := mapping.pop("propensity", None)) is not None:
             outcomes.append(str(propensity))
         added = [{"name": n, "kind": "numeric", "dtype": "float32"} for n in outcomes]
-        mapping["context"] = [*mapping.get("context", []), *added]
+        mapping["context"] = [*(mapping.get("context") or []), *added]
         mapping["outcomes"] = outcomes
         self.spec = from_mapping(HistorySpec, mapping, features)
 
@@ -219,9 +219,14 @@ class SimulatedActions(InteractionReader):
         items: int = 200,
         seed: int = 0,
     ) -> None:
-        for name, value in (("users", users), ("length", length)):
-            sound = isinstance(value, int) and value >= 1
-            require(sound, f"data.options.{name}", "must be a whole number >= 1")
+        for name, value, least in (
+            ("users", users, 1),
+            ("length", length, 1),
+            ("segments", segments, 1),
+            ("items", items, 2),
+        ):
+            sound = isinstance(value, int) and value >= least
+            require(sound, f"data.options.{name}", f"must be a whole number >= {least}")
         self.users, self.length, self.seed = users, length, seed
         self.segments, self.items = segments, items
 

@@ -15,8 +15,7 @@ from tfrz.losses.reinforce import TopKOffPolicyReinforce
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
 
 NAIVE = TopKOffPolicyReinforce(weights="none")
-# Of the specification's prototype, and one at which the last step's noise is small.
-_RATE, _SMALL_RATE = 0.01, 0.001
+_LOGS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,13 +132,30 @@ def _of_logger(
     return ascend(loss, Logged(logger, np.log(logger), bandit.rewards[None]), steps, 0.05)[0]
 
 
-def _uniform(logs: int, bandit: BiasedLoggerBandit | PageOfTwoBandit) -> np.ndarray:
+def _of_logs(
+    loss: TopKOffPolicyReinforce,
+    bandit: BiasedLoggerBandit | PageOfTwoBandit,
+    seed: int,
+    draws: int,
+    parts: int,
+    rate: float,
+) -> np.ndarray:
+    """The policies that SGD leads to on logs of `parts` times `draws`, `[logs, items]`."""
     items = len(bandit.rewards)
-    return np.full((logs, items), 1 / items)
+    policies = np.full((_LOGS, items), 1 / items)
+    for part in range(parts):
+        logs = [bandit.sample(draws, seed + _LOGS * part + i) for i in range(_LOGS)]
+        policies = follow(loss, logs, policies, rate)
+    return policies
 
 
 def _count(found: np.ndarray) -> str:
     return f"{int(np.sum(found))} of {len(found)}"
+
+
+# Learning rate to hundreds of thousands of draws: the specification's, and one at which a single
+# step on a_10, whose weight is up to 55, does not decide between a_9 and a_10.
+_BIASED_RATES = {0.01: 1, 0.0003: 5}
 
 
 def _biased_logger(context: Context) -> Outcome:
@@ -160,33 +176,37 @@ def _biased_logger(context: Context) -> Outcome:
         value = bandit.value(found)
         paper = spec.get(name, ("", ""))
         rows.append((name, "exact gradient", f"{found[-1]:.6f}", f"{value:.4f}", *paper))
-    logs = [bandit.sample(100_000, context.seed + i) for i in range(20)]
     spec = {"naive": ("", "5.466"), "corrected": ("0.999735", "9.99914")}
     for name, loss in learners.items():
-        for rate in (_RATE, _SMALL_RATE):
-            learned[name, rate] = policies = follow(loss, logs, _uniform(20, bandit), rate)
+        for rate, parts in _BIASED_RATES.items():
+            policies = _of_logs(loss, bandit, context.seed, 100_000, parts, rate)
+            learned[name, rate] = policies
             values = [bandit.value(policy) for policy in policies]
             context.say(f"{name}, rate {rate:g}: value {np.mean(values):.3f}")
             best = policies[:, -1]
             rows.append(
                 (
                     name,
-                    f"SGD, rate {rate:g}, {len(logs)} logs",
+                    f"SGD, rate {rate:g}, {_LOGS} logs of {parts}00,000",
                     f"{best.mean():.6f} ({best.min():.6f} to {best.max():.6f})",
                     f"{np.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})",
-                    *(spec.get(name, ("", "")) if rate == _RATE else ("", "")),
+                    *(spec.get(name, ("", "")) if parts == 1 else ("", "")),
                 )
             )
     columns = ("learner", "how", "pi(a_10)", "value", "specification pi(a_10)", "its value")
-    off = {rate: np.abs(learned["naive", rate] - goal).max(axis=1) for rate in (_RATE, _SMALL_RATE)}
+    off = {rate: np.abs(learned["naive", rate] - goal).max(axis=1) for rate in _BIASED_RATES}
     return Outcome(
         columns,
         rows,
         _biased_checks(exact, learned, goal, bandit.value(exact["naive"])),
         {
-            "logs": len(logs),
-            "draws": 100_000,
+            "logs": _LOGS,
+            "hundred_thousand_draws_by_rate": {f"{r:g}": n for r, n in _BIASED_RATES.items()},
             "largest_error_of_naive": {f"{rate:g}": list(map(float, e)) for rate, e in off.items()},
+            "best_item_of_corrected": {
+                f"{rate:g}": list(map(float, learned["corrected", rate][:, -1]))
+                for rate in _BIASED_RATES
+            },
             "exact": {name: list(map(float, policy)) for name, policy in exact.items()},
             "note": (
                 "the specification's asserts on SGD at the rate of 0.01 are of one log: of others "
@@ -206,12 +226,13 @@ def _biased_checks(
 ) -> list[Check]:
     error = float(np.abs(exact["naive"] - goal).max())
     best = float(exact["corrected"][-1])
-    mean = float(np.abs(learned["naive", _RATE].mean(axis=0) - goal).max())
-    each = np.abs(learned["naive", _SMALL_RATE] - goal).max(axis=1)
+    large, small = _BIASED_RATES
+    mean = float(np.abs(learned["naive", large].mean(axis=0) - goal).max())
+    each = np.abs(learned["naive", small] - goal).max(axis=1)
     rewards = np.arange(1.0, len(goal) + 1)
-    worst = float((learned["corrected", _RATE] @ rewards).min())
-    most = float((learned["naive", _RATE] @ rewards).max())
-    ends = {rate: learned["corrected", rate][:, -1] for rate in (_RATE, _SMALL_RATE)}
+    worst = float((learned["corrected", large] @ rewards).min())
+    most = float((learned["naive", large] @ rewards).max())
+    ends = {rate: learned["corrected", rate][:, -1] for rate in _BIASED_RATES}
     return [
         Check(
             "exact: the naive learner ends at i (11 - i) / 220 (1e-6), worth 5.5",
@@ -229,7 +250,7 @@ def _biased_checks(
             f"{mean:.3f}",
         ),
         Check(
-            "SGD, rate 0.001: every naive policy is i (11 - i) / 220 +- 0.03",
+            "SGD, rate 0.0003: every naive policy is i (11 - i) / 220 +- 0.03",
             bool(each.max() < 0.03),
             f"at most {each.max():.3f}",
         ),
@@ -237,12 +258,12 @@ def _biased_checks(
             "SGD, rate 0.01: every corrected policy is worth more than every naive one",
             worst > most,
             f"at least {worst:.2f} against at most {most:.2f}; pi(a_10) > 0.99 on "
-            f"{_count(ends[_RATE] > 0.99)}",
+            f"{_count(ends[large] > 0.99)}",
         ),
         Check(
-            "SGD, rate 0.001: corrected pi(a_10) > 0.99 on 9 of 10 logs, > 0.95 on all",
-            bool((ends[_SMALL_RATE] > 0.99).mean() >= 0.9 and ends[_SMALL_RATE].min() > 0.95),
-            f"{_count(ends[_SMALL_RATE] > 0.99)}, at least {ends[_SMALL_RATE].min():.4f}",
+            "SGD, rate 0.0003: corrected pi(a_10) > 0.99 on every log",
+            bool(ends[small].min() > 0.99),
+            f"at least {ends[small].min():.4f}",
         ),
     ]
 
@@ -258,6 +279,7 @@ _PAGE_SPEC = {
 
 
 _DRAWS = 200_000
+_RATE, _SMALL_RATE = 0.01, 0.001
 
 
 def _shown(policy: Sequence[float] | np.ndarray) -> str:
@@ -282,11 +304,7 @@ def _page_of_two(context: Context) -> Outcome:
     for parts, rate in ((1, _RATE), (10, _SMALL_RATE)):
         for k in (1, 2):
             loss = TopKOffPolicyReinforce(k=k, cap=None)
-            policies = _uniform(20, bandit)
-            for part in range(parts):
-                seeds = range(context.seed + 20 * part, context.seed + 20 * (part + 1))
-                logs = [bandit.sample(_DRAWS, seed) for seed in seeds]
-                policies = follow(loss, logs, policies, rate)
+            policies = _of_logs(loss, bandit, context.seed, _DRAWS, parts, rate)
             learned[k, rate] = policies
             values = [bandit.page_value(policy, 2) for policy in policies]
             how = f"SGD, rate {rate:g}, {parts * _DRAWS:,} draws, mean of {len(policies)} logs"

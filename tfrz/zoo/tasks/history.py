@@ -26,6 +26,7 @@ from tfrz.data.history_preprocessing import (
 )
 from tfrz.data.preprocessing import Analyzers, densify, transform_table
 from tfrz.data.splits import SPLITS
+from tfrz.errors import InputError
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
 from tfrz.losses.retrieval import softmax_loss
 from tfrz.metrics.ranking import at_rank, parse, rank_of
@@ -123,7 +124,9 @@ class HistoryTask:
             item_rows=rows,
             length=self.history.length,
             context=context,
-            numeric=tuple(f.name for f in spec.context if f.kind == "numeric"),
+            numeric=tuple(
+                f.name for f in spec.context if f.kind == "numeric" and f.name not in spec.outcomes
+            ),
             padding=self.history.padding,
         )
 
@@ -175,6 +178,11 @@ class HistoryTask:
         parts = build_examples(
             events, spec, self.history, held_out, data.seed, with_test=data.test_fraction > 0
         )
+        if not parts["validation"].num_rows:
+            raise InputError(
+                "no user has an event to hold out for validation: with data.history.split=users "
+                "some users are held out as they are"
+            )
         transform = HistoryPreprocessor.fit_examples(parts["train"], spec, self.history)
         trainer = self.config.trainer
         # What a user has seen is only asked where recommendations are judged.

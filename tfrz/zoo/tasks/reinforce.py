@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrz.config import require
 from tfrz.data.features import HistorySpec, raw_feature_spec, transformed_name
 from tfrz.data.preprocessing import densify
 from tfrz.errors import InputError
@@ -83,13 +84,18 @@ class ReinforceTask(HistoryTask):
         """As of `HistoryTask`; outcomes are no inputs."""
         inputs = super().model_inputs(spec, vocabulary_sizes)
         known = {f.name: getattr(inputs, f.name) for f in dataclasses.fields(HistoryInputs)}
-        known["numeric"] = tuple(name for name in inputs.numeric if name not in spec.outcomes)
         reward, propensity = self.outcome_names(spec)
         return ReinforceInputs(**known, reward=reward, propensity=propensity)
 
     def build(self, inputs: HistoryInputs) -> keras.Model:
         """A model with all its variables made."""
         assert isinstance(inputs, ReinforceInputs)
+        model = self.config.model
+        require(
+            model.warm_up + model.look_ahead <= inputs.length,
+            "model.warm_up + model.look_ahead",
+            f"leave no step to learn from: data.history.length is {inputs.length}",
+        )
         self._reward, self._propensity = inputs.reward, inputs.propensity
         return super().build(inputs)
 
