@@ -198,7 +198,7 @@ def _biased_logger(context: Context) -> Outcome:
     return Outcome(
         columns,
         rows,
-        _biased_checks(exact, learned, goal, bandit.value(exact["naive"])),
+        biased_checks(exact, learned, goal, bandit.value(exact["naive"])),
         {
             "logs": _LOGS,
             "hundred_thousand_draws_by_rate": {f"{r:g}": n for r, n in _BIASED_RATES.items()},
@@ -218,12 +218,13 @@ def _biased_logger(context: Context) -> Outcome:
     )
 
 
-def _biased_checks(
+def biased_checks(
     exact: dict[str, np.ndarray],
     learned: dict[tuple[str, float], np.ndarray],
     goal: np.ndarray,
     naive_value: float,
 ) -> list[Check]:
+    """What is to hold of the policies by learner, exact and of each log."""
     error = float(np.abs(exact["naive"] - goal).max())
     best = float(exact["corrected"][-1])
     large, small = _BIASED_RATES
@@ -324,7 +325,7 @@ def _page_of_two(context: Context) -> Outcome:
             "value of 2 draws",
         ),
         rows,
-        _page_checks(bandit, exact, alpha, learned),
+        page_checks(bandit, exact, alpha, learned),
         {
             "logs_that_hold": holds,
             "policies": {
@@ -350,12 +351,14 @@ def _asserts(policies: np.ndarray) -> dict[str, str]:
     }
 
 
-def _page_checks(
+def page_checks(
     bandit: PageOfTwoBandit,
     exact: dict[int, np.ndarray],
     alpha: np.ndarray,
     learned: dict[tuple[int, float], np.ndarray],
 ) -> list[Check]:
+    """What is to hold of the policies by K, exact and of each log, and of the one by alpha."""
+
     def off(policy: np.ndarray, first: float, second: float) -> float:
         return max(abs(float(policy[0]) - first), abs(float(policy[1]) - second))
 
@@ -482,16 +485,17 @@ def _cap(context: Context) -> Outcome:
             "bias, mean of 20 worlds",
         ),
         rows,
-        _cap_checks(found, truth, others),
+        cap_checks(found, truth, others),
         {"truth": truth, "items": 1000, "worlds": len(others)},
     )
 
 
-def _cap_checks(
+def cap_checks(
     found: dict[str, tuple[float, float]],
     truth: float,
     others: Sequence[tuple[dict[str, tuple[float, float]], float]],
 ) -> list[Check]:
+    """What is to hold of the means and deviations by cap, and of other worlds'."""
     off = [np.abs(np.subtract(found[n], _CAP_SPEC[n])) for n in found]
     exact = all(mean <= 5.1e-5 and deviation <= 5.1e-4 for mean, deviation in off)
     monotone = []
