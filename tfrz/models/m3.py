@@ -9,11 +9,12 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from tfrz.config import from_mapping, require, to_mapping
+from tfrz.config import require
 from tfrz.layers.baseline_encoders import CaserEncoder, SelfAttentiveEncoder
 from tfrz.layers.dropout import SeededDropout
 from tfrz.layers.temporal import MultiTemporalRangeMixture
 from tfrz.losses.retrieval import NegativeSampler
+from tfrz.models.sequence import SequenceModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,7 @@ class M3Config:
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class M3(keras.Model):
+class M3(SequenceModel):
     """Multi-temporal-range mixture model of next items.
 
     Formula, at event t of a history, with `c_in` its context and `c_out` that of the request
@@ -158,6 +159,8 @@ class M3(keras.Model):
       gate driven by context; the equations are recalled.
     """
 
+    config_class = M3Config
+
     def __init__(
         self,
         config: M3Config,
@@ -169,13 +172,7 @@ class M3(keras.Model):
         padding: str = "right",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        require(num_items >= 1, "num_items", "must be at least 1")
-        require(item_rows > num_items, "item_rows", "must be above num_items")
-        require(padding in ("right", "left"), "padding", "must be right or left")
-        self.config, self.num_items, self.item_rows = config, num_items, item_rows
-        self.length, self.padding = length, padding
-        self.context, self.numeric = dict(context or {}), tuple(numeric)
+        super().__init__(config, num_items, item_rows, length, context, numeric, padding, **kwargs)
         policy = self._policy()
 
         def table(name: str, rows: int, dim: int, dtype: Any = policy, start: Any = None) -> Any:
@@ -216,10 +213,6 @@ class M3(keras.Model):
             else None
         )
         self._build_parts()
-
-    def _policy(self) -> Any:
-        policy = getattr(self, "dtype_policy", None)
-        return getattr(policy, "name", policy)
 
     @staticmethod
     def _dense(name: str, widths: Sequence[int], linear: bool, policy: Any) -> list[Any]:
@@ -404,29 +397,3 @@ class M3(keras.Model):
     def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Logits of all items for the request after the history."""
         return self.interact(self.embed(inputs), training=training)
-
-    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
-        """`[batch, V]`."""
-        return (next(iter(input_shape.values()))[0], self.num_items)
-
-    def get_config(self) -> dict[str, Any]:
-        """Plain values from which `from_config` makes an equal model."""
-        return {
-            "config": to_mapping(self.config),
-            "num_items": self.num_items,
-            "item_rows": self.item_rows,
-            "length": self.length,
-            "context": self.context,
-            "numeric": list(self.numeric),
-            "padding": self.padding,
-            "name": self.name,
-            "dtype": self._policy(),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> M3:
-        """The inverse of `get_config`."""
-        del custom_objects
-        values = dict(config)
-        values["config"] = from_mapping(M3Config, values["config"], "model")
-        return cls(**values)

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrz.config import from_mapping, require, to_mapping
+from tfrz.config import require
 from tfrz.layers.dropout import SeededDropout
 from tfrz.layers.interests import (
     DeepInterestEncoder,
@@ -19,6 +19,7 @@ from tfrz.layers.interests import (
 )
 from tfrz.layers.pooling import mean_of_real
 from tfrz.losses.retrieval import NegativeSampler
+from tfrz.models.sequence import SequenceModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ class ItemStatistics(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class MultiInterest(keras.Model):
+class MultiInterest(SequenceModel):
     """Two towers: several vectors of a user, one of an item.
 
     Formula, with x the embedded events of a history:
@@ -174,6 +175,8 @@ class MultiInterest(keras.Model):
       2308.01563). The formulas are those of the authors' code; context and features are ours.
     """
 
+    config_class = MultiInterestConfig
+
     def __init__(
         self,
         config: MultiInterestConfig,
@@ -188,18 +191,12 @@ class MultiInterest(keras.Model):
         numeric_features: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        require(num_items >= 1, "num_items", "must be at least 1")
-        require(item_rows > num_items, "item_rows", "must be above num_items")
-        require(padding in ("right", "left"), "padding", "must be right or left")
+        super().__init__(config, num_items, item_rows, length, context, numeric, padding, **kwargs)
         require(
             padding == "left" or not config.positions or config.user_tower != "deep",
             "model.positions",
             "count from the last event: set data.history.padding to left, or positions to false",
         )
-        self.config, self.num_items, self.item_rows = config, num_items, item_rows
-        self.length, self.padding = length, padding
-        self.context, self.numeric = dict(context or {}), tuple(numeric)
         self.features, self.multivalent = dict(features or {}), dict(multivalent or {})
         self.numeric_features = tuple(numeric_features)
         policy = self._policy()
@@ -253,10 +250,6 @@ class MultiInterest(keras.Model):
         )
         self.user_tower = self._tower(policy)
         self._build_parts()
-
-    def _policy(self) -> Any:
-        policy = getattr(self, "dtype_policy", None)
-        return getattr(policy, "name", policy)
 
     def _tower(self, policy: Any) -> Any:
         config = self.config
@@ -449,31 +442,11 @@ class MultiInterest(keras.Model):
         """Scores of all items for the request after the history."""
         return self.interact(self.embed(inputs), training=training)
 
-    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
-        """`[batch, V]`."""
-        return (next(iter(input_shape.values()))[0], self.num_items)
-
     def get_config(self) -> dict[str, Any]:
         """Plain values from which `from_config` makes an equal model."""
         return {
-            "config": to_mapping(self.config),
-            "num_items": self.num_items,
-            "item_rows": self.item_rows,
-            "length": self.length,
-            "context": self.context,
-            "numeric": list(self.numeric),
-            "padding": self.padding,
+            **super().get_config(),
             "features": self.features,
             "multivalent": self.multivalent,
             "numeric_features": list(self.numeric_features),
-            "name": self.name,
-            "dtype": self._policy(),
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> MultiInterest:
-        """The inverse of `get_config`."""
-        del custom_objects
-        values = dict(config)
-        values["config"] = from_mapping(MultiInterestConfig, values["config"], "model")
-        return cls(**values)

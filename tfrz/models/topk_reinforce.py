@@ -9,7 +9,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from tfrz.config import from_mapping, require, to_mapping
+from tfrz.config import require
 from tfrz.layers.recurrent import ChaosFreeRNN
 from tfrz.losses.reinforce import (
     DEFAULT_CAP,
@@ -18,6 +18,7 @@ from tfrz.losses.reinforce import (
     sampled_policy_loss,
 )
 from tfrz.losses.retrieval import NegativeSampler
+from tfrz.models.sequence import SequenceModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ def log_probability(logits: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class TopKReinforce(keras.Model):
+class TopKReinforce(SequenceModel):
     """The policy: a chaos-free network over past actions, a softmax over the next.
 
     Formula, with s_t the state before action t and c_t its context:
@@ -131,6 +132,8 @@ class TopKReinforce(keras.Model):
       arXiv 1812.02353), section 4.
     """
 
+    config_class = TopKReinforceConfig
+
     def __init__(
         self,
         config: TopKReinforceConfig,
@@ -142,13 +145,8 @@ class TopKReinforce(keras.Model):
         padding: str = "left",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        require(num_items >= 1, "num_items", "must be at least 1")
-        require(item_rows > num_items, "item_rows", "must be above num_items")
+        super().__init__(config, num_items, item_rows, length, context, numeric, padding, **kwargs)
         require(padding == "left", "data.history.padding", "must be left for trajectories")
-        self.config, self.num_items, self.item_rows = config, num_items, item_rows
-        self.length, self.padding = length, padding
-        self.context, self.numeric = dict(context or {}), tuple(numeric)
         policy = self._policy()
 
         def table(name: str, rows: int, dim: int, dtype: Any = policy) -> Any:
@@ -186,10 +184,6 @@ class TopKReinforce(keras.Model):
             else None
         )
         self._build_parts()
-
-    def _policy(self) -> Any:
-        policy = getattr(self, "dtype_policy", None)
-        return getattr(policy, "name", policy)
 
     def _build_parts(self) -> None:
         """Makes all variables now, so that the order of first calls cannot change them."""
@@ -312,29 +306,3 @@ class TopKReinforce(keras.Model):
     def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Logits of the next action."""
         return self.interact(self.embed(inputs), training=training)
-
-    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
-        """`[batch, A]`."""
-        return (next(iter(input_shape.values()))[0], self.num_items)
-
-    def get_config(self) -> dict[str, Any]:
-        """Plain values from which `from_config` makes an equal model."""
-        return {
-            "config": to_mapping(self.config),
-            "num_items": self.num_items,
-            "item_rows": self.item_rows,
-            "length": self.length,
-            "context": self.context,
-            "numeric": list(self.numeric),
-            "padding": self.padding,
-            "name": self.name,
-            "dtype": self._policy(),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> TopKReinforce:
-        """The inverse of `get_config`."""
-        del custom_objects
-        values = dict(config)
-        values["config"] = from_mapping(TopKReinforceConfig, values["config"], "model")
-        return cls(**values)

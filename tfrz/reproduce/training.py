@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -35,6 +35,58 @@ def device_name() -> str:
         details = tf.config.experimental.get_device_details(device)
         return str(details.get("device_name", "GPU"))
     return "CPU"
+
+
+def prepared(model: str, dataset: str, data: str, overrides: Iterable[str] = ()) -> Any:
+    """The sets of a model's configuration on a data set, as `tfrz train` makes them.
+
+    Args:
+      model: a name of the registry.
+      dataset: whose configuration.
+      data: as `--data` of the command line.
+      overrides: of the configuration.
+    """
+    from tfrz.data.readers import open_source
+
+    entry, config = registry.get(model), load_run_config(model, dataset, overrides)
+    reader = open_source(data, None, entry.record_type, **config.data.options)
+    return entry.load("task")(entry, config).prepare(reader)
+
+
+def staged(
+    model: str,
+    dataset: str,
+    sets: Any,
+    overrides: Iterable[str],
+    seed: int,
+    after: Callable[[str, keras.Model, Any], None] | None = None,
+) -> tuple[keras.Model, Any]:
+    """Trains by the model's own recipe, with nothing written.
+
+    Args:
+      model: a name of the registry.
+      dataset: whose configuration.
+      sets: of `prepared`.
+      overrides: of the configuration.
+      seed: of weights and order; also of what the recipe draws.
+      after: called with each stage's name, the model and its task.
+
+    Returns:
+      The trained model and its task.
+    """
+    seeds = (f"trainer.seed={seed}", f"weighting.seed={seed}", "trainer.tensorboard=false")
+    config = load_run_config(model, dataset, [*overrides, *seeds])
+    entry = registry.get(model)
+    task = entry.load("task")(entry, config)
+    built = build_model(lambda: task.build(sets.inputs), config.trainer)
+    batches = ArrayBatches(sets.train.columns(), config.trainer.batch_size, seed)
+    arguments = (built, task, batches, sets.validation, config.trainer, None, False)
+    recipe = entry.load("recipe")
+    if after is None:
+        recipe(*arguments)
+    else:
+        recipe(*arguments, lambda stage, trained: after(stage, trained, task))
+    return built, task
 
 
 class Stepped:

@@ -46,7 +46,6 @@ _OVERRIDES = (
     "trainer.clip_norm=null",
     "trainer.early_stopping_patience=5",
     "trainer.early_stopping_metric=cross_entropy",
-    "trainer.tensorboard=false",
     "trainer.steps_per_call=78",
     "weighting.metric=recall_at_10_tail",
     "weighting.components=null",
@@ -125,49 +124,38 @@ def judged(model: Any, task: Any, batches: Any, cuts: tuple[int, ...]) -> dict[s
 
 @functools.lru_cache(maxsize=1)
 def _prepared(skew: tuple[float, float], users: int, seed: int) -> Any:
-    from tfrz.data.readers import open_source
-    from tfrz.zoo import registry
-    from tfrz.zoo.run_config import load_run_config
+    from tfrz.reproduce.training import prepared
 
     options = {"users": users, "seed": seed, "interest_power": skew[0], "item_power": skew[1]}
-    entry, config = registry.get("multi_interest"), load_run_config("multi_interest", "simulated")
-    config = load_run_config("multi_interest", "simulated", _OVERRIDES)
-    reader = open_source("simulated", None, "history", world="interests", **options)
-    return entry.load("task")(entry, config).prepare(reader)
+    return prepared(
+        "multi_interest",
+        "simulated",
+        "simulated",
+        [*_OVERRIDES, *(f"data.options.{name}={value}" for name, value in options.items())],
+    )
 
 
 def train_one(key: dict[str, Any]) -> dict[str, Any]:
     """One run: the test metrics after each of its stages."""
-    from tfrz.training.batches import ArrayBatches
-    from tfrz.training.density_weighting import fit_weighted
-    from tfrz.training.fit import build_model
-    from tfrz.zoo import registry
-    from tfrz.zoo.run_config import load_run_config
+    from tfrz.reproduce.training import staged
 
     started = time.perf_counter()
-    prepared = _prepared(tuple(key["skew"]), key["users"], key["seed"])
+    sets = _prepared(tuple(key["skew"]), key["users"], key["seed"])
     run = RUNS[key["run"]]
     overrides = (
         *_OVERRIDES,
         f"model.num_interests={run['interests']}",
         f"weighting.kind={run['kind']}",
         f"weighting.calibrate={str(run['calibrate']).lower()}",
-        f"weighting.seed={key['seed']}",
-        f"trainer.seed={key['seed']}",
         f"trainer.epochs={key['epochs']}",
     )
-    config = load_run_config("multi_interest", "simulated", overrides)
-    entry = registry.get("multi_interest")
-    task = entry.load("task")(entry, config)
-    model = build_model(lambda: task.build(prepared.inputs), config.trainer)
-    train = ArrayBatches(prepared.train.columns(), config.trainer.batch_size, key["seed"])
     stages: dict[str, dict[str, float]] = {}
 
-    def after(stage: str, model: Any) -> None:
+    def after(stage: str, model: Any, task: Any) -> None:
         name = "density" if stage.startswith("density") else stage
-        stages[name] = judged(model, task, prepared.test, (5, 10))
+        stages[name] = judged(model, task, sets.test, (5, 10))
 
-    fit_weighted(model, task, train, prepared.validation, config.trainer, None, False, after)
+    staged("multi_interest", "simulated", sets, overrides, key["seed"], after)
     # The weights may stand still at once: then the first stage is also the result.
     if run["kind"] == "density":
         stages.setdefault("density", stages["train"])

@@ -32,15 +32,9 @@ _USERS_AT_ONCE = 512
 
 @functools.lru_cache(maxsize=1)
 def _prepared(path: str) -> Any:
-    from tfrz.data.readers import open_source
-    from tfrz.zoo import registry
-    from tfrz.zoo.run_config import load_run_config
+    from tfrz.reproduce.training import prepared
 
-    entry = registry.get("multi_interest")
-    config = load_run_config("multi_interest", "gowalla", ["data.test_fraction=0"])
-    return entry.load("task")(entry, config).prepare(
-        open_source(f"gowalla:{path}", None, "history")
-    )
+    return prepared("multi_interest", "gowalla", f"gowalla:{path}", ["data.test_fraction=0"])
 
 
 def _sets(path: str, part: str) -> dict[bytes, list[bytes]]:
@@ -117,40 +111,23 @@ def whole_test(model: Any, items: list[str], path: str) -> dict[str, float]:
 
 def train_one(key: dict[str, Any]) -> dict[str, Any]:
     """One run: the metrics of the whole test set after each of its stages."""
-    from tfrz.reproduce.training import device_name
-    from tfrz.training.batches import ArrayBatches
-    from tfrz.training.fit import build_model
-    from tfrz.zoo import registry
-    from tfrz.zoo.run_config import load_run_config
+    from tfrz.reproduce.training import device_name, staged
 
-    prepared = _prepared(key["data"])
+    sets = _prepared(key["data"])
     started = time.perf_counter()
-    config = load_run_config(
-        "multi_interest",
-        "gowalla",
-        (
-            *RUNS[key["run"]],
-            f"trainer.epochs={key['epochs']}",
-            f"trainer.max_steps={json.dumps(key['max_steps'])}",
-            f"trainer.seed={key['seed']}",
-            f"weighting.seed={key['seed']}",
-            "trainer.tensorboard=false",
-            "trainer.steps_per_call=200",
-        ),
+    overrides = (
+        *RUNS[key["run"]],
+        f"trainer.epochs={key['epochs']}",
+        f"trainer.max_steps={json.dumps(key['max_steps'])}",
+        "trainer.steps_per_call=200",
     )
-    entry = registry.get("multi_interest")
-    task = entry.load("task")(entry, config)
-    model = build_model(lambda: task.build(prepared.inputs), config.trainer)
-    train = ArrayBatches(prepared.train.columns(), config.trainer.batch_size, key["seed"])
     stages: dict[str, dict[str, float]] = {}
 
-    def after(stage: str, model: Any) -> None:
+    def after(stage: str, model: Any, task: Any) -> None:
         name = "density" if stage.startswith("density") else stage
-        stages[name] = whole_test(model, prepared.vocabularies["item_xf"], key["data"])
+        stages[name] = whole_test(model, sets.vocabularies["item_xf"], key["data"])
 
-    entry.load("recipe")(
-        model, task, train, prepared.validation, config.trainer, None, False, after
-    )
+    staged("multi_interest", "gowalla", sets, overrides, key["seed"], after)
     seconds = round(time.perf_counter() - started, 1)
     found = ", ".join(f"{n} {s['recall_at_20']:.4f}" for n, s in stages.items())
     says = f"{key['run']}, seed {key['seed']}: recall@20 {found} ({seconds} s)"

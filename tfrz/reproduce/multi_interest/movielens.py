@@ -47,62 +47,38 @@ _SHOWN = (
 
 @functools.lru_cache(maxsize=1)
 def _prepared(path: str) -> Any:
-    from tfrz.data.readers import open_source
-    from tfrz.zoo import registry
-    from tfrz.zoo.run_config import load_run_config
+    from tfrz.reproduce.training import prepared
 
-    entry, config = (
-        registry.get("multi_interest"),
-        load_run_config("multi_interest", "movielens-1m"),
-    )
-    return entry.load("task")(entry, config).prepare(
-        open_source(f"movielens-1m:{path}", None, "history")
-    )
+    return prepared("multi_interest", "movielens-1m", f"movielens-1m:{path}")
 
 
 def train_one(key: dict[str, Any]) -> dict[str, Any]:
     """One run: validation and test metrics after each of its stages."""
-    from tfrz.reproduce.training import device_name
-    from tfrz.training.batches import ArrayBatches
-    from tfrz.training.fit import build_model, evaluate
-    from tfrz.zoo import registry
-    from tfrz.zoo.run_config import load_run_config
+    from tfrz.reproduce.training import device_name, staged
+    from tfrz.training.fit import evaluate
 
-    prepared = _prepared(key["data"])
+    sets = _prepared(key["data"])
     started = time.perf_counter()
-    config = load_run_config(
-        "multi_interest",
-        "movielens-1m",
-        (
-            *RUNS[key["run"]],
-            *([] if key["staged"] else ["weighting.kind=none"]),
-            f"model.temperature={key['temperature']}",
-            f"weighting.components={json.dumps(key['components'])}",
-            f"weighting.momentum={key['momentum']}",
-            f"trainer.learning_rate={key['learning_rate']}",
-            f"trainer.epochs={key['epochs']}",
-            f"trainer.max_steps={json.dumps(key['max_steps'])}",
-            f"trainer.seed={key['seed']}",
-            f"weighting.seed={key['seed']}",
-            "trainer.tensorboard=false",
-            "trainer.steps_per_call=200",
-        ),
+    overrides = (
+        *RUNS[key["run"]],
+        *([] if key["staged"] else ["weighting.kind=none"]),
+        f"model.temperature={key['temperature']}",
+        f"weighting.components={json.dumps(key['components'])}",
+        f"weighting.momentum={key['momentum']}",
+        f"trainer.learning_rate={key['learning_rate']}",
+        f"trainer.epochs={key['epochs']}",
+        f"trainer.max_steps={json.dumps(key['max_steps'])}",
+        "trainer.steps_per_call=200",
     )
-    entry = registry.get("multi_interest")
-    task = entry.load("task")(entry, config)
-    model = build_model(lambda: task.build(prepared.inputs), config.trainer)
-    train = ArrayBatches(prepared.train.columns(), config.trainer.batch_size, key["seed"])
     stages: dict[str, dict[str, dict[str, float]]] = {}
 
-    def after(stage: str, model: Any) -> None:
+    def after(stage: str, model: Any, task: Any) -> None:
         name = "density" if stage.startswith("density") else stage
         stages[name] = {
-            kind: evaluate(model, task, getattr(prepared, kind)) for kind in ("validation", "test")
+            kind: evaluate(model, task, getattr(sets, kind)) for kind in ("validation", "test")
         }
 
-    entry.load("recipe")(
-        model, task, train, prepared.validation, config.trainer, None, False, after
-    )
+    staged("multi_interest", "movielens-1m", sets, overrides, key["seed"], after)
     seconds = round(time.perf_counter() - started, 1)
     recalls = ", ".join(f"{n} {s['validation']['recall_at_50']:.4f}" for n, s in stages.items())
     says = (

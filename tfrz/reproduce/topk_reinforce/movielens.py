@@ -32,47 +32,26 @@ _SHOWN = {
 
 @functools.lru_cache(maxsize=1)
 def _prepared(path: str) -> Any:
-    from tfrz.data.readers import open_source
-    from tfrz.zoo import registry
-    from tfrz.zoo.run_config import load_run_config
+    from tfrz.reproduce.training import prepared
 
-    entry, config = (
-        registry.get("topk_reinforce"),
-        load_run_config("topk_reinforce", "movielens-1m"),
-    )
-    task = entry.load("task")(entry, config)
-    return task.prepare(open_source(f"movielens-1m:{path}", None, "logged_action"))
+    return prepared("topk_reinforce", "movielens-1m", f"movielens-1m:{path}")
 
 
 def train_one(key: dict[str, Any]) -> dict[str, Any]:
     """One run: the test metrics of the policy after the last epoch."""
-    from tfrz.reproduce.training import device_name
-    from tfrz.training.batches import ArrayBatches
-    from tfrz.training.fit import build_model, evaluate, fit
-    from tfrz.zoo import registry
-    from tfrz.zoo.run_config import load_run_config
+    from tfrz.reproduce.training import device_name, staged
+    from tfrz.training.fit import evaluate
 
-    prepared = _prepared(key["data"])
+    sets = _prepared(key["data"])
     started = time.perf_counter()
-    config = load_run_config(
-        "topk_reinforce",
-        "movielens-1m",
-        (
-            *MODELS[key["model"]],
-            f"trainer.epochs={key['epochs']}",
-            f"trainer.max_steps={'null' if key['max_steps'] is None else key['max_steps']}",
-            f"trainer.seed={key['seed']}",
-            # Nothing is chosen by looking at held-out data.
-            "trainer.early_stopping_patience=null",
-            "trainer.tensorboard=false",
-        ),
+    overrides = (
+        *MODELS[key["model"]],
+        f"trainer.epochs={key['epochs']}",
+        f"trainer.max_steps={'null' if key['max_steps'] is None else key['max_steps']}",
+        "trainer.early_stopping_patience=null",
     )
-    entry = registry.get("topk_reinforce")
-    task = entry.load("task")(entry, config)
-    model = build_model(lambda: task.build(prepared.inputs), config.trainer)
-    batches = ArrayBatches(prepared.train.columns(), config.trainer.batch_size, key["seed"])
-    fit(model, task, batches, prepared.validation, config.trainer, None, False)
-    metrics = evaluate(model, task, prepared.test)
+    model, task = staged("topk_reinforce", "movielens-1m", sets, overrides, key["seed"])
+    metrics = evaluate(model, task, sets.test)
     seconds = round(time.perf_counter() - started, 1)
     says = f"{key['model']}, seed {key['seed']}: recall@10 {metrics['recall_at_10']:.4f}"
     return {

@@ -1,0 +1,78 @@
+"""What models of histories share: how they are configured, saved and made again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import keras
+
+from tfrz.config import from_mapping, require, to_mapping
+
+
+class SequenceModel(keras.Model):
+    """A model that scores a vocabulary of items after a history.
+
+    Args:
+      config: an instance of `config_class`.
+      num_items: V, the size of the vocabulary.
+      item_rows: rows of the item tables: padding, vocabulary, out-of-vocabulary buckets.
+      length: events of a history.
+      context: categorical context to the number of its ids.
+      numeric: names of numeric contexts.
+      padding: the side on which histories are padded, `right` or `left`.
+
+    Raises:
+      ConfigError: an argument is out of its range.
+    """
+
+    config_class: ClassVar[type]
+
+    def __init__(
+        self,
+        config: Any,
+        num_items: int,
+        item_rows: int,
+        length: int,
+        context: Mapping[str, int] | None = None,
+        numeric: Sequence[str] = (),
+        padding: str = "right",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        require(num_items >= 1, "num_items", "must be at least 1")
+        require(item_rows > num_items, "item_rows", "must be above num_items")
+        require(padding in ("right", "left"), "padding", "must be right or left")
+        self.config, self.num_items, self.item_rows = config, num_items, item_rows
+        self.length, self.padding = length, padding
+        self.context, self.numeric = dict(context or {}), tuple(numeric)
+
+    def _policy(self) -> Any:
+        policy = getattr(self, "dtype_policy", None)
+        return getattr(policy, "name", policy)
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        """`[batch, V]`."""
+        return (next(iter(input_shape.values()))[0], self.num_items)
+
+    def get_config(self) -> dict[str, Any]:
+        """Plain values from which `from_config` makes an equal model."""
+        return {
+            "config": to_mapping(self.config),
+            "num_items": self.num_items,
+            "item_rows": self.item_rows,
+            "length": self.length,
+            "context": self.context,
+            "numeric": list(self.numeric),
+            "padding": self.padding,
+            "name": self.name,
+            "dtype": self._policy(),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        """The inverse of `get_config`."""
+        del custom_objects
+        values = dict(config)
+        values["config"] = from_mapping(cls.config_class, values["config"], "model")
+        return cls(**values)
