@@ -103,7 +103,10 @@ def _merged(
     Returns:
       Rows `[batch, k]`, -1 for none, and their scores.
     """
-    # An approximate search may find fewer than it is asked for.
+    # An approximate search fills the places of what it did not find with row 0 and NaN.
+    found = tf.math.is_finite(scores) & (rows >= 0)
+    rows = tf.where(found, rows, tf.constant(-1, tf.int64))
+    scores = tf.where(found, scores, tf.constant(NOTHING, scores.dtype))
     short = tf.maximum(k - tf.shape(rows)[1], 0)
     rows = tf.pad(rows, [[0, 0], [0, short]], constant_values=-1)
     scores = tf.pad(scores, [[0, 0], [0, short]], constant_values=NOTHING)
@@ -116,13 +119,13 @@ def _merged(
     place = tf.searchsorted(seen, rows)
     padded = tf.pad(seen, [[0, 0], [0, 1]], constant_values=-2)
     known = tf.equal(tf.gather(padded, tf.cast(place, tf.int64), batch_dims=1), rows)
-    out = again | known | (rows < 0) | ~tf.math.is_finite(scores)
+    out = again | known | (rows < 0)
     scores = tf.where(out, tf.constant(NOTHING, scores.dtype), scores)
     # Rows rise: of equal scores the lower row is first.
     best, columns = tf.math.top_k(scores, k)
-    found = tf.gather(rows, columns, batch_dims=1)
+    listed = tf.gather(rows, columns, batch_dims=1)
     nothing = best <= NOTHING
-    return tf.where(nothing, tf.constant(-1, tf.int64), found), best
+    return tf.where(nothing, tf.constant(-1, tf.int64), listed), best
 
 
 class RecommendationIndex(tf.Module):

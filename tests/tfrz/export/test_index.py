@@ -455,3 +455,15 @@ def test_scann_that_is_not_installed_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "scann", None)
     with pytest.raises(InputError, match=r"pip install 'tfrz\[scann\]'"):
         _index(np.eye(20), 1, IndexConfig(kind="scann"))
+
+
+def test_places_that_a_search_left_empty_do_not_cost_the_first_item():
+    """ScaNN fills them with row 0 and NaN."""
+    index = _index(np.eye(4, 2), 3)
+    index._search = lambda queries, k: (
+        tf.constant([[np.nan, np.nan, 2.0, 1.0]]),
+        tf.constant([[0, 0, 0, 3]], tf.int64),
+    )
+    rows, scores = index.search(tf.ones([1, 1, 2]))
+    assert rows.numpy().tolist() == [[0, 3, -1]]
+    assert scores.numpy().tolist() == [[2.0, 1.0, NOTHING]]
