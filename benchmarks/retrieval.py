@@ -40,8 +40,8 @@ MIB, GIB = 2**20, 2**30
 class Mixture:
     """Unit vectors in clusters, more or less as trained towers have them.
 
-    Towers trained for three epochs on MovieLens-1M (64 dimensions) have a third of the variance of
-    their items between the 61 clusters that k-means finds; a spread of 1.25 has the same here.
+    The spread is an assumption: a catalogue of one's own may have more clusters in it, or less, and
+    ScaNN finds more or less of it accordingly.
 
     Attributes:
       items: of the catalogue.

@@ -216,6 +216,7 @@ class TopKReinforceAgent(tf_agent.TFAgent):
         `tf.errors.InvalidArgumentError` with the same line.
 
     Example:
+      >>> import keras
       >>> from tfrz.agents import BanditEnvironment, logged_experience
       >>> from tfrz.data.simulators.bandits import ContextualSlates
       >>> from tfrz.models.topk_reinforce import TopKReinforceConfig
@@ -223,7 +224,7 @@ class TopKReinforceAgent(tf_agent.TFAgent):
       >>> specs = BanditEnvironment(slates)
       >>> model = TopKReinforce(TopKReinforceConfig(k=2), 10, 11, 1, context={"segment": 5})
       >>> agent = TopKReinforceAgent(
-      ...     specs.time_step_spec(), specs.action_spec(), model, tf.keras.optimizers.Adam()
+      ...     specs.time_step_spec(), specs.action_spec(), model, keras.optimizers.Adam()
       ... )
       >>> info = agent.train(logged_experience(slates, n=100))
       >>> bool(info.extra.effective_sample_size <= 100), round(float(info.extra.entropy), 2)

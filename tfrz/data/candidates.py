@@ -7,6 +7,7 @@ feature, as impressions have them.
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,6 @@ class Catalogue:
 
     def write(self, path: str | Path) -> None:
         """Writes a Parquet file that `read` understands."""
-        import json
-
         metadata = {_SPEC: json.dumps(to_mapping(self.spec)).encode()}
         pq.write_table(self.table.replace_schema_metadata(metadata), str(path))
 
@@ -87,8 +86,6 @@ class Catalogue:
         Raises:
           InputError: the file is another's.
         """
-        import json
-
         try:
             table = pq.read_table(str(path))
         except (pa.ArrowException, OSError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -354,7 +355,7 @@ def _prepared(folder, *more: str, data: str | None = None):
     config = load_run_config("multi_interest", kind, [*settings, *more])
     task = entry.load("task")(entry, config)
     prepared = task.prepare(open_source(data, spec, "history", **options))
-    tf.keras.utils.set_random_seed(3)
+    keras.utils.set_random_seed(3)
     model = task.build(prepared.inputs)
     task.start(model, prepared.train)
     return task, prepared, model

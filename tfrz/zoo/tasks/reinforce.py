@@ -34,7 +34,7 @@ from tfrz.metrics.off_policy import self_normalized, weight_summary
 from tfrz.metrics.ranking import at_rank, parse, rank_of
 from tfrz.models.topk_reinforce import log_probability
 from tfrz.zoo.tasks.history import HistoryInputs, HistoryTask, Transform
-from tfrz.zoo.tasks.thresholds import check_cut
+from tfrz.zoo.tasks.thresholds import evaluation_config, metrics_of_lists
 
 if TYPE_CHECKING:
     from tfrz.data.readers.base import Reader
@@ -412,19 +412,7 @@ class ReinforceTask(HistoryTask):
 
     def eval_config(self, label: str, has_baseline: bool) -> Any:
         """TFMA's `EvalConfig`: metrics of rewarded actions, slices, thresholds of a blessing."""
-        from tfrz.zoo.tasks.thresholds import evaluation_config
-
-        parameters: dict[str, dict[str, Any]] = {}
-        for name in self.entry.metrics:
-            kind, n = parse(name)
-            check_cut(self.config, name, n)
-            if n <= self.config.export.top_k:
-                shown = kind in ("coverage", "gini")
-                parameters[name] = {
-                    "class_name": "ExposureMetric" if shown else "RankingMetric",
-                    "kind": kind,
-                    "n": n,
-                }
+        parameters = metrics_of_lists(self.config, self.entry.metrics)
         return evaluation_config(
             self.config.evaluator, parameters, "item_ids", "rewarded", has_baseline
         )

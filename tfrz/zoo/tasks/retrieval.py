@@ -31,7 +31,7 @@ from tfrz.training.density_weighting import WeightingConfig
 from tfrz.zoo.tasks.history import HistoryInputs, HistoryTask, Transform
 from tfrz.zoo.tasks.prepared import Prepared
 from tfrz.zoo.tasks.slices import in_words
-from tfrz.zoo.tasks.thresholds import check_cut
+from tfrz.zoo.tasks.thresholds import evaluation_config, metrics_of_lists
 
 if TYPE_CHECKING:
     from tfrz.data.readers.base import Reader
@@ -316,12 +316,13 @@ class RetrievalTask(HistoryTask):
         ids_of = {item: i for i, item in enumerate(vocabulary, start=1)}
         catalogue = self._catalogue or Catalogue.of_items(vocabulary)
         unknown = len(vocabulary) + 1
-        ids = np.array([ids_of.get(item, unknown) for item in catalogue.items], np.int64)
+        indexable = catalogue.items
+        ids = np.array([ids_of.get(item, unknown) for item in indexable], np.int64)
         order = np.argsort(ids, kind="stable")
         if self._features is None:
             # Nothing is known of items that the model has not seen.
             order = order[ids[order] < unknown]
-        known = [catalogue.items[row] for row in order]
+        known = [indexable[row] for row in order]
         columns = None if self._features is None else self._features.columns(order)
         vectors = item_vectors(model, ids[order], columns)
         logger.info(
@@ -450,20 +451,7 @@ class RetrievalTask(HistoryTask):
 
     def eval_config(self, label: str, has_baseline: bool) -> Any:
         """TFMA's `EvalConfig`: metrics, slices and the thresholds of a blessing."""
-        from tfrz.zoo.tasks.thresholds import evaluation_config
-
-        parameters: dict[str, dict[str, Any]] = {}
-        for name in self.entry.metrics:
-            kind, n = parse(name)
-            # The Evaluator reads the served lists.
-            check_cut(self.config, name, n)
-            if n <= self.config.export.top_k:
-                shown = kind in ("coverage", "gini")
-                parameters[name] = {
-                    "class_name": "ExposureMetric" if shown else "RankingMetric",
-                    "kind": kind,
-                    "n": n,
-                }
+        parameters = metrics_of_lists(self.config, self.entry.metrics)
         return evaluation_config(self.config.evaluator, parameters, "item_ids", label, has_baseline)
 
 

@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tfrz.config import require
+from tfrz.metrics.ranking import parse
 
 if TYPE_CHECKING:
     from tfrz.zoo.run_config import RankingEvaluatorConfig, RunConfig
 
 
-def check_cut(config: RunConfig, metric: str, n: int) -> None:
-    """Refuses a threshold on more items than are listed.
+def metrics_of_lists(config: RunConfig, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Those metrics of served lists that the lists are long enough for.
+
+    Args:
+      config: says how long they are.
+      names: `kind_at_n`.
+
+    Returns:
+      As `evaluation_config` takes them.
 
     Raises:
-      ConfigError: names the threshold.
+      ConfigError: a threshold is on more items than are listed; names it.
     """
     judged = (*config.evaluator.min_metrics, *config.evaluator.max_drops)
-    require(
-        metric not in judged or n <= config.export.top_k,
-        f"evaluator: a threshold on {metric}",
-        f"needs export.top_k of {n} at least, it is {config.export.top_k}",
-    )
+    parameters: dict[str, dict[str, Any]] = {}
+    for name in names:
+        kind, n = parse(name)
+        listed = n <= config.export.top_k
+        require(
+            listed or name not in judged,
+            f"evaluator: a threshold on {name}",
+            f"needs export.top_k of {n} at least, it is {config.export.top_k}",
+        )
+        if listed:
+            shown = "ExposureMetric" if kind in ("coverage", "gini") else "RankingMetric"
+            parameters[name] = {"class_name": shown, "kind": kind, "n": n}
+    return parameters
 
 
 def evaluation_config(
