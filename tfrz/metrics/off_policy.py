@@ -5,11 +5,11 @@ beta(a_i | x_i), and its reward r_i. The weight of a row is `w_i = pi(a_i | x_i)
 
 Every interval is a Student t interval of 95 %, taken over the estimator's rows and two more: one
 twice as far above their mean as the highest of them, one twice as far below it as the lowest. The
-two stand for rare rows with a large weight that this log happens not to have. How often the interval
-covers the truth in simulated logs is what `tfrz reproduce topk_reinforce/estimators` prints; a plain
-t interval is narrower and covers less. As logs grow the two become the same. Its middle is not
-the estimate where the rows are skewed. A log whose rows are all alike, as one without any reward,
-has an interval of no width: it knows of no spread.
+two stand for rare rows with a large weight that this log happens not to have. How often the
+interval covers the truth in simulated logs is what `tfrz reproduce topk_reinforce/estimators`
+prints; a plain t interval is narrower and covers less. As logs grow the two become the same. Its
+middle is not the estimate where the rows are skewed. A log whose rows are all alike, as one without
+any reward, has an interval of no width: it knows of no spread.
 
 Reference:
   Agresti and Coull (1998), for shares; Emerson and Owen (2009), two extreme points for a mean.
