@@ -23,6 +23,7 @@ _ORDER = (
     "pipeline",
     "serve",
     "predict",
+    "embeddings",
     "reproduce",
     "tune",
     "compress",

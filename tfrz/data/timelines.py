@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import logging
 import math
 from collections.abc import Iterable, Iterator
 from typing import Literal
@@ -26,8 +25,6 @@ from tfrz.data.features import EntryList, TimelineSpec
 from tfrz.data.slicing import Sketch, Slice, SliceSpecification, slice_user
 from tfrz.data.splits import SPLITS, share_of
 from tfrz.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 NUMBERS = ("duration", "dwell", "value")
 _RECENT = "recent_"
@@ -151,9 +148,6 @@ def clean(
         if pc.any(future).as_py():
             left_out["in the future"] = pc.sum(future).as_py()
             events = events.filter(pc.invert(future))
-    if left_out:
-        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in left_out.items())
-        logger.warning("events left out: %s", reasons)
     return events, left_out
 
 

@@ -1,4 +1,4 @@
-"""DV365: an upstream model that makes a few vectors, for other models, of a user's whole history."""
+"""DV365: an upstream model that makes a few vectors of a user's whole history, for all others."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ vocabulary_sizes, candidates, described, recent, num_tasks, dtype=...)` and has 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from tfrz.data.readers.base import Reader
     from tfrz.zoo.registry import ModelEntry
     from tfrz.zoo.run_config import RunConfig
+
+logger = logging.getLogger(__name__)
 
 _EVALUATION_BATCH = 256
 _ROWS_AT_ONCE = 1024
@@ -182,6 +185,8 @@ class TimelineTask:
         spec = self.example_spec(source)
         events, corrupt = read_table(reader, data.max_corrupt_fraction)
         events, left_out = clean(events, source)
+        for reason, count in left_out.items():
+            logger.warning("%s: %d events left out: %s", reader.name, count, reason)
         held_out = (data.validation_fraction, data.test_fraction)
         parts = build_examples(events, spec, self.timeline, held_out)
         for split in ("train", "validation"):

@@ -1,0 +1,1 @@
+"""Users' embeddings made offline: the export job, its store, and what is said of their health."""

@@ -1,0 +1,458 @@
+"""Encoding a bucket of users: in full, or adding to the generation before."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tfrz.data.columns import whole
+from tfrz.data.slicing import CHUNK_EVENTS, Events, Sketch, SliceSpecification, sketch
+from tfrz.embeddings.encoder import Encoder
+from tfrz.embeddings.store import EMBEDDINGS, Store, bucket_file
+from tfrz.embeddings.users import (
+    SKETCHES,
+    Chunk,
+    ChunkGrid,
+    StoredSketches,
+    added,
+    events_by_user,
+    row_groups,
+    runs_of_users,
+    sketch_rows,
+)
+from tfrz.files import atomic_write
+
+_ROWS_A_GROUP = 16_384
+_USERS_A_GROUP = 256
+
+
+class written:
+    """A file that appears by a rename when the block ends well."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
+
+    def __enter__(self) -> Path:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return self._part
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            os.replace(self._part, self._path)
+        else:
+            self._part.unlink(missing_ok=True)
+
+
+class _Grouped:
+    """Writes tables to a Parquet file, together in groups of a bounded size.
+
+    Args:
+      path: of the file.
+      schema: of the tables.
+      rows: of a group, about.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, rows: int) -> None:
+        self._writer = pq.ParquetWriter(path, schema)
+        self._schema, self._limit = schema, rows
+        self._held: list[pa.Table] = []
+        self._rows = 0
+
+    def add(self, table: pa.Table) -> None:
+        if table.num_rows:
+            self._held.append(table)
+            self._rows += table.num_rows
+            if self._rows >= self._limit:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self._held:
+            table = pa.concat_tables(self._held).cast(self._schema)
+            self._writer.write_table(table.combine_chunks(), row_group_size=table.num_rows)
+            self._held, self._rows = [], 0
+
+    def __enter__(self) -> _Grouped:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run does: enough to know whether an unfinished one is the same.
+
+    Attributes:
+      number: of the generation that is made.
+      as_of: Unix seconds.
+      model: the SavedModel.
+      fingerprint: of it.
+      version: of the embeddings.
+      slices: fingerprint of the specification.
+      buckets: of users.
+      previous: the generation that is added to; None for a full run.
+      source: fingerprint of the source, and of what is forgotten.
+    """
+
+    number: int
+    as_of: int
+    model: str
+    fingerprint: str
+    version: str
+    slices: str
+    buckets: int
+    previous: int | None
+    source: str
+
+
+class _Rows:
+    """Rows of embeddings in the making."""
+
+    def __init__(self, plan: Plan, encoder: Encoder) -> None:
+        self._plan, self._encoder = plan, encoder
+        self._columns: dict[str, list[Any]] = {name: [] for name in EMBEDDINGS.names}
+        self.not_finite = 0
+
+    def __len__(self) -> int:
+        return len(self._columns["user"])
+
+    def add(
+        self,
+        user: bytes,
+        parts: Iterable[tuple[np.ndarray, np.ndarray]],
+        counts: dict[bool, int],
+        newest: int | None,
+    ) -> None:
+        vectors, totals = self._encoder.vectors(parts)
+        finite = bool(np.isfinite(vectors).all())
+        if not finite:
+            self.not_finite += 1
+            vectors = np.zeros_like(vectors)
+        row = {
+            "user": user,
+            "present": finite and bool(totals.any()),
+            "packed": self._encoder.packed(vectors),
+            "version": self._plan.version,
+            "generated_at": self._plan.as_of,
+            "newest_event": newest,
+            "explicit_events": counts[True],
+            "implicit_events": counts[False],
+            "totals": totals.astype(np.float32),
+        }
+        for name, value in row.items():
+            self._columns[name].append(value)
+
+    def take(self) -> pa.Table:
+        """The rows, and begins anew."""
+        columns = {}
+        for field in EMBEDDINGS:
+            values = self._columns[field.name]
+            if pa.types.is_dictionary(field.type):
+                columns[field.name] = pa.array(values, pa.string()).dictionary_encode()
+            else:
+                columns[field.name] = pa.array(values, field.type)
+            self._columns[field.name] = []
+        return pa.table(columns).cast(EMBEDDINGS)
+
+
+class EncodeBucket(beam.DoFn):
+    """Encodes the users of a bucket and writes its files; does nothing if they are there.
+
+    Args:
+      store: where.
+      plan: what.
+      specification: the slices.
+    """
+
+    def __init__(self, store: Store, plan: Plan, specification: SliceSpecification) -> None:
+        self._store, self._plan, self._specification = store, plan, specification
+
+    def setup(self) -> None:
+        """Loads the model once for a worker."""
+        self._encoder = Encoder(self._plan.model)
+
+    def process(self, bucket: int) -> Iterator[dict[str, int]]:
+        """Yields counts."""
+        folder = self._store.partial(self._plan.number)
+        done = folder / "counts" / f"{bucket:05d}.json"
+        if not done.exists():
+            counts = self._encode(folder, bucket)
+            # The last to be written: a bucket with counts is whole.
+            atomic_write(done, json.dumps(counts))
+        yield json.loads(done.read_text())
+
+    def _encode(self, folder: Path, bucket: int) -> dict[str, int]:
+        events = bucket_file(folder, "events", bucket)
+        schema = pq.read_schema(events) if events.exists() else None
+        tail_schema = self._tail_schema(schema, bucket)
+        with (
+            written(bucket_file(folder, "embeddings", bucket)) as rows_path,
+            written(bucket_file(folder, "sketches", bucket)) as sketches_path,
+            written(bucket_file(folder, "tail", bucket)) as tail_path,
+            _Grouped(rows_path, EMBEDDINGS, _USERS_A_GROUP) as rows,
+            _Grouped(sketches_path, SKETCHES, _ROWS_A_GROUP) as sketches,
+            _Grouped(tail_path, tail_schema, _ROWS_A_GROUP) as tail,
+        ):
+            made = _Rows(self._plan, self._encoder)
+            if self._plan.previous is None:
+                counts = self._full(events, made, rows, sketches, tail)
+            else:
+                counts = self._incremental(bucket, events, made, rows, sketches, tail)
+            rows.add(made.take())
+        counts["not finite"] = made.not_finite
+        return counts
+
+    def _tail_schema(self, schema: pa.Schema | None, bucket: int) -> pa.Schema:
+        if schema is None and self._plan.previous is not None:
+            previous = self._store.generation(self._plan.previous)
+            return pq.read_schema(bucket_file(previous, "tail", bucket))
+        fields = [("user", pa.binary())] if schema is None else list(schema)
+        return pa.schema([*fields, ("rank", pa.int64())])
+
+    @property
+    def _visible_before(self) -> int:
+        """The first second that is not visible: t < as_of - gap."""
+        return math.ceil(self._plan.as_of - self._specification.gap)
+
+    @property
+    def _kept_from(self) -> int:
+        """Events from here on are in the tail: in a time bucket, or not yet visible."""
+        longest = max([self._specification.gap, *self._specification.buckets])
+        return math.floor(self._plan.as_of - longest)
+
+    def _sketched(self, table: pa.Table, bucketed: bool) -> dict[str, Sketch]:
+        events = Events(table, self._specification.gamma)
+        return sketch(self._specification, events, self._plan.as_of, bucketed)
+
+    def _timed(self, table: pa.Table) -> dict[str, Sketch]:
+        """The sketch of the slices with a time bucket; nothing if all events are too old."""
+        buckets = self._specification.buckets
+        if not buckets:
+            return {}
+        recent = pc.greater_equal(table["time"], math.floor(self._plan.as_of - buckets[-1]))
+        return self._sketched(table, True) if pc.any(recent).as_py() else {}
+
+    def _full(
+        self, events: Path, made: _Rows, rows: _Grouped, sketches: _Grouped, tail: _Grouped
+    ) -> dict[str, int]:
+        read, users = 0, 0
+        for user, pieces in events_by_user(events):
+            users += 1
+            grid = ChunkGrid()
+            # Of each timeline no more chunks than count at the end.
+            held: dict[bool, list[tuple[int, list[Any]]]] = {True: [], False: []}
+            kept: list[pa.Table] = []
+            newest: int | None = None
+            for table in pieces:
+                read += table.num_rows
+                visible = pc.less(table["time"], self._visible_before)
+                seen = table.filter(visible)
+                if seen.num_rows:
+                    newest = int(seen["time"][-1].as_py())
+                self._encode_chunks(user, grid.add(seen), held, kept, sketches)
+                hidden = table.filter(pc.invert(visible))
+                self._keep(kept, hidden, pa.array(np.full(hidden.num_rows, -1)))
+            self._encode_chunks(user, grid.rest(), held, kept, sketches)
+            parts = [part for timeline in (True, False) for _, p in held[timeline] for part in p]
+            made.add(user, parts, grid.counts, newest)
+            tail.add(_by_time(kept))
+            if len(made) >= _USERS_A_GROUP:
+                rows.add(made.take())
+        return {"events_read": read, "users": users, "users_encoded": users}
+
+    def _encode_chunks(
+        self,
+        user: bytes,
+        chunks: Iterator[tuple[Chunk, pa.Table]],
+        held: dict[bool, list[tuple[int, list[Any]]]],
+        kept: list[pa.Table],
+        sketches: _Grouped,
+    ) -> None:
+        """Adds the sums of a user's next chunks to `held`, what is not done with to `kept`."""
+        for chunk, table in chunks:
+            timeline, number = chunk
+            plain = self._sketched(table, False)
+            sketches.add(sketch_rows(self._specification, user, chunk, plain))
+            parts = [self._encoder.pool(part) for part in (plain, self._timed(table)) if part]
+            held[timeline].append((number, parts))
+            start = number * CHUNK_EVENTS
+            first = self._specification.first_chunk(start + table.num_rows)
+            held[timeline] = [pair for pair in held[timeline] if pair[0] >= first]
+            self._keep(kept, table, pa.array(np.arange(start, start + table.num_rows)))
+
+    def _keep(self, rows: list[pa.Table], table: pa.Table, ranks: pa.Array) -> None:
+        """Adds to the tail what is not done with."""
+        table = table.append_column("rank", ranks)
+        kept = table.filter(pc.greater_equal(table["time"], self._kept_from))
+        if kept.num_rows:
+            rows.append(kept)
+
+    def _incremental(
+        self,
+        bucket: int,
+        events: Path,
+        made: _Rows,
+        rows: _Grouped,
+        sketches: _Grouped,
+        tail: _Grouped,
+    ) -> dict[str, int]:
+        plan, specification = self._plan, self._specification
+        assert plan.previous is not None
+        before = self._store.manifest(plan.previous)
+        folder = self._store.generation(plan.previous)
+        others = before.fingerprint != plan.fingerprint
+        stored = StoredSketches(
+            specification,
+            [
+                bucket_file(self._store.generation(number), "sketches", bucket)
+                for number in before.sketches
+            ],
+        )
+        known = _merged_users(
+            runs_of_users(row_groups(bucket_file(folder, "embeddings", bucket))),
+            runs_of_users(row_groups(bucket_file(folder, "tail", bucket))),
+            runs_of_users(row_groups(events)),
+        )
+        counts = {"events_read": 0, "users": 0, "users_encoded": 0}
+        for user, (row, old, new) in known:
+            counts["users"] += 1
+            recent = self._together(old, new, counts)
+            if row is not None and not others and not self._affected(before.as_of, recent, new):
+                # Rows keep their order: what was made so far comes first.
+                rows.add(made.take())
+                rows.add(self._carried_over(row))
+                tail.add(self._still_kept(recent))
+                continue
+            counts["users_encoded"] += 1
+            so_far = (0, 0)
+            newest: int | None = None
+            if row is not None:
+                so_far = (row["explicit_events"][0].as_py(), row["implicit_events"][0].as_py())
+                newest = row["newest_event"][0].as_py()
+            fresh: dict[Chunk, dict[str, Sketch]] = {}
+            grid = ChunkGrid(so_far)
+            kept: list[pa.Table] = []
+            timed: dict[Chunk, list[pa.Table]] = {}
+            if recent is not None:
+                visible = pc.less(recent["time"], self._visible_before)
+                seen = recent.filter(pc.and_(visible, pc.less(recent["rank"], 0)))
+                if seen.num_rows:
+                    newest = int(seen["time"][-1].as_py())
+                at = dict(grid.counts)
+                for chunk, table in [*grid.add(seen), *grid.rest()]:
+                    plain = self._sketched(table, False)
+                    fresh[chunk] = plain
+                    sketches.add(sketch_rows(specification, user, chunk, plain))
+                    ranks = np.arange(at[chunk[0]], at[chunk[0]] + table.num_rows)
+                    at[chunk[0]] += table.num_rows
+                    self._keep(kept, table.drop(["rank"]), pa.array(ranks))
+                ranked = recent.filter(pc.greater_equal(recent["rank"], 0))
+                hidden = recent.filter(pc.invert(visible))
+                for part in (ranked, hidden):
+                    self._keep(kept, part.drop(["rank"]), whole(part["rank"]))
+                for table in kept:
+                    for chunk, some in _by_chunk(table):
+                        timed.setdefault(chunk, []).append(some)
+            plain_of = added([stored.of(user), fresh])
+            first = {t: specification.first_chunk(grid.counts[t]) for t in (True, False)}
+            chunks = sorted({*plain_of, *timed}, key=lambda chunk: (not chunk[0], chunk[1]))
+            parts = []
+            for chunk in chunks:
+                if chunk[1] < first[chunk[0]]:
+                    continue
+                both = [plain_of.get(chunk, {})]
+                if chunk in timed:
+                    both.append(self._timed(pa.concat_tables(timed[chunk])))
+                parts += [self._encoder.pool(part) for part in both if part]
+            made.add(user, parts, grid.counts, newest)
+            tail.add(_by_time(kept))
+            if len(made) >= _USERS_A_GROUP:
+                rows.add(made.take())
+        return counts
+
+    def _together(
+        self, old: pa.Table | None, new: pa.Table | None, counts: dict[str, int]
+    ) -> pa.Table | None:
+        """Events of the tail and new ones, in order; new ones have no rank yet."""
+        tables = []
+        if old is not None:
+            tables.append(old)
+        if new is not None:
+            tables.append(new.append_column("rank", pa.array(np.full(new.num_rows, -1))))
+        counts["events_read"] += sum(table.num_rows for table in tables)
+        if not tables:
+            return None
+        return pa.concat_tables([table.select(tables[0].column_names) for table in tables])
+
+    def _affected(self, before: int, recent: pa.Table | None, new: pa.Table | None) -> bool:
+        """Whether a user has new events, or one left the gap or a time bucket since."""
+        if new is not None:
+            return True
+        if recent is None:
+            return False
+        time = whole(recent["time"]).to_numpy()
+        gap = self._specification.gap
+        left = (time >= before - gap) & (time < self._plan.as_of - gap)
+        for bucket in self._specification.buckets:
+            left |= (time >= before - bucket) & (time < self._plan.as_of - bucket)
+        return bool(left.any())
+
+    def _carried_over(self, row: pa.Table) -> pa.Table:
+        place = EMBEDDINGS.get_field_index("generated_at")
+        again = pa.array([self._plan.as_of], pa.int64())
+        return row.set_column(place, "generated_at", again)
+
+    def _still_kept(self, recent: pa.Table | None) -> pa.Table:
+        if recent is None:
+            return pa.table({})
+        return recent.filter(pc.greater_equal(recent["time"], self._kept_from))
+
+
+def _by_time(tables: list[pa.Table]) -> pa.Table:
+    """Events of one user in order of time and place in the source."""
+    if not tables:
+        return pa.table({})
+    table = pa.concat_tables(tables)
+    return table.sort_by([("time", "ascending"), ("position", "ascending")])
+
+
+def _by_chunk(table: pa.Table) -> Iterator[tuple[Chunk, pa.Table]]:
+    """Ranked events of one user by their chunk."""
+    table = table.filter(pc.greater_equal(table["rank"], 0))
+    explicit = whole(table["explicit"]).to_numpy(zero_copy_only=False)
+    number = whole(table["rank"]).to_numpy() // CHUNK_EVENTS
+    for timeline in (True, False):
+        for one in np.unique(number[explicit == timeline]):
+            some = (explicit == timeline) & (number == one)
+            yield (timeline, int(one)), table.filter(pa.array(some))
+
+
+def _merged_users(
+    *sorted_pieces: Iterator[tuple[bytes, pa.Table]],
+) -> Iterator[tuple[bytes, list[pa.Table | None]]]:
+    """Users of several sorted sources, each with its whole table in each source or None."""
+    nexts = [next(pieces, None) for pieces in sorted_pieces]
+    while any(one is not None for one in nexts):
+        user = min(one[0] for one in nexts if one is not None)
+        found: list[pa.Table | None] = []
+        for i, pieces in enumerate(sorted_pieces):
+            mine = []
+            while (one := nexts[i]) is not None and one[0] == user:
+                mine.append(one[1])
+                nexts[i] = next(pieces, None)
+            found.append(pa.concat_tables(mine) if mine else None)
+        yield user, found

@@ -1,0 +1,129 @@
+"""From a user's sketches to packed vectors, with the signatures of an exported model.
+
+One user at a time: what is computed for a user is then the same bits whoever else is encoded, in
+whatever process. Sums over chunks are in a fixed order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfrz.config import read_yaml
+from tfrz.data.slicing import Sketch, SliceSpecification
+from tfrz.data.timelines import TimelineConfig
+from tfrz.errors import InputError
+from tfrz.export.quantize import pack4
+
+_NEEDED = ("pool", "summarize")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """What must be known of an exported model before it is loaded.
+
+    Attributes:
+      fingerprint: of its weights and vocabularies.
+      timeline: how its examples were made; has the slices.
+    """
+
+    fingerprint: str
+    timeline: TimelineConfig
+
+
+def model_facts(directory: str | Path) -> ModelFacts:
+    """What an exported model was trained on.
+
+    Raises:
+      InputError: it is no model of timelines that tfrz exported.
+    """
+    from tfrz.zoo.run_config import run_config_from_mapping
+
+    root = Path(directory)
+    digest = hashlib.sha256()
+    try:
+        config = run_config_from_mapping(read_yaml(root / "assets" / "run_config.yaml"))
+        files = sorted((root / "variables").glob("variables.data*"))
+        for path in [*files, root / "assets" / "vocabularies.json"]:
+            digest.update(path.read_bytes())
+    except (OSError, InputError) as error:
+        raise InputError(f"{root} is no model that tfrz exported: {error}") from error
+    if config.data.timeline is None:
+        raise InputError(f"{root} holds {config.name}, which has no embeddings of long histories")
+    return ModelFacts(digest.hexdigest(), config.data.timeline)
+
+
+class Encoder:
+    """An exported model's additive half (`pool`) and the rest (`summarize`).
+
+    Args:
+      directory: of the SavedModel.
+
+    Raises:
+      InputError: it lacks the signatures.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.slices: SliceSpecification = model_facts(directory).timeline.slices
+        self._loaded = tf.saved_model.load(str(directory))
+        for name in _NEEDED:
+            if name not in self._loaded.signatures:
+                raise InputError(f"{directory} has no signature {name!r}: export it with dv365")
+        self._pool = self._loaded.signatures["pool"]
+        self._summarize = self._loaded.signatures["summarize"]
+        shape = self._summarize.structured_outputs["embedding"].shape
+        self.num_vectors, self.dim = int(shape[1]), int(shape[2])
+        empty = np.zeros(0, object)
+        self._nothing = {
+            table: Sketch(empty, np.zeros((len(places), 0), np.int64))
+            for table, places in self.slices.tables.items()
+        }
+
+    def pool(self, sketches: Mapping[str, Sketch]) -> tuple[np.ndarray, np.ndarray]:
+        """Sums of weighted vectors, float64 `[slices, dim]`, and sums of weights `[slices]`.
+
+        The weights are whole numbers of 2^-24, int64.
+        """
+        sums = np.zeros((len(self.slices.slices), self.dim))
+        totals = np.zeros(len(self.slices.slices), np.int64)
+        inputs: dict[str, tf.Tensor] = {}
+        for table, nothing in self._nothing.items():
+            one = sketches.get(table, nothing)
+            inputs[f"terms_{table}"] = tf.constant(one.terms, tf.string, [len(one.terms)])
+            inputs[f"weights_{table}"] = tf.constant(one.floats, tf.float32)
+            totals[list(self.slices.tables[table])] = one.weights.sum(axis=1)
+        outputs = self._pool(**inputs)
+        for table, places in self.slices.tables.items():
+            sums[list(places)] = outputs[f"sums_{table}"].numpy()
+        return sums, totals
+
+    def vectors(self, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, Any]:
+        """A user's vectors from the sums of its chunks, in their order.
+
+        Returns:
+          float32 `[vectors, dim]`, zero where there was no event, and the sums of weights, float64
+          `[slices]`.
+        """
+        sums = np.zeros((len(self.slices.slices), self.dim))
+        totals = np.zeros(len(self.slices.slices), np.int64)
+        for some, weights in parts:
+            sums += some
+            totals += weights
+        weight = Sketch(np.zeros(0), totals).floats
+        if not totals.any():
+            return np.zeros((self.num_vectors, self.dim), np.float32), weight
+        safe = np.where(weight > 0, weight, 1.0)[:, None]
+        pooled = (sums / safe).astype(np.float32)
+        answer = self._summarize(pooled=tf.constant(pooled[None]))
+        return answer["embedding"].numpy()[0], weight
+
+    @staticmethod
+    def packed(vectors: np.ndarray) -> bytes:
+        """The vectors in 4 bits a value."""
+        return pack4(vectors).tobytes()

@@ -1,0 +1,153 @@
+"""What is said of a generation of embeddings before anybody reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from tfrz.data.columns import whole
+from tfrz.data.slicing import SliceSpecification
+from tfrz.embeddings.store import Manifest, bucket_file
+from tfrz.errors import InputError
+from tfrz.export.quantize import unpack4
+
+_DAYS = (1, 3, 7, 30, 90, 365)
+_QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float]:
+    if not values.size:
+        return {}
+    return {f"p{round(100 * q)}": float(np.quantile(values, q)) for q in _QUANTILES}
+
+
+def _rows(folder: Path, buckets: int, columns: list[str]) -> Iterator[Any]:
+    for bucket in range(buckets):
+        path = bucket_file(folder, "embeddings", bucket)
+        if path.exists():
+            yield pq.read_table(path, columns=columns)
+
+
+def vectors_of(table: Any, num_vectors: int, dim: int) -> np.ndarray:
+    """The unpacked vectors of a table's rows, float32 `[rows, vectors, dim]`."""
+    if not table.num_rows:
+        return np.zeros((0, num_vectors, dim), np.float32)
+    data = b"".join(table["packed"].to_pylist())
+    words = np.frombuffer(data, "<u8").reshape(table.num_rows, num_vectors, -1)
+    return unpack4(words, dim)
+
+
+def health_report(
+    folder: Path, manifest: Manifest, slices: SliceSpecification, before: Path | None
+) -> dict[str, Any]:
+    """Coverage, norms, ages, slices, and drift against another generation.
+
+    Args:
+      folder: of the generation.
+      manifest: of it.
+      slices: of its model.
+      before: folder of the generation to compare with; None for none.
+
+    Returns:
+      `users`, `present`, `coverage`; `not_finite` (users whose vectors were no numbers);
+      `norm` (quantiles of the vectors' norms, after quantisation, over users with vectors);
+      `days_since_newest_event` (users by the age of the newest event that counts); `slices` (for
+      each the users that have it and the sum of its weights); and `drift`: `version` of the other,
+      users in both, quantiles of the cosine between a user's whole embeddings then and now, median
+      norm then.
+    """
+    shape = (manifest.num_vectors, manifest.dim)
+    present, ages, norms = 0, [], []
+    having = np.zeros(len(slices.slices), np.int64)
+    weights = np.zeros(len(slices.slices))
+    for table in _rows(folder, manifest.buckets, ["present", "packed", "newest_event", "totals"]):
+        here = table.filter(table["present"])
+        present += here.num_rows
+        norms.append(np.linalg.norm(vectors_of(here, *shape), axis=-1).ravel())
+        newest = whole(here["newest_event"]).to_numpy(zero_copy_only=False).astype(float)
+        ages.append((manifest.as_of - newest) / 86_400)
+        totals = whole(table["totals"]).flatten().to_numpy().reshape(-1, len(slices.slices))
+        having += (totals > 0).sum(axis=0)
+        weights += totals.sum(axis=0, dtype=np.float64)
+    age = np.concatenate(ages) if ages else np.zeros(0)
+    counts = np.histogram(age, [-np.inf, *_DAYS, np.inf])[0].tolist()
+    words = [f"up to {d}" for d in _DAYS] + [f"over {_DAYS[-1]}"]
+    report: dict[str, Any] = {
+        "version": manifest.version,
+        "as_of": manifest.as_of,
+        "users": manifest.users,
+        "present": present,
+        "coverage": present / manifest.users if manifest.users else 0.0,
+        "not_finite": manifest.counts.get("not finite", 0),
+        "norm": _quantiles(np.concatenate(norms) if norms else np.zeros(0)),
+        "days_since_newest_event": dict(zip(words, counts, strict=True)),
+        "slices": {
+            one.name: {"users": int(having[i]), "weight": float(weights[i])}
+            for i, one in enumerate(slices.slices)
+        },
+    }
+    if before is not None:
+        report["drift"] = _drift(folder, manifest, before)
+    return report
+
+
+def _drift(folder: Path, manifest: Manifest, before: Path) -> dict[str, Any]:
+    import json
+
+    from tfrz.config import from_mapping
+
+    other = from_mapping(Manifest, json.loads((before / "manifest.json").read_text()), "manifest")
+    drift: dict[str, Any] = {"version": other.version, "as_of": other.as_of, "users": 0}
+    if (other.num_vectors, other.dim, other.buckets) != (
+        manifest.num_vectors,
+        manifest.dim,
+        manifest.buckets,
+    ):
+        return drift | {"comparable": False}
+    cosines, norms = [], []
+    columns = ["user", "present", "packed"]
+    for bucket in range(manifest.buckets):
+        tables = [
+            pq.read_table(bucket_file(place, "embeddings", bucket), columns=columns)
+            for place in (before, folder)
+        ]
+        old, new = (table.filter(table["present"]) for table in tables)
+        places = {user: i for i, user in enumerate(old["user"].to_pylist())}
+        pairs = [
+            (places[user], i) for i, user in enumerate(new["user"].to_pylist()) if user in places
+        ]
+        if not pairs:
+            continue
+        shape = (manifest.num_vectors, manifest.dim)
+        first, second = (np.array(rows) for rows in zip(*pairs, strict=True))
+        a = vectors_of(old, *shape)[first].reshape(len(pairs), -1)
+        b = vectors_of(new, *shape)[second].reshape(len(pairs), -1)
+        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        cosines.append(np.sum(a * b, axis=1) / np.maximum(lengths, 1e-12))
+        norms.append(np.linalg.norm(vectors_of(old, *shape)[first], axis=-1).ravel())
+    found = np.concatenate(cosines) if cosines else np.zeros(0)
+    drift |= {
+        "comparable": True,
+        "users": len(found),
+        "cosine": _quantiles(found),
+        "norm": _quantiles(np.concatenate(norms) if norms else np.zeros(0)),
+    }
+    return drift
+
+
+def refuse_empty_slices(report: dict[str, Any]) -> None:
+    """Refuses a generation with a slice that no user has an event in.
+
+    Raises:
+      InputError: names the slices.
+    """
+    empty = [name for name, one in report["slices"].items() if not one["users"]]
+    if empty:
+        raise InputError(
+            f"no user has an event in slice {', '.join(empty)} as of {report['as_of']}: check "
+            "--as-of and the source, or say --allow-empty"
+        )

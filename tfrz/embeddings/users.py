@@ -1,0 +1,194 @@
+"""Users of a bucket, one after the other, in bounded memory.
+
+Files of a bucket are sorted by user. Of a user's events no more than a chunk is held; of its
+sketches all, which the cap on events bounds.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tfrz.data.columns import whole
+from tfrz.data.slicing import CHUNK_EVENTS, Sketch, SliceSpecification, merge
+
+SKETCHES = pa.schema(
+    [
+        ("user", pa.binary()),
+        ("explicit", pa.bool_()),
+        ("chunk", pa.int32()),
+        ("table", pa.dictionary(pa.int32(), pa.string())),
+        ("slice", pa.int16()),
+        ("id", pa.binary()),
+        ("weight", pa.int64()),
+    ]
+)
+
+# Timeline (explicit or not) and number of the chunk.
+Chunk = tuple[bool, int]
+
+
+def runs_of_users(tables: Iterable[pa.Table]) -> Iterator[tuple[bytes, pa.Table]]:
+    """Pieces of tables sorted by user, each of one user; a user may have several in a row."""
+    for table in tables:
+        if not table.num_rows:
+            continue
+        codes = whole(table["user"]).dictionary_encode()
+        places = codes.indices.to_numpy(zero_copy_only=False)
+        cuts = np.flatnonzero(np.diff(places)) + 1
+        bounds = [0, *cuts.tolist(), len(places)]
+        for start, end in itertools.pairwise(bounds):
+            user = codes.dictionary[int(places[start])].as_py()
+            yield user, table.slice(start, end - start)
+
+
+def row_groups(path: Path) -> Iterator[pa.Table]:
+    """The row groups of a Parquet file; none if there is no file."""
+    if path.exists():
+        with pq.ParquetFile(path) as file:
+            for number in range(file.num_row_groups):
+                yield file.read_row_group(number)
+
+
+def events_by_user(path: Path) -> Iterator[tuple[bytes, Iterator[pa.Table]]]:
+    """Users of a file of events in order, each with its events in pieces of at most a chunk."""
+    pieces = runs_of_users(row_groups(path))
+    for user, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
+        yield user, (table for _, table in group)
+
+
+class ChunkGrid:
+    """Cuts a user's events into the chunks of each timeline, as they come.
+
+    Args:
+      counts: events of the explicit and the implicit timeline that came before.
+    """
+
+    def __init__(self, counts: tuple[int, int] = (0, 0)) -> None:
+        self.counts = {True: counts[0], False: counts[1]}
+        self._held: dict[bool, list[pa.Table]] = {True: [], False: []}
+        self._rows = {True: 0, False: 0}
+
+    def add(self, table: pa.Table) -> Iterator[tuple[Chunk, pa.Table]]:
+        """Takes the next events, and gives the chunks that are full."""
+        explicit = whole(table["explicit"]).to_numpy(zero_copy_only=False)
+        for timeline in (True, False):
+            mine = table.filter(pa.array(explicit == timeline))
+            while mine.num_rows:
+                # The first chunk may have events of a run before.
+                room = CHUNK_EVENTS - self.counts[timeline] % CHUNK_EVENTS - self._rows[timeline]
+                taken, mine = mine.slice(0, room), mine.slice(room)
+                self._held[timeline].append(taken)
+                self._rows[timeline] += taken.num_rows
+                if taken.num_rows == room:
+                    yield self._pop(timeline)
+
+    def rest(self) -> Iterator[tuple[Chunk, pa.Table]]:
+        """The chunks that are not full."""
+        for timeline in (True, False):
+            if self._rows[timeline]:
+                yield self._pop(timeline)
+
+    def _pop(self, timeline: bool) -> tuple[Chunk, pa.Table]:
+        table = pa.concat_tables(self._held[timeline])
+        number = self.counts[timeline] // CHUNK_EVENTS
+        self.counts[timeline] += table.num_rows
+        self._held[timeline], self._rows[timeline] = [], 0
+        return (timeline, number), table
+
+
+def sketch_rows(
+    specification: SliceSpecification, user: bytes, chunk: Chunk, sketches: dict[str, Sketch]
+) -> pa.Table:
+    """A chunk's sketches as rows of `SKETCHES`."""
+    tables, slices, ids, weights = [], [], [], []
+    for number, table in enumerate(specification.tables):
+        if (one := sketches.get(table)) is not None:
+            places, terms = np.nonzero(one.weights)
+            tables.append(np.full(len(places), number, np.int32))
+            slices.append(places.astype(np.int16))
+            ids.append(one.terms[terms])
+            weights.append(one.weights[places, terms])
+    if not tables:
+        return SKETCHES.empty_table()
+    rows = sum(map(len, tables))
+    names = pa.array(list(specification.tables))
+    coded = pa.DictionaryArray.from_arrays(pa.array(np.concatenate(tables)), names)
+    return pa.table(
+        {
+            "user": pa.array([user] * rows, pa.binary()),
+            "explicit": pa.array(np.full(rows, chunk[0])),
+            "chunk": pa.array(np.full(rows, chunk[1], np.int32)),
+            "table": coded,
+            "slice": pa.array(np.concatenate(slices)),
+            "id": pa.array(np.concatenate(ids).tolist(), pa.binary()),
+            "weight": pa.array(np.concatenate(weights)),
+        },
+        schema=SKETCHES,
+    )
+
+
+def _sketches_of(
+    specification: SliceSpecification, table: pa.Table
+) -> dict[Chunk, dict[str, Sketch]]:
+    """The inverse of `sketch_rows`, for rows of several chunks."""
+    explicit = whole(table["explicit"]).to_numpy(zero_copy_only=False)
+    chunk = whole(table["chunk"]).to_numpy()
+    coded = whole(table["table"].cast(pa.string())).to_numpy(zero_copy_only=False)
+    slices, weights = whole(table["slice"]).to_numpy(), whole(table["weight"]).to_numpy()
+    ids = np.array(whole(table["id"]).to_pylist(), object)
+    found: dict[Chunk, dict[str, Sketch]] = {}
+    for timeline in (True, False):
+        for number in np.unique(chunk[explicit == timeline]):
+            some = (explicit == timeline) & (chunk == number)
+            parts: dict[str, Sketch] = {}
+            for name, places in specification.tables.items():
+                rows = np.flatnonzero(some & (coded == name))
+                if len(rows):
+                    terms, inverse = np.unique(ids[rows], return_inverse=True)
+                    sums = np.zeros((len(places), len(terms)), np.int64)
+                    np.add.at(sums, (slices[rows], inverse), weights[rows])
+                    parts[name] = Sketch(terms, sums)
+            found[timeline, int(number)] = parts
+    return found
+
+
+class StoredSketches:
+    """Sketches of a bucket from several generations, to be asked for in the order of users.
+
+    Args:
+      specification: the slices.
+      paths: the bucket's file in each generation.
+    """
+
+    def __init__(self, specification: SliceSpecification, paths: Iterable[Path]) -> None:
+        self._specification = specification
+        rows = (runs_of_users(row_groups(path)) for path in paths)
+        merged = heapq.merge(*rows, key=lambda piece: piece[0])
+        self._users = itertools.groupby(merged, key=lambda piece: piece[0])
+        self._next = next(self._users, None)
+
+    def of(self, user: bytes) -> dict[Chunk, dict[str, Sketch]]:
+        """A user's sketches by chunk; users must be asked for in order."""
+        while self._next is not None and self._next[0] < user:
+            self._next = next(self._users, None)
+        if self._next is None or self._next[0] != user:
+            return {}
+        tables = [table for _, table in self._next[1]]
+        self._next = next(self._users, None)
+        parts = [_sketches_of(self._specification, table) for table in tables]
+        return added(parts)
+
+
+def added(
+    parts: list[dict[Chunk, dict[str, Sketch]]],
+) -> dict[Chunk, dict[str, Sketch]]:
+    """Sketches of the same user, chunk by chunk."""
+    chunks = sorted({chunk for part in parts for chunk in part}, key=lambda c: (not c[0], c[1]))
+    return {chunk: merge([part[chunk] for part in parts if chunk in part]) for chunk in chunks}
