@@ -22,6 +22,8 @@ class LayerCase:
       arguments: of the constructor; dtype comes from the battery.
       inputs: shapes of the call's tensors, without the batch.
       oracle: NumPy float64: (weights by short name, *inputs) to the output.
+      draw: (generator, batch) to the inputs, for those that are not any numbers of moderate size;
+        whole numbers and booleans are given as floats, which layers cast.
     """
 
     layer: str
@@ -29,14 +31,17 @@ class LayerCase:
     arguments: dict[str, Any]
     inputs: tuple[tuple[int, ...], ...]
     oracle: Callable[..., np.ndarray]
+    draw: Callable[[np.random.Generator, int], list[np.ndarray]] | None = None
 
     def make(self, dtype: str) -> Any:
         """A new layer."""
         return registry.resolve(self.layer)(dtype=dtype, **self.arguments)
 
     def batch(self, size: int, seed: int = 0, dtype: str = "float64") -> list[np.ndarray]:
-        """Random inputs of moderate size."""
+        """Random inputs: those of `draw`, or of moderate size."""
         rng = np.random.default_rng(seed)
+        if self.draw is not None:
+            return [values.astype(dtype) for values in self.draw(rng, size)]
         return [rng.uniform(-1, 1, (size, *shape)).astype(dtype) for shape in self.inputs]
 
 

@@ -93,7 +93,7 @@ def test_every_weight_gets_a_finite_gradient(case):
     assert gradients
     for weight, gradient in zip(layer.trainable_variables, gradients, strict=True):
         assert gradient is not None, weight.name
-        assert np.isfinite(np.asarray(gradient)).all()
+        assert np.isfinite(np.asarray(tf.convert_to_tensor(gradient))).all()
 
 
 @cases
@@ -123,7 +123,7 @@ def test_gradients_equal_central_differences_in_float64(case):
                 values.append(float(loss()))
             weight.assign(start)
             difference = (values[0] - values[1]) / 2e-5
-            assert float(np.asarray(gradient)[position]) == pytest.approx(
+            assert float(np.asarray(tf.convert_to_tensor(gradient))[position]) == pytest.approx(
                 difference, rel=1e-6, abs=1e-7
             )
 

@@ -12,6 +12,13 @@ from tfrz.layers.cross_analysis import (
     to_low_rank,
 )
 from tfrz.layers.dropout import SeededDropout
+from tfrz.layers.history import (
+    FunnelSummarizer,
+    LinearCompression,
+    LongHistoryAdapter,
+    MultiSlicePooling,
+    pooled_mean,
+)
 from tfrz.layers.interests import (
     DeepInterestEncoder,
     MultiInterestAttention,
@@ -44,12 +51,16 @@ __all__ = [
     "ContextualGate",
     "Cross",
     "DeepInterestEncoder",
+    "FunnelSummarizer",
+    "LinearCompression",
     "ListEncoder",
+    "LongHistoryAdapter",
     "LongRangeEncoder",
     "LowRankConversion",
     "LowRankCross",
     "MixtureOfLowRankCross",
     "MultiInterestAttention",
+    "MultiSlicePooling",
     "MultiTemporalRangeMixture",
     "PointerAttention",
     "PointerDecoder",
@@ -66,6 +77,7 @@ __all__ = [
     "interest_scores",
     "numerical_rank",
     "plot_interactions",
+    "pooled_mean",
     "singular_values",
     "to_low_rank",
 ]

@@ -1,6 +1,13 @@
 """Metrics on whole arrays (exact, NumPy) and as streaming Keras metrics."""
 
-from tfrz.metrics.binary import Calibration, auc, calibration, log_loss
+from tfrz.metrics.binary import (
+    Calibration,
+    NormalizedEntropy,
+    auc,
+    calibration,
+    log_loss,
+    normalized_entropy,
+)
 from tfrz.metrics.coverage import coverage, exposures, gini
 from tfrz.metrics.off_policy import (
     Estimate,
@@ -16,6 +23,7 @@ from tfrz.metrics.ranking import average_precision_at, ndcg_at, precision_at, ra
 __all__ = [
     "Calibration",
     "Estimate",
+    "NormalizedEntropy",
     "auc",
     "average_precision_at",
     "calibration",
@@ -28,6 +36,7 @@ __all__ = [
     "inverse_propensity",
     "log_loss",
     "ndcg_at",
+    "normalized_entropy",
     "precision_at",
     "rank_of",
     "recall_at",

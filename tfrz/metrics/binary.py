@@ -1,4 +1,4 @@
-"""Metrics of binary predictions: AUC, log loss and calibration."""
+"""Metrics of binary predictions: AUC, log loss, normalised entropy and calibration."""
 
 from __future__ import annotations
 
@@ -27,6 +27,33 @@ def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
     if labels.size == 0:
         return float("nan")
     return float(np.mean(np.logaddexp(0.0, logits) - labels * logits))
+
+
+def normalized_entropy(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Log loss over that of predicting the mean label; lower is better, 1 is no use.
+
+    Formula: `log_loss / H(p)` with `H(p) = -(p ln p + (1 - p) ln(1 - p))`, p the mean label.
+
+    Args:
+      labels: `[batch]`, 0 or 1.
+      logits: `[batch]`, log-odds of the label 1.
+
+    Returns:
+      The ratio; NaN unless both labels occur.
+
+    Example:
+      >>> normalized_entropy(np.array([1.0, 0.0]), np.array([0.0, 0.0]))
+      1.0
+
+    Reference:
+      DV365 (arXiv 2506.00450), specification 3.9.
+    """
+    labels = np.asarray(labels, np.float64)
+    mean = labels.mean() if labels.size else 0.0
+    if not 0 < mean < 1:
+        return float("nan")
+    entropy = -(mean * np.log(mean) + (1 - mean) * np.log1p(-mean))
+    return float(log_loss(labels, logits) / entropy)
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -118,3 +145,59 @@ class Calibration(keras.metrics.Metric):
         """Starts over."""
         self.predicted.assign(0.0)
         self.observed.assign(0.0)
+
+
+@keras.saving.register_keras_serializable(package="tfrz")
+class NormalizedEntropy(keras.metrics.Metric):
+    """Log loss over that of predicting the mean label, streaming.
+
+    Formula: `-sum_i w_i (y_i ln p_i + (1 - y_i) ln(1 - p_i)) / (sum_i w_i H(p))`, p the weighted
+    mean label, H the entropy of a coin.
+
+    Call arguments:
+      y_true: labels, any shape.
+      y_pred: probabilities, the same shape; 1e-7 away from 0 and 1 at least, or moved there.
+      sample_weight: optional, the same shape.
+
+    Example:
+      >>> metric = NormalizedEntropy()
+      >>> metric.update_state([1.0, 0.0], [0.5, 0.5])
+      >>> float(metric.result())
+      1.0
+    """
+
+    def __init__(self, name: str = "normalized_entropy", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        self.loss = self.add_weight(name="loss", shape=(), initializer="zeros")
+        self.observed = self.add_weight(name="observed", shape=(), initializer="zeros")
+        self.total = self.add_weight(name="total", shape=(), initializer="zeros")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Adds a batch."""
+        labels = tf.reshape(tf.cast(y_true, self.dtype), [-1])
+        p = tf.reshape(tf.cast(y_pred, self.dtype), [-1])
+        p = tf.clip_by_value(p, 1e-7, 1 - 1e-7)
+        weights = tf.ones_like(labels)
+        if sample_weight is not None:
+            weights = tf.reshape(tf.cast(sample_weight, self.dtype), [-1])
+        losses = -(labels * tf.math.log(p) + (1 - labels) * tf.math.log1p(-p))
+        self.loss.assign_add(tf.reduce_sum(weights * losses))
+        self.observed.assign_add(tf.reduce_sum(weights * labels))
+        self.total.assign_add(tf.reduce_sum(weights))
+
+    def result(self) -> Any:
+        """The ratio so far; NaN, which passes no threshold, before both labels have occurred."""
+        total = tf.convert_to_tensor(self.total)
+        p = tf.math.divide_no_nan(tf.convert_to_tensor(self.observed), total)
+        entropy = -(tf.math.xlogy(p, p) + tf.math.xlog1py(1 - p, -p))
+        # 0 / 0 where only one label, or none, has occurred.
+        return tf.where(
+            entropy > 0,
+            tf.math.divide_no_nan(tf.convert_to_tensor(self.loss), total * entropy),
+            tf.constant(float("nan"), total.dtype),
+        )
+
+    def reset_state(self) -> None:
+        """Starts over."""
+        for state in (self.loss, self.observed, self.total):
+            state.assign(0.0)
