@@ -40,6 +40,11 @@ class Places:
         """Lines of the source that could not be read, as JSON."""
         return f"{self.root}/corrupt_lines.jsonl"
 
+    @property
+    def embeddings(self) -> str:
+        """The store of users' embeddings."""
+        return f"{self.root}/embeddings"
+
     def serving(self, model: str) -> str:
         """TF Serving's base path of a model: a folder per pushed version."""
         return f"{self.root}/serving/{model}"

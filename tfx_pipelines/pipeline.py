@@ -10,6 +10,7 @@ from tfx.types.standard_artifacts import Model, ModelBlessing
 
 from tfrz.config import to_mapping
 from tfrz.data.readers import Reader
+from tfrz.data.timelines import example_spec
 from tfrz.errors import InputError
 from tfrz.operations import load_scann
 from tfrz.zoo import registry
@@ -73,6 +74,8 @@ def create_pipeline(
     entry = registry.get(config.name)
     task = entry.load("task")(entry, config)
     spec = reader.feature_spec()
+    if config.data.timeline is not None:
+        spec = example_spec(spec, config.data.timeline)
     example_gens = {
         "impression": ReaderExampleGen,
         "history": HistoryExampleGen,
@@ -145,14 +148,14 @@ def create_pipeline(
     model = trainer.outputs["model"]
     stages = None
     if entry.stages is not None:
-        stages = registry.resolve(entry.stages)(config, data, features, reader)
+        stages = registry.resolve(entry.stages)(config, data, features, reader, places)
         model, more = stages.after_training(model)
         components += more
     evaluator = tfx.components.Evaluator(
         examples=examples,
         model=model,
         baseline_model=resolver.outputs["model"],
-        eval_config=task.eval_config(spec.label, has_baseline=True),
+        eval_config=task.eval_config(spec, has_baseline=True),
         example_splits=["eval"],
     )
     components.append(evaluator)

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tfrz.cli.main import main
+from tfrz.data.features import HistorySpec
 from tfrz.errors import InputError
 from tfrz.metrics.off_policy import Estimate
 from tfrz.metrics.ranking import ndcg_at, recall_at
@@ -307,7 +308,7 @@ def test_a_threshold_on_more_items_than_are_listed_is_refused_or_held():
         config = load_run_config("topk_reinforce", "simulated", settings)
         open_checked(config, "simulated", None)
         entry = registry.get("topk_reinforce")
-        judged = entry.load("task")(entry, config).eval_config("target", False)
+        judged = entry.load("task")(entry, config).eval_config(HistorySpec(), False)
     except InputError as error:
         assert "recall_at_20" in str(error) and "top_k" in str(error)
         return

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tests.tfrz.zoo.test_retrieval_task import HALF, NEVER_TAKEN, SETTINGS, _raw, _write
 from tfrz.cli.main import main
+from tfrz.data.features import HistorySpec
 from tfrz.errors import InputError
 from tfrz.metrics.ranking import ndcg_at, recall_at
 from tfrz.zoo import registry
@@ -146,7 +147,7 @@ def test_a_threshold_on_more_items_than_are_listed_is_refused_or_held(place):
         config = load_run_config("multi_interest", "file", settings)
         open_checked(config, data, spec)
         entry = registry.get("multi_interest")
-        judged = entry.load("task")(entry, config).eval_config("target", False)
+        judged = entry.load("task")(entry, config).eval_config(HistorySpec(), False)
     except InputError as error:
         assert "a threshold on recall_at_" in str(error) and "top_k" in str(error)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +14,9 @@ from tfrz.data.slicing import SliceSpecification
 from tfrz.embeddings.store import Manifest, bucket_file
 from tfrz.errors import InputError
 from tfrz.export.quantize import unpack4
+
+if TYPE_CHECKING:
+    from tfrz.zoo.run_config import TimelineEvaluatorConfig
 
 _DAYS = (1, 3, 7, 30, 90, 365)
 _QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
@@ -137,6 +140,40 @@ def _drift(folder: Path, manifest: Manifest, before: Path) -> dict[str, Any]:
         "norm": _quantiles(np.concatenate(norms) if norms else np.zeros(0)),
     }
     return drift
+
+
+def refusal(report: dict[str, Any], wanted: TimelineEvaluatorConfig) -> str | None:
+    """Why embeddings are not to be published; None if they may be.
+
+    Args:
+      report: of `health_report`.
+      wanted: the bounds.
+    """
+    if report["not_finite"]:
+        return f"{report['not_finite']} users' vectors are not finite"
+    if report["coverage"] < wanted.min_coverage:
+        return (
+            f"{report['coverage']:.4f} of the users have vectors, evaluator.min_coverage is "
+            f"{wanted.min_coverage:g}"
+        )
+    drift = report.get("drift")
+    if drift is None or not drift["users"]:
+        return None
+    cosine = drift["cosine"]["p50"]
+    if wanted.min_cosine is not None and cosine < wanted.min_cosine:
+        return (
+            f"the median cosine to version {drift['version']} is {cosine:.4f}, "
+            f"evaluator.min_cosine is {wanted.min_cosine:g}: a new system of coordinates"
+        )
+    if wanted.max_norm_change is not None:
+        change = abs(float(np.log(report["norm"]["p50"] / max(drift["norm"]["p50"], 1e-12))))
+        if change > wanted.max_norm_change:
+            return (
+                f"the median norm changed from {drift['norm']['p50']:.4f} to "
+                f"{report['norm']['p50']:.4f}, evaluator.max_norm_change is "
+                f"{wanted.max_norm_change:g} in the logarithm"
+            )
+    return None
 
 
 def refuse_empty_slices(report: dict[str, Any]) -> None:

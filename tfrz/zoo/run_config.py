@@ -65,6 +65,29 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EmbeddingsConfig:
+    """How the pipeline exports users' embeddings; see `tfrz.embeddings.job.ExportOptions`.
+
+    Attributes:
+      store: folder of generations; null for `embeddings` in the pipeline's root.
+      as_of: Unix seconds; null for the second after the newest event of the source.
+      buckets: parts that users are in, of a new store.
+      allow_empty: accept slices that no user has an event in.
+      to: writers to key-value stores, `sqlite=FILE`, `tfrecord=FILE` or `module:Class=PLACE`; none
+        for SQLite in the store.
+    """
+
+    store: str | None = None
+    as_of: int | None = None
+    buckets: int = 16
+    allow_empty: bool = False
+    to: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(self.buckets >= 1, "export.embeddings.buckets", "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class ExportConfig:
     """What goes beside the graph of a SavedModel.
 
@@ -78,6 +101,7 @@ class ExportConfig:
         others are drawn; null for all of them. For policies.
       temperature: of the draws; for policies.
       candidates: the most probable actions, from which they are drawn; for policies.
+      embeddings: how the pipeline exports users' embeddings; for models that make them.
     """
 
     warmup_examples: int = 8
@@ -87,6 +111,7 @@ class ExportConfig:
     deterministic: int | None = None
     temperature: float = 1.0
     candidates: int = 500
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
 
     def __post_init__(self) -> None:
         require(

@@ -24,6 +24,7 @@ from tfrz.data.readers.interactions import InteractionReader
 from tfrz.export.indexed_model import IndexedModel, exact_answers, export_indexed
 from tfrz.zoo.run_config import RunConfig, run_config_from_mapping, run_config_to_mapping
 from tfx_pipelines.components.blessing import bless
+from tfx_pipelines.configs import Places
 
 _FILE = "catalogue.parquet"
 
@@ -254,9 +255,13 @@ class IndexStages:
       data: as `--data` of the command line.
       features: spec of a file of the user's own.
       reader: what `data` opens.
+      places: where things go.
     """
 
-    def __init__(self, config: RunConfig, data: str, features: str | None, reader: Any) -> None:
+    def __init__(
+        self, config: RunConfig, data: str, features: str | None, reader: Any, places: Places
+    ) -> None:
+        del places
         self._config = config
         self._candidates: Any = None
         if reader.feature_spec().candidates is not None:

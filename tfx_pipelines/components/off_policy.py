@@ -21,6 +21,7 @@ from tfrz.zoo.run_config import (
     run_config_to_mapping,
 )
 from tfx_pipelines.components.blessing import bless
+from tfx_pipelines.configs import Places
 
 _EXAMPLES_AT_ONCE = 1024
 
@@ -146,10 +147,13 @@ class OffPolicyStages:
       data: as `--data` of the command line.
       features: spec of a file of the user's own.
       reader: what `data` opens.
+      places: where things go.
     """
 
-    def __init__(self, config: RunConfig, data: str, features: str | None, reader: Any) -> None:
-        del data, features, reader
+    def __init__(
+        self, config: RunConfig, data: str, features: str | None, reader: Any, places: Places
+    ) -> None:
+        del data, features, reader, places
         self._config = config
 
     def after_training(self, model: Any) -> tuple[Any, list[Any]]:

@@ -293,11 +293,11 @@ class ClickTask:
 
     # What the Evaluator asks for.
 
-    def eval_config(self, label: str, has_baseline: bool) -> Any:
+    def eval_config(self, spec: FeatureSpec, has_baseline: bool) -> Any:
         """TFMA's `EvalConfig`: metrics, slices and the thresholds of a blessing.
 
         Args:
-          label: the raw label feature.
+          spec: the raw features.
           has_baseline: whether there is a blessed model to compare with.
         """
         import tensorflow_model_analysis as tfma
@@ -341,7 +341,7 @@ class ClickTask:
         return tfma.EvalConfig(
             model_specs=[
                 tfma.ModelSpec(
-                    signature_name="serving_default", prediction_key="scores", label_key=label
+                    signature_name="serving_default", prediction_key="scores", label_key=spec.label
                 )
             ],
             slicing_specs=slices,

@@ -419,11 +419,11 @@ class HistoryTask:
 
     # What the Evaluator asks for.
 
-    def eval_config(self, label: str, has_baseline: bool) -> Any:
+    def eval_config(self, spec: HistorySpec, has_baseline: bool) -> Any:
         """TFMA's `EvalConfig`: metrics, slices and the thresholds of a blessing.
 
         Args:
-          label: the raw target feature.
+          spec: the raw features.
           has_baseline: whether there is a blessed model to compare with.
         """
         from tfrz.zoo.tasks.thresholds import evaluation_config
@@ -432,4 +432,5 @@ class HistoryTask:
         for name in self.entry.metrics:
             kind, n = parse(name)
             parameters[name] = {"class_name": "RankingMetric", "kind": kind, "n": n}
-        return evaluation_config(self.config.evaluator, parameters, "item_ids", label, has_baseline)
+        wanted = self.config.evaluator
+        return evaluation_config(wanted, parameters, "item_ids", spec.label, has_baseline)

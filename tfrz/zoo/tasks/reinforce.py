@@ -410,7 +410,7 @@ class ReinforceTask(HistoryTask):
 
     # What the Evaluator asks for.
 
-    def eval_config(self, label: str, has_baseline: bool) -> Any:
+    def eval_config(self, spec: HistorySpec, has_baseline: bool) -> Any:
         """TFMA's `EvalConfig`: metrics of rewarded actions, slices, thresholds of a blessing."""
         parameters = metrics_of_lists(self.config, self.entry.metrics)
         return evaluation_config(

@@ -449,10 +449,11 @@ class RetrievalTask(HistoryTask):
 
     # What the Evaluator asks for.
 
-    def eval_config(self, label: str, has_baseline: bool) -> Any:
+    def eval_config(self, spec: HistorySpec, has_baseline: bool) -> Any:
         """TFMA's `EvalConfig`: metrics, slices and the thresholds of a blessing."""
         parameters = metrics_of_lists(self.config, self.entry.metrics)
-        return evaluation_config(self.config.evaluator, parameters, "item_ids", label, has_baseline)
+        wanted = self.config.evaluator
+        return evaluation_config(wanted, parameters, "item_ids", spec.label, has_baseline)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -522,11 +522,11 @@ class SlateTask:
 
     # What the Evaluator asks for.
 
-    def eval_config(self, label: str, has_baseline: bool) -> Any:
+    def eval_config(self, spec: ListSpec, has_baseline: bool) -> Any:
         """TFMA's `EvalConfig`: metrics, slices and the thresholds of a blessing.
 
         Args:
-          label: the raw relevance.
+          spec: the raw features.
           has_baseline: whether there is a blessed model to compare with.
         """
         from tfrz.zoo.tasks.thresholds import evaluation_config
@@ -536,5 +536,5 @@ class SlateTask:
             for name in SLATE_METRICS
         }
         return evaluation_config(
-            self.config.evaluator, parameters, "positions", label, has_baseline
+            self.config.evaluator, parameters, "positions", spec.label, has_baseline
         )

@@ -452,14 +452,13 @@ class TimelineTask:
 
     # What the Evaluator asks for.
 
-    def eval_config(self, label: str, has_baseline: bool) -> Any:
+    def eval_config(self, spec: TimelineSpec, has_baseline: bool) -> Any:
         """TFMA's `EvalConfig`: metrics, slices and the thresholds of a blessing.
 
         Args:
-          label: not needed: the outcomes' names follow from the tasks.
+          spec: the raw features.
           has_baseline: whether there is a blessed model to compare with.
         """
         from tfrz.zoo.tasks.thresholds import outcome_config
 
-        del label
-        return outcome_config(self.config.evaluator, self._binary, self._tasks, has_baseline)
+        return outcome_config(self.config.evaluator, spec.binary, spec.tasks, has_baseline)
