@@ -7,6 +7,7 @@ is the reader's business. The source, its options and the fingerprint of its con
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -21,13 +22,18 @@ from tfrz.data.histories import HistoryConfig
 from tfrz.data.history_transforms import InteractionsToExamples
 from tfrz.data.list_transforms import DocumentsToLists
 from tfrz.data.lists import ListConfig
+from tfrz.data.long_history import LongHistoryJoin
+from tfrz.data.long_history_transforms import RecordsToJoinedExamples
 from tfrz.data.readers import Reader, open_source
 from tfrz.data.readers.documents import DocumentReader
 from tfrz.data.readers.interactions import InteractionReader
 from tfrz.data.transforms import CheckCorrupt, ReadRecords, RecordsToExamples
-from tfrz.zoo.run_config import DataConfig
+from tfrz.zoo.long_history import open_store, with_long_history
+from tfrz.zoo.run_config import DataConfig, FeaturesConfig
 
 _BUCKETS = 1000
+# What of a `FeaturesConfig` decides which embeddings an example gets.
+_JOINED = ("long_history", "long_history_version", "any_version", "user")
 
 
 def _opened(query: dict[str, Any]) -> Reader:
@@ -48,6 +54,18 @@ def _query(exec_properties: dict[str, Any]) -> dict[str, Any]:
     inputs = example_gen_pb2.Input()
     json_format.Parse(exec_properties["input_config"], inputs)
     return dict(json.loads(inputs.splits[0].pattern))
+
+
+def _join(query: dict[str, Any], reader: Reader) -> LongHistoryJoin | None:
+    features = from_mapping(FeaturesConfig, query.get("added"), "features")
+    return with_long_history(features, reader.feature_spec())[1]
+
+
+def _is_eval(pair: tuple[bytes, bytes], count: int, eval_buckets: int) -> int:
+    """The split of an example by the hash of its first form, as TFX computes it."""
+    del count
+    bucket = int(hashlib.sha256(pair[0]).hexdigest(), 16) % _BUCKETS
+    return int(bucket >= _BUCKETS - eval_buckets)
 
 
 def _encoded(records: dict[str, beam.PCollection]) -> dict[str, beam.PCollection]:
@@ -77,6 +95,25 @@ class ReaderExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor)
         """See the base class."""
         return _source_to_examples
 
+    def GenerateExamplesByBeam(
+        self, pipeline: beam.Pipeline, exec_properties: dict[str, Any]
+    ) -> dict[str, beam.PCollection]:
+        """Examples of the splits; an example stays in its split when its embedding changes."""
+        query = _query(exec_properties)
+        reader = _opened(query)
+        join = _join(query, reader)
+        if join is None:
+            return dict(super().GenerateExamplesByBeam(pipeline, exec_properties))
+        parts = (
+            _read(pipeline, query, reader)
+            | "ToExamples" >> RecordsToJoinedExamples(join)
+            | "Split" >> beam.Partition(_is_eval, 2, query["eval_buckets"])
+        )
+        return {
+            name: part | f"Joined{name.title()}" >> beam.Values().with_output_types(bytes)
+            for name, part in zip(("train", "eval"), parts, strict=True)
+        }
+
 
 class HistoryExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor):
     """Runs a reader of interactions under Beam, and makes histories of them.
@@ -102,6 +139,7 @@ class HistoryExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor
             (query["validation_fraction"], 0.0),
             query["seed"],
             with_test=False,
+            join=_join(query, reader),
         )
         return _encoded(examples)
 
@@ -145,6 +183,7 @@ class _ExampleGen(QueryBasedExampleGen):
         reader: Reader,
         config: DataConfig,
         corrupt_lines: str,
+        added: FeaturesConfig | None = None,
     ) -> None:
         query = {
             "data": data,
@@ -167,6 +206,10 @@ class _ExampleGen(QueryBasedExampleGen):
         if config.history is not None or config.lists is not None:
             query["validation_fraction"], query["seed"] = config.validation_fraction, config.seed
         eval_buckets = min(max(round(config.validation_fraction * _BUCKETS), 1), _BUCKETS - 1)
+        if added is not None and added.long_history is not None:
+            query["added"] = {name: getattr(added, name) for name in _JOINED}
+            query["embeddings"] = open_store(added).fingerprint()
+            query["eval_buckets"] = eval_buckets
         splits = [_split("train", _BUCKETS - eval_buckets), _split("eval", eval_buckets)]
         super().__init__(
             input_config=example_gen_pb2.Input(
@@ -191,6 +234,7 @@ class ReaderExampleGen(_ExampleGen):
       reader: what `data` opens.
       config: options, share of the `eval` split, tolerated share of unreadable lines.
       corrupt_lines: the file that takes those lines.
+      added: embeddings that every example gets; none by default.
     """
 
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(ReaderExampleGenExecutor)
@@ -208,6 +252,7 @@ class HistoryExampleGen(_ExampleGen):
       reader: what `data` opens.
       config: options, how histories are made, tolerated share of unreadable lines.
       corrupt_lines: the file that takes those lines.
+      added: embeddings that every example gets; none by default.
     """
 
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(HistoryExampleGenExecutor)

@@ -126,7 +126,13 @@ def _tabular(path: str, features: str, records: str, **options: Any) -> Reader:
         "list": TabularDocuments,
         "logged_action": TabularActions,
     }
-    return kinds[records](path, features, **options)
+    reader = kinds[records](path, features, **options)
+    require(
+        getattr(reader.feature_spec(), "long_history", None) is None,
+        f"{features}: long_history",
+        "is no part of a file: give the store with --set features.long_history=DIR",
+    )
+    return reader
 
 
 def open_source(
