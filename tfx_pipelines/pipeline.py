@@ -21,6 +21,7 @@ from tfx_pipelines.components.example_gen import (
     HistoryExampleGen,
     ListExampleGen,
     ReaderExampleGen,
+    TimelineExampleGen,
 )
 from tfx_pipelines.configs import Places
 
@@ -78,6 +79,7 @@ def create_pipeline(
         "history": HistoryExampleGen,
         "list": ListExampleGen,
         "logged_action": HistoryExampleGen,
+        "timeline": TimelineExampleGen,
     }
     example_gen = example_gens[entry.record_type](
         data, features, reader, config.data, places.corrupt_lines, config.features

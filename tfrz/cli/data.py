@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     describe.add_argument(
         "--records",
-        choices=("impression", "history", "list", "logged_action"),
+        choices=("impression", "history", "list", "logged_action", "timeline"),
         help="which records of a source that has several (the first)",
     )
     describe.add_argument(

@@ -402,7 +402,126 @@ class ListSpec:
         )
 
 
-Spec = FeatureSpec | HistorySpec | ListSpec
+@dataclasses.dataclass(frozen=True)
+class EntryList:
+    """A list of weighted ids in an example, each with the place that it counts for.
+
+    Attributes:
+      name: its features are `<name>_ids`, `<name>_places` and `<name>_weights`, aligned.
+      id: the type of the ids, which share a vocabulary.
+      places: how many there are.
+    """
+
+    name: str
+    id: str
+    places: int
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """The three raw features."""
+        return (
+            Feature(f"{self.name}_ids", multivalent=True),
+            Feature(f"{self.name}_places", dtype="int64", multivalent=True),
+            Feature(f"{self.name}_weights", "numeric", "float32", multivalent=True),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TimelineSpec:
+    """What the events of a source of timelines are, and what its examples look like.
+
+    A source has a row per event. An example has the sketch of a user's timeline at a time: for each
+    slice the ids and the sums of their weights, and candidates with what became of them.
+
+    Attributes:
+      user: column of the user.
+      time: column of the time in Unix seconds.
+      ids: the types of ids of an event (the item, its author, its topic), each a column.
+      action: column of the action; null where there is but one, called `event`.
+      actions: those that are known. Events of others are counted, named and left out.
+      implicit: the actions of the implicit timeline; all others are explicit.
+      duration: column of the length of what was shown, in seconds; null for none.
+      dwell: column of how long it was watched, in seconds; null for none.
+      value: column of a number of the event, at least 0 (rating, amount); null for none.
+      binary: tasks whose outcome is 0 or 1, columns; an event with an outcome may be a target.
+      regression: tasks whose outcome is a number.
+      candidate: types of ids that describe a candidate; all if none is named.
+      lists: of an example; set by `tfrz.data.timelines.example_spec`.
+    """
+
+    user: str = "user"
+    time: str = "time"
+    ids: tuple[Feature, ...] = (Feature("item"),)
+    action: str | None = "action"
+    actions: tuple[str, ...] = ("event",)
+    implicit: tuple[str, ...] = ()
+    duration: str | None = None
+    dwell: str | None = None
+    value: str | None = None
+    binary: tuple[str, ...] = ("label",)
+    regression: tuple[str, ...] = ()
+    candidate: tuple[str, ...] = ()
+    lists: tuple[EntryList, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(bool(self.ids), "ids", "there is none: name what tells events apart")
+        _check_names(self.ids, "time", "time")
+        for feature in self.ids:
+            where = f"id {feature.name}"
+            plain = feature.kind == "categorical" and feature.dtype == "string"
+            require(plain, where, "must be categorical, of strings")
+        require(bool(self.actions), "actions", "there is none")
+        for name in self.implicit:
+            require(name in self.actions, f"implicit {name}", "is none of the actions")
+        require(bool(self.tasks), "binary", "there is no task to learn from")
+        for name in self.tasks:
+            require(self.tasks.count(name) == 1, f"task {name}", "is there twice")
+        names = [feature.name for feature in self.ids]
+        for name in self.candidate:
+            require(name in names, f"candidate {name}", f"is none of {', '.join(names)}")
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> TimelineSpec:
+        """Reads a spec: `user: viewer`, `ids: [{name: video}, ...]`, `binary: [liked]`.
+
+        Raises:
+          ConfigError: the file is missing, or a name or value in it is wrong.
+        """
+        return from_mapping(cls, read_yaml(path), str(path))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Binary tasks, then regressions."""
+        return (*self.binary, *self.regression)
+
+    @property
+    def described(self) -> tuple[Feature, ...]:
+        """The types of ids that describe a candidate."""
+        return tuple(f for f in self.ids if not self.candidate or f.name in self.candidate)
+
+    @property
+    def label(self) -> str:
+        """The feature of an example that holds the first task's outcome for each candidate."""
+        return f"label_{self.tasks[0]}"
+
+    @property
+    def label_dtype(self) -> tf.DType:
+        """Of a raw outcome; NaN for none."""
+        return tf.float32
+
+    @property
+    def vocabularies(self) -> tuple[Feature, ...]:
+        """Features that have a vocabulary: the types of ids that an example has."""
+        used = {one.id for one in self.lists}
+        return tuple(f for f in self.ids if f.name in used)
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """The raw features of an example, without the outcomes."""
+        return tuple(feature for one in self.lists for feature in one.features)
+
+
+Spec = FeatureSpec | HistorySpec | ListSpec | TimelineSpec
 
 
 def transformed_name(name: str) -> str:
@@ -412,6 +531,8 @@ def transformed_name(name: str) -> str:
 
 def outcomes_of(spec: Spec) -> tuple[str, ...]:
     """Raw features of an example that are known only afterwards, beside the label."""
+    if isinstance(spec, TimelineSpec):
+        return tuple(f"label_{task}" for task in spec.tasks[1:])
     names = spec.outcomes if isinstance(spec, HistorySpec) else ()
     return tuple(name for outcome in names for name in (f"history_{outcome}", outcome))
 

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tfrz.data.features import HistorySpec, ListSpec
+from tfrz.data.features import HistorySpec, ListSpec, TimelineSpec
 from tfrz.data.readers import Reader
 from tfrz.data.records import CorruptLine
+from tfrz.data.timelines import NUMBERS
 from tfrz.errors import InputError
 
 
@@ -131,6 +132,12 @@ def _columns(reader: Reader) -> dict[str, _Column]:
         columns = {"query": _Column("query", "categorical"), "item": _Column("item", "categorical")}
         columns |= {f.name: _Column(f.name, f.kind) for f in (*spec.candidate, *spec.context)}
         return columns | {"relevance": _Column("relevance", "label")}
+    if isinstance(spec, TimelineSpec):
+        kinds = {"user": "categorical", "time": "time", "action": "categorical"}
+        kinds |= {f.name: "multivalent" if f.multivalent else f.kind for f in spec.ids}
+        kinds |= {n: "numeric" for n in NUMBERS if getattr(spec, n) is not None}
+        kinds |= {f"label_{task}": "label" for task in spec.tasks}
+        return {name: _Column(name, kind) for name, kind in kinds.items()}
     columns = {
         f.name: _Column(f.name, "multivalent" if f.multivalent else f.kind) for f in spec.features
     }

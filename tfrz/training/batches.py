@@ -48,7 +48,8 @@ class ArrayBatches:
     """Batches of arrays that are in memory.
 
     Args:
-      columns: names to arrays of equal length `[examples, ...]`.
+      columns: names to arrays of equal length `[examples, ...]`, or ragged tensors, whose batches
+        are ragged.
       batch_size: examples per batch.
       seed: of the order; epoch e has the permutation of `default_rng([seed, e])`.
       shuffle: keep the stored order if off.
@@ -56,25 +57,31 @@ class ArrayBatches:
 
     def __init__(
         self,
-        columns: Mapping[str, np.ndarray],
+        columns: Mapping[str, Any],
         batch_size: int,
         seed: int = 0,
         shuffle: bool = True,
     ) -> None:
-        self.num_examples = len(next(iter(columns.values())))
+        self.num_examples = int(next(iter(columns.values())).shape[0])
         self.batch_size = batch_size
         self._seed, self._shuffle = seed, shuffle
         with tf.device("CPU:0"):
-            self._columns = {name: tf.convert_to_tensor(v) for name, v in columns.items()}
+            self._columns = {
+                name: v if isinstance(v, tf.RaggedTensor) else tf.convert_to_tensor(v)
+                for name, v in columns.items()
+            }
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in one epoch."""
         return _whole_batches(self.num_examples, self.batch_size, "the training set")
 
-    def columns(self) -> dict[str, np.ndarray]:
-        """The arrays."""
-        return {name: column.numpy() for name, column in self._columns.items()}
+    def columns(self) -> dict[str, Any]:
+        """The arrays; ragged tensors as they are."""
+        return {
+            name: column if isinstance(column, tf.RaggedTensor) else column.numpy()
+            for name, column in self._columns.items()
+        }
 
     def _gather(self, rows: tf.Tensor) -> dict[str, tf.Tensor]:
         return {name: tf.gather(column, rows) for name, column in self._columns.items()}

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from tfrz.config import apply_overrides, from_mapping, merge, read_yaml, require, to_mapping
 from tfrz.data.histories import HistoryConfig
 from tfrz.data.lists import ListConfig
+from tfrz.data.slicing import load_slices
+from tfrz.data.timelines import TimelineConfig
 from tfrz.export.index import IndexConfig
 from tfrz.training.config import TrainerConfig
 from tfrz.training.density_weighting import WeightingConfig
@@ -32,6 +34,8 @@ class DataConfig:
         fractions above then count users, and only for the split by users.
       lists: how documents become lists; for models of list records only. The fractions above then
         count queries, where the source has no splits of its own.
+      timeline: how events become sketches of timelines; for models of timeline records only. The
+        fractions above then count each user's targets.
     """
 
     seed: int = 0
@@ -41,6 +45,7 @@ class DataConfig:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     history: HistoryConfig | None = None
     lists: ListConfig | None = None
+    timeline: TimelineConfig | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -253,6 +258,37 @@ class PolicyEvaluatorConfig(RankingEvaluatorConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class TimelineEvaluatorConfig:
+    """What a model of users' vectors must reach to be blessed: as a ranker, and by its vectors.
+
+    Attributes:
+      slices: tuples of feature names by whose values metrics are sliced; `history_events` as the
+        transform gives it.
+      max_normalized_entropy: binary task to the value that it must stay below.
+      max_rise: a candidate's normalised entropies may be this much above the latest blessed model.
+      min_coverage: share of the users with a vector, at least.
+      min_cosine: median cosine between a user's vectors of this model and those of the one before,
+        at least; null where a new system of coordinates is expected.
+      max_norm_change: bound on |log(median norm / median norm before)|; null for none.
+    """
+
+    slices: tuple[tuple[str, ...], ...] = (("history_events",),)
+    max_normalized_entropy: dict[str, float] = dataclasses.field(default_factory=dict)
+    max_rise: float = 0.02
+    min_coverage: float = 0.0
+    min_cosine: float | None = None
+    max_norm_change: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.max_rise >= 0, "evaluator.max_rise", "must not be negative")
+        require(0 <= self.min_coverage <= 1, "evaluator.min_coverage", "must be 0 to 1")
+        cosine = self.min_cosine
+        require(cosine is None or -1 <= cosine <= 1, "evaluator.min_cosine", "must be -1 to 1")
+        change = self.max_norm_change
+        require(change is None or change > 0, "evaluator.max_norm_change", "must be above 0")
+
+
+@dataclasses.dataclass(frozen=True)
 class PipelineConfig:
     """How the TFX pipeline runs.
 
@@ -278,7 +314,8 @@ class RunConfig:
       model: an instance of the configuration class of that model.
       weighting: how training examples are weighted; for two-tower models.
       evaluator: an `EvaluatorConfig`, a `RankingEvaluatorConfig` for history records, a
-        `SlateEvaluatorConfig` for list records, or a `PolicyEvaluatorConfig` for logged actions.
+        `SlateEvaluatorConfig` for list records, a `PolicyEvaluatorConfig` for logged actions, or a
+        `TimelineEvaluatorConfig` for timelines.
     """
 
     name: str
@@ -293,19 +330,29 @@ class RunConfig:
     pipeline: PipelineConfig = PipelineConfig()
 
 
+def _with_slices(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping with the slices themselves where it names a specification."""
+    timeline = (mapping.get("data") or {}).get("timeline") or {}
+    if not isinstance(timeline, Mapping) or not isinstance(timeline.get("slices"), str):
+        return dict(mapping)
+    slices = to_mapping(load_slices(timeline["slices"]))
+    return merge(mapping, {"data": {"timeline": {"slices": slices}}})
+
+
 def run_config_from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
     """The `RunConfig` that plain values describe; the inverse of `run_config_to_mapping`.
 
     Raises:
       ConfigError: an unknown key, or a value of the wrong type or range.
     """
-    values = dict(mapping)
+    values = _with_slices(mapping)
     entry = registry.get(str(values.get("name", "")))
     model = from_mapping(entry.load("config"), values.pop("model", None), "model")
     kinds: dict[str, type] = {
         "history": RankingEvaluatorConfig,
         "list": SlateEvaluatorConfig,
         "logged_action": PolicyEvaluatorConfig,
+        "timeline": TimelineEvaluatorConfig,
     }
     judged = kinds.get(entry.record_type, EvaluatorConfig)
     evaluator: Any = from_mapping(judged, values.pop("evaluator", None), "evaluator")
@@ -328,6 +375,7 @@ def run_config_from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
     for section, records, what in (
         ("history", ("history", "logged_action"), "histories"),
         ("lists", ("list",), "lists"),
+        ("timeline", ("timeline",), "timelines"),
     ):
         wanted = entry.record_type in records
         require(

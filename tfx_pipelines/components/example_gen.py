@@ -27,6 +27,9 @@ from tfrz.data.long_history_transforms import RecordsToJoinedExamples
 from tfrz.data.readers import Reader, open_source
 from tfrz.data.readers.documents import DocumentReader
 from tfrz.data.readers.interactions import InteractionReader
+from tfrz.data.readers.timelines import check_timelines
+from tfrz.data.timeline_transforms import EventsToExamples
+from tfrz.data.timelines import TimelineConfig
 from tfrz.data.transforms import CheckCorrupt, ReadRecords, RecordsToExamples
 from tfrz.zoo.long_history import open_store, with_long_history
 from tfrz.zoo.run_config import DataConfig, FeaturesConfig
@@ -169,6 +172,27 @@ class ListExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor):
         return _encoded(lists)
 
 
+class TimelineExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor):
+    """Runs a reader of events under Beam, and makes sketches of timelines of them."""
+
+    def GetInputSourceToExamplePTransform(self) -> beam.PTransform:
+        """See the base class; `GenerateExamplesByBeam` does without it."""
+        return _source_to_examples
+
+    def GenerateExamplesByBeam(
+        self, pipeline: beam.Pipeline, exec_properties: dict[str, Any]
+    ) -> dict[str, beam.PCollection]:
+        """Examples of the splits `train` and `eval`."""
+        query = _query(exec_properties)
+        reader = check_timelines(_opened(query))
+        examples = _read(pipeline, query, reader) | "Timelines" >> EventsToExamples(
+            reader.feature_spec(),
+            from_mapping(TimelineConfig, query["timeline"]),
+            (query["validation_fraction"], 0.0),
+        )
+        return _encoded(examples)
+
+
 def _split(name: str, buckets: int) -> Any:
     return example_gen_pb2.SplitConfig.Split(name=name, hash_buckets=buckets)
 
@@ -203,7 +227,9 @@ class _ExampleGen(QueryBasedExampleGen):
                 "lambda_mart is fitted by tfrz train alone: bring its scores as a column",
             )
             query["lists"] = to_mapping(config.lists)
-        if config.history is not None or config.lists is not None:
+        if config.timeline is not None:
+            query["timeline"] = to_mapping(config.timeline)
+        if any(part is not None for part in (config.history, config.lists, config.timeline)):
             query["validation_fraction"], query["seed"] = config.validation_fraction, config.seed
         eval_buckets = min(max(round(config.validation_fraction * _BUCKETS), 1), _BUCKETS - 1)
         if added is not None and added.long_history is not None:
@@ -272,3 +298,19 @@ class ListExampleGen(_ExampleGen):
     """
 
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(ListExampleGenExecutor)
+
+
+class TimelineExampleGen(_ExampleGen):
+    """Examples of timelines, in the splits `train` and `eval` that `config.timeline` asks for.
+
+    What validation and test would be together is `eval`.
+
+    Args:
+      data: as `--data` of the command line.
+      features: spec of a file of the user's own.
+      reader: what `data` opens.
+      config: options, slices and targets, tolerated share of unreadable lines.
+      corrupt_lines: the file that takes those lines.
+    """
+
+    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(TimelineExampleGenExecutor)

@@ -182,6 +182,93 @@ def _exposure_computations(
     return computations
 
 
+class _Outcomes(beam.CombineFn):
+    """Log losses or squared errors of one task: accumulates (sum, sum of outcomes, count).
+
+    Args:
+      key: of the metric.
+      kind: `normalized_entropy` or `mse`.
+      task: the output, a probability or a value for each candidate.
+    """
+
+    def __init__(self, key: Any, kind: str, task: str) -> None:
+        self._key, self._kind, self._task = key, kind, task
+
+    def create_accumulator(self) -> tuple[float, float, float]:
+        return 0.0, 0.0, 0.0
+
+    def add_input(
+        self, accumulator: tuple[float, float, float], element: Any
+    ) -> tuple[float, float, float]:
+        outputs = element.get_predictions(self._key.model_name, self._key.output_name)
+        predicted = np.ravel(outputs[self._task] if isinstance(outputs, Mapping) else outputs)
+        features = element.get_transformed_features(self._key.model_name)
+        label = np.ravel(features[f"outcome_{self._task}"])
+        known = np.isfinite(label)
+        label, predicted = label[known].astype(float), predicted[known].astype(float)
+        if self._kind == "mse":
+            losses = np.square(label - predicted)
+        else:
+            predicted = np.clip(predicted, 1e-7, 1 - 1e-7)
+            losses = -label * np.log(predicted) - (1 - label) * np.log1p(-predicted)
+        loss, outcome, count = accumulator
+        return loss + float(losses.sum()), outcome + float(label.sum()), count + len(label)
+
+    def merge_accumulators(
+        self, accumulators: Iterable[tuple[float, float, float]]
+    ) -> tuple[float, float, float]:
+        loss, outcome, count = np.sum([self.create_accumulator(), *accumulators], axis=0)
+        return float(loss), float(outcome), float(count)
+
+    def extract_output(self, accumulator: tuple[float, float, float]) -> dict[Any, float]:
+        loss, outcome, count = accumulator
+        if not count:
+            return {self._key: float("nan")}
+        if self._kind == "mse":
+            return {self._key: loss / count}
+        p = outcome / count
+        entropy = -(p * np.log(p) + (1 - p) * np.log1p(-p)) if 0 < p < 1 else float("nan")
+        return {self._key: loss / count / entropy}
+
+
+def _outcome_computations(
+    kind: str = "normalized_entropy",
+    task: str = "",
+    name: str = "",
+    model_names: list[str] | None = None,
+    output_names: list[str] | None = None,
+    example_weighted: bool = False,
+    **_: Any,
+) -> list[Any]:
+    computations = []
+    for model_name in model_names or [""]:
+        key = metric_types.MetricKey(
+            name=name, model_name=model_name, example_weighted=example_weighted
+        )
+        inputs = metric_types.TransformedFeaturePreprocessor(
+            feature_keys=[f"outcome_{task}"], model_names=[model_name] if model_name else None
+        )
+        computations.append(
+            metric_types.MetricComputation(
+                keys=[key], preprocessors=[inputs], combiner=_Outcomes(key, kind, task)
+            )
+        )
+    return computations
+
+
+class OutcomeMetric(tfma.metrics.Metric):
+    """Normalised entropy or mean squared error of one task, over all candidates with an outcome.
+
+    Args:
+      kind: `normalized_entropy` or `mse`.
+      task: the signature's output; outcomes are the transformed feature `outcome_<task>`.
+      name: of the metric.
+    """
+
+    def __init__(self, kind: str, task: str, name: str) -> None:
+        super().__init__(_outcome_computations, kind=kind, task=task, name=name)
+
+
 class ExposureMetric(tfma.metrics.Metric):
     """How much of the catalogue is listed, or how unevenly, over all examples.
 

@@ -44,6 +44,12 @@ def _open_bandit(path: str, **options: Any) -> Reader:
     return OpenBandit(path, **options)
 
 
+def _simulated_timelines(path: str, **options: Any) -> Reader:
+    from tfrz.data.readers.timelines import SimulatedTimelines
+
+    return SimulatedTimelines(**options)
+
+
 def _simulated_documents(path: str, **options: Any) -> Reader:
     from tfrz.data.readers.documents import SimulatedDocuments
 
@@ -72,7 +78,17 @@ def _movielens(release: str) -> Source:
 
         return MovieLensActions(path, release, **options)
 
-    return {"impression": impressions, "history": histories, "logged_action": actions}
+    def timelines(path: str, **options: Any) -> Reader:
+        from tfrz.data.readers.timelines import MovieLensTimelines
+
+        return MovieLensTimelines(path, release, **options)
+
+    return {
+        "impression": impressions,
+        "history": histories,
+        "logged_action": actions,
+        "timeline": timelines,
+    }
 
 
 def _click_log(name: str) -> Source:
@@ -93,6 +109,15 @@ def _interactions(name: str) -> Source:
     return {"history": histories}
 
 
+def _timelines(name: str) -> Source:
+    def timelines(path: str, **options: Any) -> Reader:
+        from tfrz.data.readers import timelines
+
+        return getattr(timelines, name)(path, **options)
+
+    return {"timeline": timelines}
+
+
 # A new source is one more line here: its name, and a reader for each type of record it can give.
 SOURCES: dict[str, Source] = {
     "simulated": {
@@ -100,6 +125,7 @@ SOURCES: dict[str, Source] = {
         "history": _simulated_interactions,
         "list": _simulated_documents,
         "logged_action": _simulated_actions,
+        "timeline": _simulated_timelines,
     },
     "obd": {"logged_action": _open_bandit},
     "movielens-1m": _movielens("1m"),
@@ -109,7 +135,8 @@ SOURCES: dict[str, Source] = {
     "sessions": _interactions("sessions"),
     "amazon-seq": _interactions("AmazonSequences"),
     "gowalla": _interactions("Gowalla"),
-    "completejourney": _interactions("CompleteJourney"),
+    "completejourney": _interactions("CompleteJourney") | _timelines("CompleteJourneyTimelines"),
+    "vcs-edits": _timelines("VersionControlEdits"),
     "letor": {"list": _letor},
 }
 
@@ -119,12 +146,14 @@ def _tabular(path: str, features: str, records: str, **options: Any) -> Reader:
     from tfrz.data.readers.interactions import TabularInteractions
     from tfrz.data.readers.logs import TabularActions
     from tfrz.data.readers.tabular import Tabular
+    from tfrz.data.readers.timelines import TabularTimelines
 
     kinds: dict[str, Callable[..., Reader]] = {
         "impression": Tabular,
         "history": TabularInteractions,
         "list": TabularDocuments,
         "logged_action": TabularActions,
+        "timeline": TabularTimelines,
     }
     reader = kinds[records](path, features, **options)
     require(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -65,6 +66,7 @@ class _Catalogue:
     occupation: pa.Array
     zip_code: pa.Array
     genres: pa.Array
+    decades: pa.Array
 
 
 class MovieLens(Reader):
@@ -128,6 +130,14 @@ class MovieLens(Reader):
         catalogue = _catalogue(self.path, self.release)
         ids = np.flatnonzero(catalogue.movie_rows >= 0)
         return pa.array(ids), catalogue.genres.take(pa.array(catalogue.movie_rows[ids]))
+
+    def described(self) -> pa.Table:
+        """All listed movies: `movie` (binary), `genre` (lists) and `decade` ("" where unknown)."""
+        ids, genres = self.movies()
+        catalogue = _catalogue(self.path, self.release)
+        rows = pa.array(catalogue.movie_rows[ids.to_numpy()])
+        names = ids.cast(pa.string()).cast(pa.binary())
+        return pa.table({"movie": names, "genre": genres, "decade": catalogue.decades.take(rows)})
 
     def fields(self, shard: Shard) -> tuple[list[bytes], list[list[bytes]]]:
         """The lines of a shard, and each cut into its fields."""
@@ -245,6 +255,9 @@ def _catalogue(path: str, release: str) -> _Catalogue:
     def column(position: int) -> pa.Array:
         return pa.array([fields[position] for fields in users])
 
+    # Titles end with the year: "Toy Story (1995)".
+    years = [re.search(r"\((\d{3})\d\)\s*$", fields[1]) for fields in movies]
+
     return _Catalogue(
         user_rows=index(users),
         movie_rows=index(movies),
@@ -253,4 +266,5 @@ def _catalogue(path: str, release: str) -> _Catalogue:
         occupation=column(3),
         zip_code=column(4),
         genres=pa.array([[g.encode() for g in row] for row in genres], pa.list_(pa.binary())),
+        decades=pa.array([f"{y[1]}0s".encode() if y else b"" for y in years], pa.binary()),
     )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfrz.config import require
 from tfrz.metrics.ranking import parse
 
 if TYPE_CHECKING:
-    from tfrz.zoo.run_config import RankingEvaluatorConfig, RunConfig
+    from tfrz.zoo.run_config import (
+        RankingEvaluatorConfig,
+        RunConfig,
+        TimelineEvaluatorConfig,
+    )
 
 
 def metrics_of_lists(config: RunConfig, names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -40,6 +44,66 @@ def metrics_of_lists(config: RunConfig, names: Iterable[str]) -> dict[str, dict[
             shown = "ExposureMetric" if kind in ("coverage", "gini") else "RankingMetric"
             parameters[name] = {"class_name": shown, "kind": kind, "n": n}
     return parameters
+
+
+def outcome_config(
+    wanted: TimelineEvaluatorConfig,
+    binary: Sequence[str],
+    tasks: Sequence[str],
+    has_baseline: bool,
+) -> Any:
+    """The configuration of the Evaluator for models with several outcomes of each candidate.
+
+    Args:
+      wanted: slices and thresholds.
+      binary: tasks whose outcome is 0 or 1.
+      tasks: all tasks; each is an output of the signature `score`, its label `label_<task>`.
+      has_baseline: whether there is a blessed model to compare with.
+    """
+    import tensorflow_model_analysis as tfma
+
+    for task in wanted.max_normalized_entropy:
+        known = ", ".join(binary)
+        require(task in binary, f"evaluator.max_normalized_entropy.{task}", f"is none of {known}")
+    slices = [tfma.SlicingSpec()]
+    slices += [tfma.SlicingSpec(feature_keys=list(keys)) for keys in wanted.slices]
+    specs = [tfma.MetricsSpec(metrics=[tfma.MetricConfig(class_name="ExampleCount")])]
+    for task in tasks:
+        kind = "normalized_entropy" if task in binary else "mse"
+        metric = tfma.MetricConfig(
+            class_name="OutcomeMetric",
+            module="tfx_pipelines.modules.evaluation",
+            config=json.dumps({"kind": kind, "task": task, "name": f"{kind}_{task}"}),
+        )
+        if task in binary:
+            bounds: dict[str, Any] = {}
+            if task in wanted.max_normalized_entropy:
+                bounds["value_threshold"] = tfma.GenericValueThreshold(
+                    upper_bound={"value": wanted.max_normalized_entropy[task]}
+                )
+            if has_baseline:
+                bounds["change_threshold"] = tfma.GenericChangeThreshold(
+                    direction=tfma.MetricDirection.LOWER_IS_BETTER,
+                    absolute={"value": wanted.max_rise},
+                )
+            if bounds:
+                metric.per_slice_thresholds.append(
+                    tfma.PerSliceMetricThreshold(
+                        slicing_specs=slices[:1], threshold=tfma.MetricThreshold(**bounds)
+                    )
+                )
+        specs.append(tfma.MetricsSpec(metrics=[metric]))
+    return tfma.EvalConfig(
+        model_specs=[
+            tfma.ModelSpec(
+                signature_name="score",
+                label_key=f"label_{tasks[0]}",
+                preprocessing_function_names=["transform_features"],
+            )
+        ],
+        slicing_specs=slices,
+        metrics_specs=specs,
+    )
 
 
 def evaluation_config(

@@ -1,0 +1,531 @@
+"""Sources of timelines: who did what, when, to which ids. They become sketches of long histories.
+
+A batch has the columns `user` (binary), `time` (int64, Unix seconds), `position` (int64, the place
+in the source), `explicit` (bool), `action` (binary), one per type of id (binary, or lists of it),
+`duration`, `dwell` and `value` (float), and `label_<task>` for each task (float, null for none).
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tfrz.config import from_mapping, read_yaml, require
+from tfrz.data.columns import record_batch, whole
+from tfrz.data.features import Feature, HistorySpec, TimelineSpec, numeric
+from tfrz.data.readers.base import Reader, Shard
+from tfrz.data.readers.interactions import MovieLensInteractions, parquet_shards
+from tfrz.data.readers.movielens import MovieLens
+from tfrz.data.readers.tabular import Tabular, typed
+from tfrz.data.records import CorruptLine
+from tfrz.data.simulators.long_histories import LongHistorySimulator
+from tfrz.data.timelines import NUMBERS
+from tfrz.errors import InputError
+
+
+class TimelineReader(Reader):
+    """A source of timelines.
+
+    Attributes:
+      since: leave out events before this time, if given; what an incremental run asks for.
+    """
+
+    record_type = "timeline"
+    since: int | None = None
+
+    @abc.abstractmethod
+    def feature_spec(self) -> TimelineSpec:
+        """What the events are."""
+
+    @abc.abstractmethod
+    def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """All events of a shard, and its corrupt lines."""
+
+    def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `Reader`."""
+        for batch in self.events(shard):
+            if self.since is not None and not isinstance(batch, CorruptLine):
+                batch = batch.filter(pc.greater_equal(batch.column("time"), self.since))
+                if not batch.num_rows:
+                    continue
+            yield batch
+
+    def from_time(self, since: int | None) -> TimelineReader:
+        """The same source without the events before a time."""
+        reader = copy.copy(self)
+        reader.since = since
+        return reader
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of a batch."""
+        spec = self.feature_spec()
+        fields = [("user", pa.binary()), ("time", pa.int64()), ("position", pa.int64())]
+        fields += [("explicit", pa.bool_()), ("action", pa.binary())]
+        for feature in spec.ids:
+            kind = pa.list_(pa.binary()) if feature.multivalent else pa.binary()
+            fields.append((feature.name, kind))
+        fields += [(name, pa.float32()) for name in NUMBERS]
+        fields += [(f"label_{task}", pa.float32()) for task in spec.tasks]
+        return pa.schema(fields)
+
+    def batch(self, **columns: Any) -> pa.RecordBatch:
+        """A batch of the schema; numbers and labels may be left out, `explicit` follows."""
+        spec, rows = self.feature_spec(), len(columns["user"])
+        if "action" not in columns:
+            columns["action"] = pa.array([spec.actions[0].encode()] * rows, pa.binary())
+        if "explicit" not in columns:
+            implicit = pa.array([a.encode() for a in spec.implicit], pa.binary())
+            columns["explicit"] = pc.invert(pc.is_in(columns["action"].cast(pa.binary()), implicit))
+        for field in self.schema:
+            if pa.types.is_floating(field.type):
+                columns.setdefault(field.name, pa.nulls(rows, field.type))
+        return record_batch(self.schema, columns)
+
+
+class VersionControlEdits(TimelineReader):
+    """Edits of files in public version histories: an author added, changed or deleted a file.
+
+    Ids: the `file`, its `directory` (with the project) and `extension`. All edits are explicit. Any
+    edit is a target with the outcome `edited` 1: draw negatives.
+
+    Args:
+      path: the folder with `events.parquet` and `items.parquet`.
+      min_events: leave out users with fewer events.
+    """
+
+    name = "vcs-edits"
+    _COLUMNS = ("user", "item", "ts", "action")
+    _ACTIONS = ("added", "changed", "deleted")
+
+    def __init__(self, path: str, min_events: int = 1) -> None:
+        whole_number = isinstance(min_events, int) and min_events >= 1
+        require(whole_number, "data.options.min_events", "must be a whole number >= 1")
+        self.path, self.min_events = path, min_events
+
+    def feature_spec(self) -> TimelineSpec:
+        """See `Reader`."""
+        names = ("file", "directory", "extension")
+        return TimelineSpec(
+            ids=tuple(Feature(name, min_count=2) for name in names),
+            actions=self._ACTIONS,
+            binary=("edited",),
+            candidate=("directory", "extension"),
+        )
+
+    @property
+    def _events(self) -> str:
+        return str(Path(self.path) / "events.parquet")
+
+    @property
+    def _items(self) -> str:
+        return str(Path(self.path) / "items.parquet")
+
+    def files(self) -> list[str]:
+        """See `Reader`."""
+        return [self._events, self._items]
+
+    def fingerprint(self) -> str:
+        """See `Reader`."""
+        return f"{super().fingerprint()}-{self.min_events}"
+
+    def shards(self) -> list[Shard]:
+        """See `Reader`."""
+        parquet_shards(self._items, ("item", "project", "dir", "ext"))
+        return parquet_shards(self._events, self._COLUMNS)
+
+    def _described(self) -> tuple[pa.Array, pa.Array]:
+        """Directory and extension of each item, indexed by its number."""
+        table = pq.read_table(self._items, columns=["item", "project", "dir", "ext"])
+        order = pc.sort_indices(table["item"])
+        table = table.take(order)
+        text = {name: whole(table[name].cast(pa.string())) for name in ("project", "dir", "ext")}
+        directory = pc.binary_join_element_wise(text["project"], text["dir"], ":")
+        return directory.cast(pa.binary()), pc.if_else(
+            pc.equal(text["ext"], ""), "none", text["ext"]
+        ).cast(pa.binary())
+
+    def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `TimelineReader`."""
+        file = pq.ParquetFile(self._events)
+        before = sum(file.metadata.row_group(g).num_rows for g in range(shard.start))
+        table = file.read_row_group(shard.start, columns=list(self._COLUMNS)).combine_chunks()
+        position = np.arange(before, before + table.num_rows)
+        if self.min_events > 1:
+            counts = pc.value_counts(pq.read_table(self._events, columns=["user"])["user"])
+            enough = pc.greater_equal(counts.field("counts"), self.min_events)
+            kept = pc.is_in(table["user"], counts.field("values").filter(enough))
+            position = position[np.asarray(kept)]
+            table = table.filter(kept)
+        if not table.num_rows:
+            return
+        directory, extension = self._described()
+        item = whole(table["item"])
+        yield self.batch(
+            user=whole(table["user"]).cast(pa.string()),
+            time=whole(table["ts"]),
+            position=position,
+            action=pa.array(self._ACTIONS).take(whole(table["action"])).cast(pa.binary()),
+            file=item.cast(pa.string()).cast(pa.binary()),
+            directory=directory.take(item),
+            extension=extension.take(item),
+            label_edited=np.ones(table.num_rows, np.float32),
+        )
+
+
+class _Rated(MovieLensInteractions):
+    """MovieLens' ratings with their value."""
+
+    def feature_spec(self) -> HistorySpec:
+        return HistorySpec("user_id", "movie_id", "timestamp", context=(numeric("rating"),))
+
+    def of_ratings(self, ratings: np.ndarray) -> dict[str, Any]:
+        return {"rating": ratings.astype(np.float32)}
+
+
+class MovieLensTimelines(TimelineReader):
+    """Ratings of MovieLens as explicit events whose value is the rating.
+
+    Ids: `movie`, `genre` (several) and `decade`. Outcomes: `liked`, whether the rating is 4 or 5,
+    and the `rating`.
+
+    Args:
+      path: the archive as GroupLens publishes it, or a folder with its files.
+      release: "1m" or "100k".
+    """
+
+    def __init__(self, path: str, release: str = "1m") -> None:
+        self.name = f"movielens-{release}"
+        self._ratings, self._movies = _Rated(path, release), MovieLens(path, release)
+
+    def feature_spec(self) -> TimelineSpec:
+        """See `Reader`."""
+        return TimelineSpec(
+            ids=(Feature("movie"), Feature("genre", multivalent=True), Feature("decade")),
+            actions=("rated",),
+            value="rating",
+            binary=("liked",),
+            regression=("rating",),
+        )
+
+    def files(self) -> list[str]:
+        """See `Reader`."""
+        return self._movies.files()
+
+    def fingerprint(self) -> str:
+        """See `Reader`."""
+        return self._movies.fingerprint()
+
+    def shards(self) -> list[Shard]:
+        """See `Reader`."""
+        return self._movies.shards()
+
+    def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `TimelineReader`."""
+        described = self._movies.described()
+        for batch in self._ratings.read(shard):
+            if isinstance(batch, CorruptLine):
+                yield batch
+                continue
+            rating = batch.column("rating")
+            rows = pc.index_in(batch.column("item"), whole(described["movie"]))
+            genre = whole(described["genre"]).take(rows)
+            yield self.batch(
+                user=batch.column("user"),
+                time=batch.column("time"),
+                position=batch.column("position"),
+                movie=batch.column("item"),
+                genre=pc.if_else(pc.is_null(genre), pa.scalar([], genre.type), genre),
+                decade=whole(described["decade"]).take(rows),
+                value=rating,
+                label_liked=pc.greater_equal(rating, 4.0).cast(pa.float32()),
+                label_rating=rating,
+            )
+
+
+class CompleteJourneyTimelines(TimelineReader):
+    """Grocery purchases of The Complete Journey as explicit events whose value is the amount.
+
+    Actions: `bought`, `bought_on_offer` (a retailer's discount), `bought_with_coupon`. Ids:
+    `product`, `category`, `department`, `manufacturer`. Any purchase is a target with the outcome
+    `bought` 1: draw negatives.
+
+    Args:
+      path: the folder with `transactions.parquet` and `products.parquet`.
+    """
+
+    name = "completejourney"
+    _COLUMNS = (
+        "household_id",
+        "product_id",
+        "transaction_timestamp",
+        "sales_value",
+        "retail_disc",
+        "coupon_disc",
+        "coupon_match_disc",
+    )
+    _DESCRIBED = ("product_category", "department", "manufacturer_id")
+    _ACTIONS = ("bought", "bought_on_offer", "bought_with_coupon")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def feature_spec(self) -> TimelineSpec:
+        """See `Reader`."""
+        names = ("product", "category", "department", "manufacturer")
+        return TimelineSpec(
+            ids=tuple(Feature(name, min_count=2) for name in names),
+            actions=self._ACTIONS,
+            value="sales_value",
+            binary=("bought",),
+        )
+
+    def files(self) -> list[str]:
+        """See `Reader`."""
+        return [str(Path(self.path) / f"{name}.parquet") for name in ("transactions", "products")]
+
+    def shards(self) -> list[Shard]:
+        """See `Reader`."""
+        transactions, products = self.files()
+        parquet_shards(products, ("product_id", *self._DESCRIBED))
+        return parquet_shards(transactions, self._COLUMNS)
+
+    def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `TimelineReader`."""
+        transactions, products = self.files()
+        file = pq.ParquetFile(transactions)
+        before = sum(file.metadata.row_group(g).num_rows for g in range(shard.start))
+        table = file.read_row_group(shard.start, columns=list(self._COLUMNS))
+        times = whole(table["transaction_timestamp"].cast(pa.timestamp("s"), safe=False))
+        sound = pc.and_(
+            pc.is_valid(whole(table["household_id"])), pc.is_valid(whole(table["product_id"]))
+        )
+        sound = pc.and_(sound, pc.fill_null(pc.greater_equal(times.cast(pa.int64()), 0), False))
+        kept = np.asarray(sound.to_numpy(zero_copy_only=False), bool)
+        for i in np.flatnonzero(~kept):
+            reason = "household, product or time is missing, or the time negative"
+            yield CorruptLine(transactions, before + int(i) + 1, reason, "")
+        rows = pa.array(np.flatnonzero(kept))
+        table, times = table.take(rows), times.take(rows)
+        catalogue = pq.read_table(products, columns=["product_id", *self._DESCRIBED])
+        place = pc.index_in(whole(table["product_id"]), whole(catalogue["product_id"]))
+
+        def text(name: str) -> pa.Array:
+            return whole(catalogue[name].cast(pa.string())).take(place).cast(pa.binary())
+
+        off = pc.not_equal(whole(table["retail_disc"]), 0.0)
+        coupon = pc.not_equal(
+            pc.add(whole(table["coupon_disc"]), whole(table["coupon_match_disc"])), 0.0
+        )
+        action = pc.if_else(coupon, self._ACTIONS[2], pc.if_else(off, *self._ACTIONS[1::-1]))
+        yield self.batch(
+            user=whole(table["household_id"]).cast(pa.string()),
+            time=times.cast(pa.int64()),
+            position=before + rows.to_numpy(),
+            action=action.cast(pa.binary()),
+            product=whole(table["product_id"]).cast(pa.string()).cast(pa.binary()),
+            category=text("product_category"),
+            department=text("department"),
+            manufacturer=text("manufacturer_id"),
+            value=pc.max_element_wise(whole(table["sales_value"]), 0.0),
+            label_bought=np.ones(table.num_rows, np.float32),
+        )
+
+
+class SimulatedTimelines(TimelineReader):
+    """Impressions and likes of `LongHistorySimulator`.
+
+    An impression (`view`) is implicit, with duration and dwell time; a like is explicit. Ids:
+    `item` and `topic`. Outcomes of an impression: `like`, and `watch`, ln(1 + dwell time).
+
+    Args:
+      users: how many.
+      days: of each.
+      impressions: a day.
+      seed: of the draws.
+    """
+
+    name = "simulated"
+    _USERS_A_SHARD = 100
+    _START = 1_600_000_000 // 86_400 * 86_400
+
+    def __init__(
+        self, users: int = 1000, days: int = 40, impressions: int = 20, seed: int = 0
+    ) -> None:
+        for name, value in (("users", users), ("days", days), ("impressions", impressions)):
+            sound = isinstance(value, int) and value >= 1
+            require(sound, f"data.options.{name}", "must be a whole number >= 1")
+        self.users, self.days, self.impressions, self.seed = users, days, impressions, seed
+
+    def feature_spec(self) -> TimelineSpec:
+        """See `Reader`."""
+        return TimelineSpec(
+            ids=(Feature("item"), Feature("topic")),
+            actions=("view", "like"),
+            implicit=("view",),
+            duration="duration",
+            dwell="dwell",
+            binary=("like",),
+            regression=("watch",),
+        )
+
+    def shards(self) -> list[Shard]:
+        """See `Reader`."""
+        step = self._USERS_A_SHARD
+        starts = range(0, self.users, step)
+        return [Shard("simulated", "", s, min(s + step, self.users)) for s in starts]
+
+    def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `TimelineReader`."""
+        count = shard.end - shard.start
+        drawn = LongHistorySimulator().sample(
+            count, self.days, self.impressions, self.seed, first_user=shard.start
+        )
+        length = self.days * self.impressions
+        flat = {name: value.ravel() for name, value in drawn.items()}
+        users = np.repeat(np.arange(shard.start, shard.end), length)
+        liked = np.flatnonzero(flat["like"])
+        rows = np.concatenate([np.arange(len(users)), liked])
+        view = np.arange(len(rows)) < len(users)
+
+        def only_viewed(values: np.ndarray) -> pa.Array:
+            return pa.array(values[rows].astype(np.float32), mask=~view)
+
+        yield self.batch(
+            user=pa.array([f"user_{u}" for u in users[rows]]),
+            time=self._START + flat["time"][rows].astype(np.int64),
+            position=users[rows] * 2 * length + rows % len(users) * 2 + ~view,
+            action=pa.array([b"view", b"like"], pa.binary()).take(pa.array((~view).astype(int))),
+            item=pa.array([f"item_{i}" for i in flat["item"][rows]]),
+            topic=pa.array([f"topic_{i}" for i in flat["topic"][rows]]),
+            duration=only_viewed(flat["duration"]),
+            dwell=only_viewed(flat["dwell"]),
+            label_like=only_viewed(flat["like"]),
+            label_watch=only_viewed(np.log1p(flat["dwell"])),
+        )
+
+
+class TabularTimelines(Tabular, TimelineReader):
+    """A user's own CSV, Parquet or TFRecord file with a row per event.
+
+    Args:
+      path: `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
+      features: a YAML file as of `TimelineSpec`.
+    """
+
+    record_type = "timeline"
+
+    def __init__(self, path: str, features: str) -> None:
+        mapping = read_yaml(features)
+        self._open(path, str(mapping.pop("separator", "|")))
+        self.spec: TimelineSpec = from_mapping(TimelineSpec, mapping, features)
+
+    def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `Reader`."""
+        return TimelineReader.read(self, shard)
+
+    def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `TimelineReader`."""
+        return Tabular.read(self, shard)
+
+    def shards(self) -> list[Shard]:
+        """See `Reader`; row groups that end before `since` are not read."""
+        shards = super().shards()
+        if self.since is None or self.format != "parquet":
+            return shards
+        metadata = pq.ParquetFile(self.path).metadata
+        column = metadata.schema.to_arrow_schema().get_field_index(self.spec.time)
+
+        def recent(group: int) -> bool:
+            statistics = metadata.row_group(group).column(column).statistics
+            return statistics is None or not statistics.has_min_max or statistics.max >= self.since
+
+        return [shard for shard in shards if recent(shard.start)]
+
+    @property
+    def _multivalent(self) -> tuple[Feature, ...]:
+        return tuple(f for f in self.spec.ids if f.multivalent)
+
+    @property
+    def _names(self) -> list[str]:
+        spec = self.spec
+        named = (spec.user, spec.time, spec.action, spec.duration, spec.dwell, spec.value)
+        keys = [name for name in named if name is not None]
+        return [*keys, *(f.name for f in spec.ids), *spec.tasks]
+
+    def _row(self, raw: dict[str, list[Any]]) -> dict[str, Any] | str:
+        spec = self.spec
+        row: Any = self._features(raw, spec.ids)
+        if isinstance(row, str):
+            return row
+        users = [v for v in raw[spec.user] if v not in ("", b"")]
+        if len(users) != 1:
+            return f"{spec.user} is missing" if not users else f"{spec.user} has several values"
+        row["user"] = typed("string", users[0])
+        try:
+            (row["time"],) = (int(value) for value in raw[spec.time])
+        except (ValueError, TypeError):
+            return f"{spec.time} is not a time in whole Unix seconds: {raw[spec.time]!r:.40}"
+        if row["time"] < 0:
+            return f"{spec.time} is negative: {row['time']}"
+        row["action"] = spec.actions[0].encode()
+        if spec.action is not None:
+            actions = [v for v in raw[spec.action] if v not in ("", b"")]
+            if len(actions) != 1:
+                return f"{spec.action} is missing or has several values"
+            row["action"] = typed("string", actions[0])
+        pairs = [(name, getattr(spec, name)) for name in NUMBERS]
+        pairs += [(f"label_{task}", task) for task in spec.tasks]
+        for name, column in pairs:
+            values = [v for v in raw[column] if v not in ("", b"")] if column is not None else []
+            try:
+                row[name] = float(values[0]) if values else None
+            except (ValueError, TypeError):
+                return f"{column} is not a number: {values!r:.40}"
+            if row[name] is not None and name in NUMBERS and row[name] < 0:
+                return f"{column} is negative: {row[name]}"
+            if row[name] is not None and column in spec.binary and row[name] not in (0.0, 1.0):
+                return f"{column} is neither 0 nor 1"
+        return row
+
+    def _batch(self, rows: list[tuple[int, dict[str, Any]]]) -> pa.RecordBatch:
+        columns: dict[str, Any] = {"position": [number for number, _ in rows]}
+        single = {f.name for f in self.spec.ids if not f.multivalent}
+        for field in self.schema:
+            if field.name in ("position", "explicit"):
+                continue
+            values = [row[field.name] for _, row in rows]
+            if field.name in single:
+                values = [value[0] if value else None for value in values]
+            columns[field.name] = pa.array(values, field.type)
+        return self.batch(**columns)
+
+
+def check_timelines(reader: Reader) -> TimelineReader:
+    """The reader, if it is one of timelines.
+
+    Raises:
+      InputError: it is not.
+    """
+    if not isinstance(reader, TimelineReader):
+        raise InputError(f"{reader.name} has {reader.record_type} records, not timelines")
+    return reader
+
+
+__all__ = [
+    "CompleteJourneyTimelines",
+    "MovieLensTimelines",
+    "SimulatedTimelines",
+    "TabularTimelines",
+    "TimelineReader",
+    "VersionControlEdits",
+    "check_timelines",
+]

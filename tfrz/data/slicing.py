@@ -1,0 +1,443 @@
+"""Slices of a user's timeline: rules as data, and the additive sketches that they make of events.
+
+A slice selects events of one timeline and keeps, for each id, the sum of the weights. Sums are
+whole numbers of 2^-24, so that events may be added in any order, in any parts and at any time, and
+give the same bits. Training and export slice with these functions and no others.
+
+Events are an Arrow table of one user with the columns `time` (int64, Unix seconds), `explicit`
+(bool: which timeline), `action` (binary), one per type of id (binary, or lists of it), and
+`duration`, `dwell` and `value` (float, NaN where there is none).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from tfrz.config import did_you_mean, from_mapping, read_yaml, require, to_mapping
+from tfrz.data.columns import whole
+
+# Events of one timeline of one user that are handled at once: the grid of chunks.
+CHUNK_EVENTS = 4096
+_ONE = 1 << 24
+_DAY = 86_400.0
+READY_MADE = Path(__file__).parent / "slices"
+
+Range = tuple[float | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """A rule that picks events and weighs their ids.
+
+    Ranges are [low, high), null for no bound; an event without the number is outside of every
+    range.
+
+    Attributes:
+      name: of the slice.
+      timeline: explicit (likes, ratings, purchases, edits) or implicit (impressions).
+      id: the type of id that is kept, a column of the events.
+      table: the group of slices that share an embedding table; all of one type of id.
+      actions: keep events of these actions; none for all.
+      dwell: range of the dwell time in seconds.
+      ratio: range of dwell time / duration.
+      score: range of the watch score.
+      value: range of the event's number (a rating, an amount).
+      days: keep events at most so many days old; null for the whole history. With a gap of 24 hours
+        3 days are those between 24 and 72 hours ago.
+      weight: one for every event, its watch score, or its value.
+    """
+
+    name: str
+    timeline: Literal["explicit", "implicit"]
+    id: str
+    table: str
+    actions: tuple[str, ...] = ()
+    dwell: Range | None = None
+    ratio: Range | None = None
+    score: Range | None = None
+    value: Range | None = None
+    days: float | None = None
+    weight: Literal["one", "watch_score", "value"] = "one"
+
+    def __post_init__(self) -> None:
+        where = f"slice {self.name}"
+        require(bool(self.name), "slice", "needs a name")
+        for name in ("dwell", "ratio", "score", "value"):
+            bounds = getattr(self, name)
+            if bounds is not None:
+                require(len(bounds) == 2, f"{where}: {name}", "must be [low, high), null for none")
+                low, high = bounds
+                ordered = low is None or high is None or low < high
+                require(ordered, f"{where}: {name}", f"{low} is not below {high}")
+        require(self.days is None or self.days > 0, f"{where}: days", "must be above 0, or null")
+
+
+@dataclasses.dataclass(frozen=True)
+class SliceSpecification:
+    """All slices of a model; a change of anything here is another version.
+
+    Attributes:
+      version: counted up by who changes it.
+      slices: in the order of the model's inputs.
+      gap_hours: events younger than this are invisible, to training and export alike.
+      gamma: of the watch score ln(dwell + 1) / ln(gamma * duration + 1).
+      max_events: of each timeline, the newest; counted in whole chunks of 4,096 from the oldest
+        event, so that up to 4,095 more may be seen.
+    """
+
+    version: int
+    slices: tuple[Slice, ...]
+    gap_hours: float = 24.0
+    gamma: float = 0.5
+    max_events: int = 35_000
+
+    def __post_init__(self) -> None:
+        require(bool(self.slices), "slices", "there is none")
+        require(self.version >= 1, "slices.version", "must be at least 1")
+        require(self.gap_hours >= 0, "slices.gap_hours", "must not be negative")
+        require(self.gamma > 0, "slices.gamma", "must be above 0")
+        require(self.max_events >= 1, "slices.max_events", "must be at least 1")
+        names = [s.name for s in self.slices]
+        for one in self.slices:
+            require(names.count(one.name) == 1, f"slice {one.name}", "is there twice")
+            first = next(s for s in self.slices if s.table == one.table)
+            require(
+                first.id == one.id,
+                f"slice {one.name}",
+                f"table {one.table} holds {first.id} ids ({first.name}), this slice has {one.id}",
+            )
+            require(one.table.replace("_", "").isalnum(), f"table {one.table}", "is no plain word")
+            if one.days is not None:
+                enough = one.days * 24 > self.gap_hours
+                require(enough, f"slice {one.name}: days", "ends within the gap: always empty")
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> SliceSpecification:
+        """Reads a specification: `version: 1` and `slices: [{name: ..., ...}, ...]`.
+
+        Raises:
+          ConfigError: the file is missing, or a name or value in it is wrong.
+        """
+        return from_mapping(cls, read_yaml(path), str(path))
+
+    @functools.cached_property
+    def tables(self) -> dict[str, tuple[int, ...]]:
+        """Each table to the places of its slices, in order."""
+        found: dict[str, list[int]] = {}
+        for place, one in enumerate(self.slices):
+            found.setdefault(one.table, []).append(place)
+        return {table: tuple(places) for table, places in found.items()}
+
+    @functools.cached_property
+    def table_ids(self) -> dict[str, str]:
+        """Each table to its type of id."""
+        return {one.table: one.id for one in self.slices}
+
+    @property
+    def gap(self) -> float:
+        """Seconds."""
+        return self.gap_hours * 3600.0
+
+    @property
+    def buckets(self) -> tuple[float, ...]:
+        """The time buckets that occur, in seconds, the shortest first."""
+        return tuple(sorted({s.days * _DAY for s in self.slices if s.days is not None}))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of everything in it."""
+        text = json.dumps(to_mapping(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def first_chunk(self, visible: int) -> int:
+        """The oldest chunk of a timeline that still counts, of so many visible events."""
+        return max(0, visible - self.max_events) // CHUNK_EVENTS
+
+
+def load_slices(name: str) -> SliceSpecification:
+    """A ready-made specification by its name, or that of a YAML file.
+
+    Raises:
+      ConfigError: there is neither.
+    """
+    ready = {path.stem: path for path in READY_MADE.glob("*.yaml")}
+    if name in ready:
+        return SliceSpecification.from_yaml(ready[name])
+    known = did_you_mean(name, ready)
+    require(Path(name).exists(), "data.timeline.slices", f"there is no file {name}{known}")
+    return SliceSpecification.from_yaml(name)
+
+
+def watch_score(dwell: Any, duration: Any, gamma: float = 0.5) -> np.ndarray:
+    """How long an event was watched, for its length: ln(dwell + 1) / ln(gamma * duration + 1).
+
+    Args:
+      dwell: seconds.
+      duration: seconds.
+      gamma: above 0.
+
+    Returns:
+      float64; NaN where the duration is 0 or less or missing, or the dwell time negative: there is
+      no score.
+
+    Example:
+      >>> print(np.round(watch_score([3.0, 15.0, 5.0], [10.0, 60.0, 0.0]), 6))
+      [0.773706 0.807396      nan]
+
+    Reference:
+      DV365 (arXiv 2506.00450), section 3.1.
+    """
+    dwell, duration = np.asarray(dwell, np.float64), np.asarray(duration, np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        score = np.log1p(dwell) / np.log1p(gamma * duration)
+        return np.where((duration > 0) & (dwell >= 0), score, np.nan)
+
+
+def _within(numbers: np.ndarray, bounds: Range) -> np.ndarray:
+    low, high = bounds
+    inside = np.isfinite(numbers)
+    if low is not None:
+        inside &= numbers >= low
+    if high is not None:
+        inside &= numbers < high
+    return inside
+
+
+class Events:
+    """Some events of one user, and what slices ask of them; each is computed once.
+
+    Args:
+      table: see the module.
+      gamma: of the watch score.
+    """
+
+    def __init__(self, table: pa.Table | pa.RecordBatch, gamma: float) -> None:
+        self._table, self._gamma = table, gamma
+        self._ids: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self.time = whole(table["time"]).to_numpy()
+        self.explicit = whole(table["explicit"]).to_numpy(zero_copy_only=False)
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    @functools.cached_property
+    def _actions(self) -> tuple[np.ndarray, list[bytes]]:
+        coded = whole(self._table["action"]).dictionary_encode()
+        return coded.indices.to_numpy(zero_copy_only=False), coded.dictionary.to_pylist()
+
+    @functools.cached_property
+    def _numbers(self) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        for name in ("duration", "dwell", "value"):
+            column = whole(self._table[name]).cast(pa.float64())
+            found[name] = column.fill_null(np.nan).to_numpy(zero_copy_only=False)
+        return found
+
+    @functools.cached_property
+    def score(self) -> np.ndarray:
+        """The watch scores."""
+        return watch_score(self._numbers["dwell"], self._numbers["duration"], self._gamma)
+
+    @functools.cached_property
+    def ratio(self) -> np.ndarray:
+        """Dwell time over duration; NaN for no duration."""
+        dwell, duration = self._numbers["dwell"], self._numbers["duration"]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(duration > 0, dwell / duration, np.nan)
+
+    def selected(self, rule: Slice) -> np.ndarray:
+        """Which events a slice keeps, its time bucket left aside; boolean `[events]`."""
+        kept = self.explicit if rule.timeline == "explicit" else ~self.explicit
+        if rule.actions:
+            codes, names = self._actions
+            wanted = np.isin(names, [a.encode() for a in rule.actions])
+            kept = kept & np.append(wanted, False)[codes]
+        for name in ("dwell", "value"):
+            if (bounds := getattr(rule, name)) is not None:
+                kept = kept & _within(self._numbers[name], bounds)
+        for name in ("ratio", "score"):
+            if (bounds := getattr(rule, name)) is not None:
+                kept = kept & _within(getattr(self, name), bounds)
+        return kept
+
+    def weights(self, rule: Slice) -> np.ndarray:
+        """What each event weighs in a slice, in whole numbers of 2^-24; 0 for no weight."""
+        if rule.weight == "one":
+            return np.full(len(self), float(_ONE))
+        numbers = self.score if rule.weight == "watch_score" else self._numbers["value"]
+        return np.rint(np.maximum(np.nan_to_num(numbers, nan=0.0), 0.0) * _ONE)
+
+    def ids(self, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids of a type.
+
+        Returns:
+          The event of each id, the id's place among the terms, and the distinct terms in the order
+          of their bytes.
+        """
+        if kind not in self._ids:
+            self._ids[kind] = self._coded(whole(self._table[kind]))
+        return self._ids[kind]
+
+    @staticmethod
+    def _coded(column: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if pa.types.is_list(column.type):
+            offsets = column.offsets.to_numpy().astype(np.int64)
+            rows = np.repeat(np.arange(len(column)), np.diff(offsets))
+            column = column.values.slice(offsets[0], offsets[-1] - offsets[0])
+        else:
+            rows = np.arange(len(column))
+        if not pa.types.is_dictionary(column.type):
+            column = column.dictionary_encode()
+        codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        terms = np.array(column.dictionary.to_pylist(), object)
+        real = codes >= 0
+        if b"" in set(terms.tolist()):
+            real &= np.append(terms != b"", False)[codes]
+        rows, codes = rows[real], codes[real]
+        used, codes = np.unique(codes, return_inverse=True)
+        order = np.argsort(terms[used])
+        places = np.empty(len(order), np.int64)
+        places[order] = np.arange(len(order))
+        return rows, places[codes], terms[used][order]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sketch:
+    """For slices of one table, ids and the sums of their weights: what pooling needs of events.
+
+    Attributes:
+      terms: the ids, distinct, in the order of their bytes; object `[terms]`.
+      weights: int64 `[slices of the table, terms]`, in whole numbers of 2^-24. Where a slice lacks
+        an id it is 0; an id that all lack is left out.
+    """
+
+    terms: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def floats(self) -> np.ndarray:
+        """The weights, float64."""
+        return self.weights / _ONE
+
+    def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Slice (its place in the table), term and float32 weight of what is not 0, by slice."""
+        slices, places = np.nonzero(self.weights)
+        return slices, self.terms[places], self.floats[slices, places].astype(np.float32)
+
+
+def _compact(terms: np.ndarray, weights: np.ndarray) -> Sketch:
+    used = weights.any(axis=0)
+    return Sketch(terms[used], weights[:, used])
+
+
+def sketch(
+    specification: SliceSpecification, events: Events, as_of: float, bucketed: bool | None = None
+) -> dict[str, Sketch]:
+    """The sketch of some events of one user at a time.
+
+    Args:
+      specification: the slices.
+      events: at most a chunk; of any size where memory does not matter.
+      as_of: Unix seconds: only events before `as_of - gap` are visible.
+      bucketed: only slices with (True) or without (False) a time bucket; None for all. The others
+        are 0.
+
+    Returns:
+      Table to sketch; tables that have nothing are left out.
+    """
+    age = as_of - events.time
+    visible = age > specification.gap
+    found: dict[str, Sketch] = {}
+    for table, places in specification.tables.items():
+        rules = [specification.slices[place] for place in places]
+        if bucketed is not None and all((r.days is not None) != bucketed for r in rules):
+            continue
+        rows, codes, terms = events.ids(rules[0].id)
+        weights = np.zeros((len(rules), len(terms)), np.int64)
+        for i, rule in enumerate(rules):
+            if bucketed is not None and (rule.days is not None) != bucketed:
+                continue
+            kept = events.selected(rule) & visible
+            if rule.days is not None:
+                kept &= age <= rule.days * _DAY
+            if not kept.any():
+                continue
+            mine = kept[rows]
+            # Sums of whole numbers below 2^53 are exact in float64.
+            weights[i] = np.bincount(
+                codes[mine], events.weights(rule)[rows[mine]], minlength=len(terms)
+            ).astype(np.int64)
+        compact = _compact(terms, weights)
+        if len(compact.terms):
+            found[table] = compact
+    return found
+
+
+def merge(parts: list[dict[str, Sketch]]) -> dict[str, Sketch]:
+    """The sum of sketches; associative and commutative to the bit."""
+    merged: dict[str, Sketch] = {}
+    for table in dict.fromkeys(table for part in parts for table in part):
+        some = [part[table] for part in parts if table in part]
+        if len(some) == 1:
+            merged[table] = some[0]
+            continue
+        terms, inverse = np.unique(np.concatenate([one.terms for one in some]), return_inverse=True)
+        weights = np.zeros((some[0].weights.shape[0], len(terms)), np.int64)
+        start = 0
+        for one in some:
+            weights[:, inverse[start : start + len(one.terms)]] += one.weights
+            start += len(one.terms)
+        merged[table] = Sketch(terms, weights)
+    return merged
+
+
+def chunks(explicit: np.ndarray) -> Iterator[tuple[bool, int, np.ndarray]]:
+    """The grid of a user's events in order: timeline, number of the chunk, places of its events."""
+    for timeline in (True, False):
+        places = np.flatnonzero(explicit == timeline)
+        for number, start in enumerate(range(0, len(places), CHUNK_EVENTS)):
+            yield timeline, number, places[start : start + CHUNK_EVENTS]
+
+
+def slice_user(
+    specification: SliceSpecification, table: pa.Table, as_of: float
+) -> dict[str, Sketch]:
+    """The sketch of all events of a user that count at a time, as a model is trained on it.
+
+    Args:
+      specification: the slices.
+      table: the user's events in order of time.
+      as_of: Unix seconds.
+    """
+    time = whole(table["time"]).to_numpy()
+    table = table.slice(0, int(np.searchsorted(time, as_of - specification.gap, "left")))
+    explicit = whole(table["explicit"]).to_numpy(zero_copy_only=False)
+    counts = {True: int(explicit.sum()), False: int((~explicit).sum())}
+    kept = [
+        places
+        for timeline, number, places in chunks(explicit)
+        if number >= specification.first_chunk(counts[timeline])
+    ]
+    if not kept:
+        return {}
+    rows = np.sort(np.concatenate(kept))
+    if len(rows) < len(explicit):
+        table = table.take(pa.array(rows))
+    return sketch(specification, Events(table, specification.gamma), as_of)
+
+
+def totals(specification: SliceSpecification, sketches: Mapping[str, Sketch]) -> np.ndarray:
+    """The sum of weights of every slice, float64 `[slices]`: 0 for an empty one."""
+    found = np.zeros(len(specification.slices))
+    for table, one in sketches.items():
+        found[list(specification.tables[table])] = one.weights.sum(axis=1) / _ONE
+    return found

@@ -1,0 +1,82 @@
+"""The transform of examples of timelines: ids to vocabularies, everything else as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import tensorflow as tf
+
+from tfrz.data.features import TimelineSpec, transformed_name
+from tfrz.data.preprocessing import Analyzers, Preprocessor, ids_of, one_a_row, ranked_terms
+
+
+def preprocess_timeline(
+    inputs: Mapping[str, tf.SparseTensor],
+    spec: TimelineSpec,
+    analyzers: Analyzers,
+    with_label: bool = True,
+) -> dict[str, Any]:
+    """Transforms a batch.
+
+    Args:
+      inputs: raw features, sparse `[batch, values]` as `tf.io.parse_example` gives them; lists that
+        are not there are empty.
+      spec: of `example_spec`.
+      analyzers: vocabularies.
+      with_label: whether the outcomes are among the inputs.
+
+    Returns:
+      For each list `<name>_ids_xf` and `<name>_places_xf` sparse int64 and `<name>_weights_xf`
+      sparse float32, all of one width; with the outcomes `label_<task>_xf` float32
+      `[batch, candidates]`, NaN for none.
+    """
+    outputs: dict[str, Any] = {}
+    lists = [one for one in spec.lists if f"{one.name}_ids" in inputs]
+    terms: dict[str, list[tf.Tensor]] = {}
+    for one in lists:
+        terms.setdefault(one.id, []).append(inputs[f"{one.name}_ids"].values)
+    lookups = {
+        feature.name: analyzers.lookup(feature, one_a_row(terms[feature.name]))
+        for feature in spec.vocabularies
+        if feature.name in terms
+    }
+    for one in lists:
+        raw = [inputs[feature.name] for feature in one.features]
+        # A request whose lists are not of one length is read as far as it goes.
+        shape = tf.reduce_max(tf.stack([part.dense_shape for part in raw]), axis=0)
+        values = [ids_of(lookups[one.id], raw[0].values), raw[1].values, raw[2].values]
+        for feature, part, value in zip(one.features, raw, values, strict=True):
+            outputs[transformed_name(feature.name)] = tf.SparseTensor(part.indices, value, shape)
+    if with_label:
+        candidates = max(one.places for one in spec.lists if one.name.startswith("candidate_"))
+        for task in spec.tasks:
+            raw_label = inputs[f"label_{task}"]
+            dense = tf.sparse.to_dense(raw_label, float("nan"))
+            padding = [[0, 0], [0, candidates]]
+            dense = tf.pad(dense, padding, constant_values=float("nan"))[:, :candidates]
+            outputs[f"label_{task}_xf"] = tf.ensure_shape(dense, [None, candidates])
+    return outputs
+
+
+class TimelinePreprocessor(Preprocessor):
+    """The transform, fitted to examples in this process; saved along in a SavedModel."""
+
+    _spec: TimelineSpec
+
+    @classmethod
+    def fit_examples(cls, examples: pa.Table, spec: TimelineSpec) -> TimelinePreprocessor:
+        """Vocabularies of the ids in the examples, one for each type."""
+        vocabularies = {}
+        for feature in spec.vocabularies:
+            columns = [examples[f"{one.name}_ids"] for one in spec.lists if one.id == feature.name]
+            chunks = [chunk for column in columns for chunk in column.chunks]
+            vocabularies[feature.name] = ranked_terms(pa.chunked_array(chunks), feature)
+        return cls(spec, vocabularies, {})
+
+    def __call__(
+        self, inputs: Mapping[str, tf.SparseTensor], with_label: bool = False
+    ) -> dict[str, Any]:
+        """`preprocess_timeline` with what was fitted."""
+        return preprocess_timeline(inputs, self._spec, self, with_label)

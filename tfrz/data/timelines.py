@@ -1,0 +1,463 @@
+"""From events to examples of timelines: targets, candidates, and what was visible at the time.
+
+Events are an Arrow table with a row per event: `user` (binary), `time` (int64, Unix seconds),
+`position` (int64, the place in the source), the columns that `tfrz.data.slicing` reads, and
+`label_<task>` (float, NaN for none). An event with an outcome may be a target: its time is that of
+the example, and only events before that time less the gap are visible.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tfrz.config import require
+from tfrz.data.columns import codes_of, whole
+from tfrz.data.features import EntryList, TimelineSpec
+from tfrz.data.slicing import Sketch, Slice, SliceSpecification, slice_user
+from tfrz.data.splits import SPLITS, share_of
+from tfrz.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+NUMBERS = ("duration", "dwell", "value")
+_RECENT = "recent_"
+_EVERYTHING = SliceSpecification(1, (Slice("all", "explicit", "item", "all"),))
+
+
+@dataclasses.dataclass(frozen=True)
+class TimelineConfig:
+    """How events become examples.
+
+    Attributes:
+      slices: the specification; in a configuration also the name of a ready-made one or a YAML
+        file.
+      targets: examples of a user at most, evenly spread over its events that have an outcome and
+        a visible history.
+      min_visible: events that must be visible.
+      negatives: candidates beside the target, drawn from `pool`, whose binary outcomes count as 0.
+        For sources that only know what was taken.
+      pool: events from which they are drawn: a uniform sample, so that frequent ids come often.
+      recent: newest events before the target, gap or not, that the ranker reads beside the
+        embedding, as models downstream do; 0 for none.
+      staleness_days: the embedding is made so long before the target.
+      split: last (of a user's targets the newest are test, those before validation) or time
+        (targets from `validation_start` and from `test_start` on).
+      validation_start: Unix seconds; for the split by time.
+      test_start: Unix seconds; for the split by time.
+    """
+
+    slices: SliceSpecification = _EVERYTHING
+    targets: int = 20
+    min_visible: int = 1
+    negatives: int = 0
+    pool: int = 10_000
+    recent: int = 0
+    staleness_days: float = 0.0
+    split: Literal["last", "time"] = "last"
+    validation_start: int | None = None
+    test_start: int | None = None
+
+    def __post_init__(self) -> None:
+        where = "data.timeline"
+        for name in ("targets", "pool"):
+            require(getattr(self, name) >= 1, f"{where}.{name}", "must be at least 1")
+        for name in ("min_visible", "negatives", "recent", "staleness_days"):
+            require(getattr(self, name) >= 0, f"{where}.{name}", "must not be negative")
+        if self.split == "time":
+            first, second = self.validation_start, self.test_start
+            require(
+                first is not None and second is not None and 0 <= first < second,
+                f"{where}.validation_start and test_start",
+                "a split by time needs both, in Unix seconds, the first below the second",
+            )
+
+    @property
+    def candidates(self) -> int:
+        """Candidates of an example."""
+        return 1 + self.negatives
+
+    def check(self, spec: TimelineSpec) -> None:
+        """Refuses slices of what the source does not have.
+
+        Raises:
+          ConfigError: names the slice.
+        """
+        ids = [feature.name for feature in spec.ids]
+        for one in self.slices.slices:
+            where = f"slice {one.name}"
+            require(one.id in ids, where, f"the source has {', '.join(ids)}, no {one.id}")
+            for action in one.actions:
+                known = ", ".join(spec.actions)
+                require(action in spec.actions, where, f"unknown action {action}; known: {known}")
+            mine = [a for a in spec.actions if (a in spec.implicit) == (one.timeline == "implicit")]
+            require(bool(mine), where, f"the source has no {one.timeline} timeline")
+            for name in ("dwell", "value"):
+                wanted = getattr(one, name) is not None or one.weight == name
+                has = getattr(spec, name) is not None
+                require(has or not wanted, where, f"the source has no {name}")
+            watched = one.ratio is not None or one.score is not None or one.weight == "watch_score"
+            both = spec.dwell is not None and spec.duration is not None
+            require(both or not watched, where, "the source has no dwell time and duration")
+
+
+def example_spec(spec: TimelineSpec, config: TimelineConfig) -> TimelineSpec:
+    """The spec of the examples that a configuration makes of a source."""
+    config.check(spec)
+    slices = config.slices
+    lists = [
+        EntryList(f"slices_{table}", slices.table_ids[table], len(places))
+        for table, places in slices.tables.items()
+    ]
+    lists += [EntryList(f"candidate_{f.name}", f.name, config.candidates) for f in spec.described]
+    if config.recent:
+        lists += [EntryList(f"{_RECENT}{f.name}", f.name, 1) for f in spec.described]
+    return dataclasses.replace(spec, lists=tuple(lists))
+
+
+def clean(
+    events: pa.Table, spec: TimelineSpec, as_of: float | None = None
+) -> tuple[pa.Table, dict[str, int]]:
+    """Events without those that must not count, and how many were left out for what reason.
+
+    Args:
+      events: of any users.
+      spec: of the source: names the known actions.
+      as_of: if given, events at or after it are from the future.
+
+    Returns:
+      The table, and reason to count: `unknown action <name>`, `in the future`.
+    """
+    left_out: dict[str, int] = {}
+    known = pa.array([action.encode() for action in spec.actions], pa.binary())
+    unknown = pc.invert(pc.is_in(whole(events["action"]), known))
+    if pc.any(unknown).as_py():
+        named = pc.value_counts(whole(events["action"]).filter(unknown)).to_pylist()
+        for one in named:
+            action = (one["values"] or b"").decode("utf-8", "replace")
+            left_out[f"unknown action {action}"] = one["counts"]
+        events = events.filter(pc.invert(unknown))
+    if as_of is not None:
+        future = pc.greater_equal(whole(events["time"]), pa.scalar(math.ceil(as_of), pa.int64()))
+        if pc.any(future).as_py():
+            left_out["in the future"] = pc.sum(future).as_py()
+            events = events.filter(pc.invert(future))
+    if left_out:
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in left_out.items())
+        logger.warning("events left out: %s", reasons)
+    return events, left_out
+
+
+def in_order(events: pa.Table) -> pa.Table:
+    """Events by user, time and place in the source; those equal in all but the place once."""
+    codes = codes_of(events["user"])
+    order = np.lexsort(
+        (whole(events["position"]).to_numpy(), whole(events["time"]).to_numpy(), codes)
+    )
+    events = events.take(pa.array(order)).combine_chunks()
+    compared = [n for n in events.column_names if n != "position" and not n.startswith("label_")]
+    same = np.ones(max(len(codes) - 1, 0), bool)
+    for name in compared:
+        column = whole(events[name])
+        if pa.types.is_list(column.type):
+            lengths = np.diff(column.offsets.to_numpy())
+            same &= lengths[1:] == lengths[:-1]
+            first = column.flatten()
+            # Lists are compared by their first values: enough beside user, time and item.
+            starts = column.offsets.to_numpy()[:-1] - column.offsets.to_numpy()[0]
+            coded = np.append(codes_of(first), -1)
+            firsts = np.where(lengths > 0, coded[np.minimum(starts, len(coded) - 1)], -1)
+            same &= firsts[1:] == firsts[:-1]
+            continue
+        if pa.types.is_floating(column.type):
+            numbers = column.fill_null(np.nan).to_numpy(zero_copy_only=False)
+            bits = numbers.astype(np.float64).view(np.int64)
+            bits = np.where(np.isnan(numbers), 0, bits)
+        else:
+            bits = codes_of(column)
+        same &= bits[1:] == bits[:-1]
+    if not same.any():
+        return events
+    return events.filter(pa.array(np.concatenate([[True], ~same])))
+
+
+def bounds_of_users(events: pa.Table) -> np.ndarray:
+    """Where each user's rows begin in a table in order, and the end, `[users + 1]`."""
+    codes = codes_of(events["user"])
+    return np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1], [True]]))
+
+
+def _number(*parts: bytes | int) -> int:
+    """A number that depends on nothing but the parts."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else b"%d" % part)
+        digest.update(b"\0")
+    return int.from_bytes(digest.digest(), "big")
+
+
+def sampled(events: pa.Table, config: TimelineConfig) -> pa.Table:
+    """The pool of candidates: the events whose hash is smallest, with the hash as `order`."""
+    has = np.zeros(events.num_rows, bool)
+    for name in events.column_names:
+        if name.startswith("label_"):
+            column = whole(events[name]).fill_null(np.nan).to_numpy(zero_copy_only=False)
+            has |= np.isfinite(column)
+    events = events.filter(pa.array(has))
+    keys = [
+        _number(user, time, position) >> 1
+        for user, time, position in zip(
+            events["user"].to_pylist(),
+            events["time"].to_pylist(),
+            events["position"].to_pylist(),
+            strict=True,
+        )
+    ]
+    order = np.argsort(np.array(keys, np.int64), kind="stable")[: config.pool]
+    return events.take(pa.array(order)).append_column(
+        "order", pa.array(np.array(keys)[order], pa.int64())
+    )
+
+
+def joined_pools(pools: Iterable[pa.Table], config: TimelineConfig) -> pa.Table:
+    """The pool of all events from those of their parts."""
+    table = pa.concat_tables(list(pools))
+    order = np.argsort(whole(table["order"]).to_numpy(), kind="stable")[: config.pool]
+    return table.take(pa.array(order))
+
+
+def _targets(
+    user: bytes,
+    time: np.ndarray,
+    labels: np.ndarray,
+    config: TimelineConfig,
+    held_out: tuple[float, float],
+) -> dict[str, np.ndarray]:
+    """The places of a user's targets in each split, in order of time.
+
+    A user's number of held-out targets is rounded up or down by chance, with the right mean.
+    """
+    back = config.slices.gap + config.staleness_days * 86_400
+    visible = np.searchsorted(time, time - back, "left")
+    eligible = np.flatnonzero(np.isfinite(labels).any(axis=1) & (visible >= config.min_visible))
+    if config.split == "time":
+        first, second = config.validation_start, config.test_start
+        assert first is not None
+        assert second is not None
+        if held_out[1] == 0:
+            second = int(time[-1]) + 1
+        at = time[eligible]
+        parts = {
+            "train": eligible[at < first],
+            "validation": eligible[(at >= first) & (at < second)],
+            "test": eligible[at >= second],
+        }
+        return {name: _spread(places, config.targets) for name, places in parts.items()}
+    chosen = _spread(eligible, config.targets)
+    chance = share_of(user, 0)
+    test = int(held_out[1] * len(chosen) + chance)
+    validation = int(held_out[0] * len(chosen) + 1 - chance)
+    last = len(chosen) - test
+    return {
+        "train": chosen[: last - validation],
+        "validation": chosen[last - validation : last],
+        "test": chosen[last:],
+    }
+
+
+def _spread(places: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of them, evenly spaced."""
+    if len(places) <= count:
+        return places
+    return places[((np.arange(count) + 0.5) * len(places) / count).astype(int)]
+
+
+class _Columns:
+    """Examples in the making: lists of values for each raw feature."""
+
+    def __init__(self, spec: TimelineSpec) -> None:
+        self._spec = spec
+        self.users: list[bytes] = []
+        self.times: list[int] = []
+        names = [f.name for f in spec.features] + [f"label_{task}" for task in spec.tasks]
+        self.values: dict[str, list[np.ndarray]] = {name: [] for name in names}
+
+    def entries(
+        self, name: str, ids: np.ndarray, places: np.ndarray, weights: np.ndarray | None = None
+    ) -> None:
+        self.values[f"{name}_ids"].append(ids)
+        self.values[f"{name}_places"].append(places)
+        ones = np.ones(len(ids), np.float32)
+        self.values[f"{name}_weights"].append(ones if weights is None else weights)
+
+    def table(self) -> pa.Table:
+        types = {f.name: f.dtype for f in self._spec.features}
+        kinds = {"string": (pa.binary(), object), "int64": (pa.int64(), np.int64)}
+        columns: dict[str, pa.Array] = {
+            "user": pa.array([[user] for user in self.users], pa.list_(pa.binary())),
+            "request_time": pa.array([[time] for time in self.times], pa.list_(pa.int64())),
+        }
+        for name, parts in self.values.items():
+            kind, dtype = kinds.get(types.get(name, "float32"), (pa.float32(), np.float32))
+            lengths = [len(part) for part in parts]
+            flat = np.concatenate(parts) if parts else np.zeros(0, dtype)
+            offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+            values = pa.array(flat.tolist() if kind == pa.binary() else flat.astype(dtype), kind)
+            columns[name] = pa.ListArray.from_arrays(pa.array(offsets), values)
+        return pa.table(columns)
+
+
+def _ids_of(table: pa.Table, name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of some events, and the place of each one's event among them."""
+    column = whole(table[name]).take(pa.array(rows))
+    if pa.types.is_list(column.type):
+        lengths = np.diff(column.offsets.to_numpy())
+        values, places = column.flatten(), np.repeat(np.arange(len(rows)), lengths)
+    else:
+        values, places = column, np.arange(len(rows))
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    ids = np.array(values.to_pylist(), object)
+    real = np.array([bool(one) for one in ids], bool)
+    return ids[real], places[real]
+
+
+def build_user(
+    events: pa.Table,
+    spec: TimelineSpec,
+    config: TimelineConfig,
+    pool: pa.Table | None,
+    held_out: tuple[float, float],
+    into: dict[str, _Columns],
+) -> None:
+    """Adds the examples of one user, whose events are in order, to the columns of each split."""
+    time = whole(events["time"]).to_numpy()
+    labels = np.stack(
+        [
+            whole(events[f"label_{task}"]).fill_null(np.nan).to_numpy(zero_copy_only=False)
+            for task in spec.tasks
+        ],
+        axis=1,
+    )
+    user = events["user"][0].as_py()
+    stale = config.staleness_days * 86_400
+    for split, places in _targets(user, time, labels, config, held_out).items():
+        columns = into[split]
+        for place in places:
+            at = int(time[place])
+            columns.users.append(user)
+            columns.times.append(at)
+            sketches = slice_user(config.slices, events, at - stale)
+            for table in config.slices.tables:
+                one = sketches.get(table)
+                ids, slices, weights = _entries(one)
+                columns.entries(f"slices_{table}", ids, slices, weights)
+            outcomes = np.full((config.candidates, len(spec.tasks)), np.nan)
+            outcomes[0] = labels[place]
+            others = np.zeros(0, int)
+            if config.negatives:
+                assert pool is not None
+                position = events["position"][int(place)].as_py()
+                others = np.array(
+                    [
+                        _number(user, at, position, number) % pool.num_rows
+                        for number in range(config.negatives)
+                    ]
+                )
+                outcomes[1:, : len(spec.binary)] = 0.0
+            before = int(np.searchsorted(time, at, "left"))
+            newest = np.arange(max(0, before - config.recent), before)
+            for feature in spec.described:
+                ids, where = _ids_of(events, feature.name, np.array([place]))
+                if len(others):
+                    assert pool is not None
+                    more, there = _ids_of(pool, feature.name, others)
+                    ids, where = np.append(ids, more), np.append(where, there + 1)
+                columns.entries(f"candidate_{feature.name}", ids, where)
+                if config.recent:
+                    ids, _ = _ids_of(events, feature.name, newest)
+                    columns.entries(f"{_RECENT}{feature.name}", ids, np.zeros(len(ids), np.int64))
+            for task, values in zip(spec.tasks, outcomes.T, strict=True):
+                columns.values[f"label_{task}"].append(values)
+
+
+def _entries(one: Sketch | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if one is None:
+        return np.zeros(0, object), np.zeros(0, np.int64), np.zeros(0, np.float32)
+    slices, ids, weights = one.entries()
+    return ids, slices, weights
+
+
+def build_examples(
+    events: pa.Table,
+    spec: TimelineSpec,
+    config: TimelineConfig,
+    held_out: tuple[float, float],
+    pool: pa.Table | None = None,
+) -> dict[str, pa.Table]:
+    """Examples of each split.
+
+    Args:
+      events: of any users, in any order.
+      spec: of `example_spec`.
+      config: how.
+      held_out: shares of each user's targets in validation and test.
+      pool: where candidates are drawn; of the events themselves if left out.
+
+    Returns:
+      Split to a table of lists: `user`, `request_time` and the raw features and outcomes of `spec`.
+    """
+    if config.negatives and pool is None:
+        pool = sampled(events, config)
+    events = in_order(events)
+    into = {split: _Columns(spec) for split in SPLITS}
+    for table in users_of(events):
+        build_user(table, spec, config, pool, held_out, into)
+    return {split: columns.table() for split, columns in into.items()}
+
+
+def users_of(events: pa.Table) -> Iterator[pa.Table]:
+    """The rows of each user of a table in order."""
+    if events.num_rows:
+        bounds = bounds_of_users(events)
+        for start, end in itertools.pairwise(bounds):
+            yield events.slice(int(start), int(end - start))
+
+
+def refuse_empty_slices(examples: pa.Table, config: TimelineConfig) -> None:
+    """Refuses a specification that has a slice without any event.
+
+    Raises:
+      InputError: names the slices.
+    """
+    for table, places in config.slices.tables.items():
+        there = np.unique(whole(examples[f"slices_{table}_places"]).flatten().to_numpy())
+        empty = [config.slices.slices[p].name for i, p in enumerate(places) if i not in there]
+        if empty:
+            raise InputError(
+                f"no user has an event in slice {', '.join(empty)}: correct or remove it in "
+                "data.timeline.slices"
+            )
+
+
+__all__ = [
+    "TimelineConfig",
+    "bounds_of_users",
+    "build_examples",
+    "clean",
+    "example_spec",
+    "in_order",
+    "joined_pools",
+    "refuse_empty_slices",
+    "sampled",
+    "users_of",
+]

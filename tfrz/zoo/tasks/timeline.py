@@ -1,0 +1,460 @@
+"""The recipe of *timeline* records: learn users' vectors from whole histories, by ranking.
+
+Every model of this record type is constructed as `Model(config, tables, table_ids,
+vocabulary_sizes, candidates, described, recent, num_tasks, dtype=...)` and has `embed`, `interact`,
+`pool`, `encode` and the tables that `tfrz.models.dv365.DV365` names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+
+from tfrz import metrics
+from tfrz.data.columns import raw_sparse, to_examples
+from tfrz.data.features import TimelineSpec, raw_feature_spec, transformed_name
+from tfrz.data.preprocessing import Analyzers, densify
+from tfrz.data.splits import SPLITS
+from tfrz.data.timeline_preprocessing import TimelinePreprocessor, preprocess_timeline
+from tfrz.data.timelines import (
+    TimelineConfig,
+    build_examples,
+    clean,
+    example_spec,
+    refuse_empty_slices,
+)
+from tfrz.errors import InputError
+from tfrz.export.raw_inputs import raw_input_signature, to_sparse
+from tfrz.training.batches import ArrayBatches
+from tfrz.zoo.tasks.prepared import Prepared
+from tfrz.zoo.tasks.slices import in_words
+
+if TYPE_CHECKING:
+    from tfrz.data.readers.base import Reader
+    from tfrz.zoo.registry import ModelEntry
+    from tfrz.zoo.run_config import RunConfig
+
+_EVALUATION_BATCH = 256
+_ROWS_AT_ONCE = 1024
+
+Transform = Callable[[dict[str, tf.SparseTensor]], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TimelineInputs:
+    """What a model must know of its transformed inputs.
+
+    Attributes:
+      tables: table of slices to the places of its slices.
+      table_ids: table of slices to its type of id.
+      vocabulary_sizes: type of id to its ids in all.
+      candidates: of an example.
+      described: types of ids that describe a candidate.
+      recent: whether there are recent ids.
+      num_tasks: outcomes.
+      names: all inputs of the model.
+    """
+
+    tables: dict[str, tuple[int, ...]]
+    table_ids: dict[str, str]
+    vocabulary_sizes: dict[str, int]
+    candidates: int
+    described: tuple[str, ...]
+    recent: bool
+    num_tasks: int
+    names: tuple[str, ...]
+
+
+def events_bucket(totals: tf.Tensor) -> tf.Tensor:
+    """Visible events as words, for slices of the Evaluator."""
+    words = ["0", "1-99", "100-999", "1,000-9,999", "10,000+"]
+    return in_words(totals, [1, 100, 1000, 10_000], words)
+
+
+def transform_timelines(
+    preprocessor: TimelinePreprocessor, table: pa.Table, spec: TimelineSpec
+) -> dict[str, Any]:
+    """All rows of a table of examples, outcomes included: lists as ragged tensors."""
+    transform = tf.function(lambda raw: preprocessor(raw, with_label=True), reduce_retracing=True)
+    parts: dict[str, list[Any]] = {}
+    for start in range(0, max(table.num_rows, 1), _ROWS_AT_ONCE):
+        for name, value in transform(raw_sparse(table.slice(start, _ROWS_AT_ONCE), spec)).items():
+            if isinstance(value, tf.SparseTensor):
+                value = tf.RaggedTensor.from_sparse(value)
+            parts.setdefault(name, []).append(value)
+    return {name: tf.concat(values, axis=0) for name, values in parts.items()}
+
+
+class TimelineTask:
+    """Binary log losses and squared errors, summed over the tasks; the product is the vectors.
+
+    Args:
+      entry: the model's row in the registry.
+      config: the run's configuration.
+    """
+
+    objective = "normalized_entropy"
+    objective_direction = "min"
+    spec_class = TimelineSpec
+    slice_features = ("history_events",)
+
+    def __init__(self, entry: ModelEntry, config: RunConfig) -> None:
+        self.entry, self.config = entry, config
+        self._binary: tuple[str, ...] = ()
+        self._tasks: tuple[str, ...] = ()
+
+    @property
+    def timeline(self) -> TimelineConfig:
+        """How examples are made."""
+        assert self.config.data.timeline is not None
+        return self.config.data.timeline
+
+    def example_spec(self, spec: TimelineSpec) -> TimelineSpec:
+        """The spec of examples, from that of the source."""
+        return example_spec(spec, self.timeline)
+
+    def model_inputs(
+        self, spec: TimelineSpec, vocabulary_sizes: Mapping[str, int]
+    ) -> TimelineInputs:
+        """What `build` takes, from the examples' spec and its fitted vocabularies."""
+        self._binary, self._tasks = spec.binary, spec.tasks
+        slices = self.timeline.slices
+        return TimelineInputs(
+            tables=dict(slices.tables),
+            table_ids=dict(slices.table_ids),
+            vocabulary_sizes={
+                f.name: vocabulary_sizes[transformed_name(f.name)] for f in spec.vocabularies
+            },
+            candidates=self.timeline.candidates,
+            described=tuple(f.name for f in spec.described),
+            recent=self.timeline.recent > 0,
+            num_tasks=len(spec.tasks),
+            names=tuple(transformed_name(f.name) for f in spec.features),
+        )
+
+    def build(self, inputs: TimelineInputs) -> keras.Model:
+        """A model with all its variables made."""
+        model = self.entry.load("model")(
+            self.config.model,
+            inputs.tables,
+            inputs.table_ids,
+            inputs.vocabulary_sizes,
+            inputs.candidates,
+            inputs.described,
+            inputs.recent,
+            inputs.num_tasks,
+            dtype=self.config.trainer.dtype,
+        )
+        model(self.example_inputs(inputs))
+        return model
+
+    @staticmethod
+    def example_inputs(inputs: TimelineInputs, batch_size: int = 2) -> dict[str, tf.Tensor]:
+        """A batch of zeros of the right shapes and dtypes."""
+        return {
+            name: tf.zeros(
+                [batch_size, 1], tf.float32 if name.endswith("_weights_xf") else tf.int64
+            )
+            for name in inputs.names
+        }
+
+    def prepare(self, reader: Reader) -> Prepared:
+        """Reads events and makes examples of them in this process.
+
+        Vocabularies come from the training examples alone.
+
+        Raises:
+          InputError: the source cannot be read, too many of its lines are corrupt, or a slice is
+            empty for everyone.
+          ConfigError: a slice asks for what the source does not have.
+        """
+        from tfrz.data.readers import read_table
+
+        data, source = self.config.data, reader.feature_spec()
+        assert isinstance(source, TimelineSpec)
+        spec = self.example_spec(source)
+        events, corrupt = read_table(reader, data.max_corrupt_fraction)
+        events, left_out = clean(events, source)
+        held_out = (data.validation_fraction, data.test_fraction)
+        parts = build_examples(events, spec, self.timeline, held_out)
+        for split in ("train", "validation"):
+            if not parts[split].num_rows:
+                raise InputError(
+                    f"{reader.name}: no event with an outcome and a visible history is left for "
+                    f"{split}: bring longer histories, or raise data.timeline.targets"
+                )
+        refuse_empty_slices(parts["train"], self.timeline)
+        transform = TimelinePreprocessor.fit_examples(parts["train"], spec)
+        trainer = self.config.trainer
+        columns = {name: transform_timelines(transform, parts[name], spec) for name in SPLITS}
+        return Prepared(
+            train=ArrayBatches(columns["train"], trainer.batch_size, trainer.seed),
+            validation=ArrayBatches(columns["validation"], _EVALUATION_BATCH),
+            test=ArrayBatches(columns["test"], _EVALUATION_BATCH),
+            inputs=self.model_inputs(spec, transform.vocabulary_sizes),
+            transform=transform,
+            vocabularies={
+                transformed_name(name): terms for name, terms in transform.vocabularies.items()
+            },
+            spec=spec,
+            examples=to_examples(parts["validation"], spec, limit=1000),
+            corrupt_lines=len(corrupt) + sum(left_out.values()),
+        )
+
+    # What the training loop asks for.
+
+    def _labels(self, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Outcomes `[batch, candidates, tasks]`, NaN for none."""
+        return tf.stack([batch[f"label_{task}_xf"] for task in self._tasks], axis=-1)
+
+    def lookup(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """What `embed` gives, and the outcomes."""
+        return {**model.embed(batch, training=True), "label": self._labels(batch)}
+
+    def dense_loss(
+        self, model: keras.Model, looked_up: dict[str, tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The tasks' losses, summed; each the mean over the candidates with an outcome."""
+        outputs = tf.cast(model.interact(looked_up, training=True), tf.float32)
+        label = looked_up["label"]
+        known = tf.math.is_finite(label)
+        label = tf.where(known, label, tf.zeros_like(label))
+        count = len(self._binary)
+        losses = tf.concat(
+            [
+                tf.nn.sigmoid_cross_entropy_with_logits(label[..., :count], outputs[..., :count]),
+                tf.square(label[..., count:] - outputs[..., count:]),
+            ],
+            axis=-1,
+        )
+        weights = tf.cast(known, tf.float32)
+        means = tf.math.divide_no_nan(
+            tf.reduce_sum(losses * weights, axis=1), tf.reduce_sum(weights, axis=1)
+        )
+        return tf.reduce_sum(means, axis=1), tf.constant(0.0)
+
+    def predict(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Outputs and outcomes, `[batch, candidates, tasks]` each."""
+        return {"output": model(batch, training=False), "label": self._labels(batch)}
+
+    def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
+        """Normalised entropy and AUC of binary tasks, mean squared error of regressions.
+
+        Those without a task's name are means over the tasks.
+        """
+        found: dict[str, float] = {}
+        for i, task in enumerate(self._tasks):
+            known = np.isfinite(outputs["label"][..., i])
+            label, output = outputs["label"][..., i][known], outputs["output"][..., i][known]
+            if task in self._binary:
+                found[f"normalized_entropy_{task}"] = metrics.normalized_entropy(label, output)
+                found[f"auc_{task}"] = metrics.auc(label, output)
+            else:
+                found[f"mse_{task}"] = float(np.mean(np.square(label - output)))
+        for kind in ("normalized_entropy", "auc", "mse"):
+            values = [value for name, value in found.items() if name.startswith(f"{kind}_")]
+            if values:
+                found[kind] = float(np.mean(values))
+        # Without a binary task the loop is to choose by the regressions.
+        found.setdefault("normalized_entropy", found.get("mse", float("nan")))
+        return found
+
+    def report(self, model: keras.Model, prepared: Prepared, out: Path) -> None:
+        """Nothing beyond the metrics."""
+
+    # What a warm start asks for.
+
+    def vocabulary_weights(self, model: keras.Model) -> dict[str, list[tf.Variable]]:
+        """The tables whose rows are the ids of each vocabulary."""
+        weights: dict[str, list[tf.Variable]] = {}
+        for name, layer in model.slice_tables.items():
+            kind = transformed_name(model.table_ids[name])
+            weights.setdefault(kind, []).append(layer.embeddings)
+        for layers in (model.candidate_tables, model.recent_tables):
+            for kind, layer in layers.items():
+                weights.setdefault(transformed_name(kind), []).append(layer.embeddings)
+        return weights
+
+    # What the pipeline's Transform asks for.
+
+    def preprocess(
+        self, inputs: Mapping[str, tf.SparseTensor], spec: TimelineSpec, analyzers: Analyzers
+    ) -> dict[str, Any]:
+        """Raw features and outcomes to transformed ones."""
+        return preprocess_timeline(inputs, spec, analyzers)
+
+    # What the export asks for.
+
+    def outputs(self, model: keras.Model, features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """`embedding` float32 `[batch, vectors, dim]`, zero without any event, and `present`."""
+        pooled, totals = model.pool(features)
+        present = tf.reduce_any(totals > 0, axis=1)
+        return {"embedding": self._summary(model, pooled, present), "present": present}
+
+    @staticmethod
+    def _summary(model: keras.Model, pooled: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        vectors = tf.cast(model.encode(pooled), tf.float32)
+        return tf.where(present[:, None, None], vectors, tf.zeros_like(vectors))
+
+    def warmup_examples(
+        self, vocabularies: Mapping[str, Sequence[str]], spec: TimelineSpec, limit: int
+    ) -> list[bytes]:
+        """Requests for the warm-up: sketches of the most frequent ids."""
+        serialized = []
+        for row in range(limit):
+            example = tf.train.Example()
+            for one in spec.lists:
+                terms = vocabularies.get(transformed_name(one.id)) or ["none"]
+                stored = example.features.feature
+                for i in range(1 + row):
+                    stored[f"{one.name}_ids"].bytes_list.value.append(
+                        terms[i % len(terms)].encode()
+                    )
+                    stored[f"{one.name}_places"].int64_list.value.append(i % one.places)
+                    stored[f"{one.name}_weights"].float_list.value.append(1.0)
+            serialized.append(example.SerializeToString())
+        return serialized
+
+    def signatures(
+        self,
+        model: keras.Model,
+        transform: Transform,
+        spec: TimelineSpec,
+        vocabularies: Mapping[str, Sequence[str]],
+    ) -> dict[str, Any]:
+        """The signatures of DESIGN's contract for a model that encodes, and those of the export.
+
+        Args:
+          model: the trained model.
+          transform: raw sparse features to transformed ones.
+          spec: of the examples.
+          vocabularies: not needed here.
+
+        Returns:
+          Names to functions with an input signature. `serving_default` takes serialised
+          `tf.Example`s `[batch]`, `serving_raw` and `encode` the lists of the slices as named
+          tensors; they answer `embedding` float32 `[batch, vectors, dim]` and `present` bool
+          `[batch]`. `score` takes serialised examples with candidates and answers each task
+          `[batch, candidates]`, probabilities of binary ones. `pool` takes for each table
+          `terms_<table>` string `[terms]` and `weights_<table>` float32 `[slices of it, terms]` and
+          answers `sums_<table>` `[slices of it, dim]`; `summarize` takes `pooled`
+          `[batch, slices, dim]` and answers the `embedding`. The last two are additive parts of
+          `encode`, for histories of any length.
+        """
+        del vocabularies
+        examples = tf.TensorSpec([None], tf.string, name="examples")
+        whole_spec = raw_feature_spec(spec, label=False)
+        labelled_spec = raw_feature_spec(spec, label=True)
+        encoded = dataclasses.replace(
+            spec, lists=tuple(one for one in spec.lists if one.name.startswith("slices_"))
+        )
+        encode_spec = raw_feature_spec(encoded, label=False)
+        self._binary, self._tasks = spec.binary, spec.tasks
+
+        def embedding(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            return self.outputs(model, features)
+
+        @tf.function(input_signature=[examples])
+        def serving_default(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+            return embedding(densify(transform(tf.io.parse_example(examples, encode_spec))))
+
+        @tf.function(input_signature=[raw_input_signature(encoded)])
+        def serving_raw(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            sparse: dict[str, tf.SparseTensor] = {}
+            for one in encoded.lists:
+                names = [feature.name for feature in one.features]
+                sparse |= to_sparse({name: features[name] for name in names}, names)
+            return embedding(densify(transform(sparse)))
+
+        @tf.function(input_signature=[examples])
+        def score(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+            features = densify(transform(tf.io.parse_example(examples, whole_spec)))
+            outputs = tf.cast(model(features, training=False), tf.float32)
+            binary = len(self._binary)
+            return {
+                task: tf.sigmoid(outputs[..., i]) if i < binary else outputs[..., i]
+                for i, task in enumerate(self._tasks)
+            }
+
+        @tf.function(input_signature=[examples])
+        def transform_features(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+            raw = tf.io.parse_example(examples, labelled_spec)
+            outcomes = {
+                f"outcome_{task}": tf.sparse.to_dense(raw.pop(f"label_{task}"), float("nan"))
+                for task in self._tasks
+            }
+            features = {**densify(transform(raw)), **outcomes}
+            _, totals = model.pool(features)
+            # The slice that holds most is as near as a sketch comes to the number of events.
+            most = tf.cast(tf.reduce_max(totals, axis=1), tf.int64)
+            return {**features, "history_events": events_bucket(most)}
+
+        pool_inputs = {}
+        for table, places in model.tables.items():
+            pool_inputs[f"terms_{table}"] = tf.TensorSpec([None], tf.string, name=f"terms_{table}")
+            pool_inputs[f"weights_{table}"] = tf.TensorSpec(
+                [len(places), None], tf.float32, name=f"weights_{table}"
+            )
+
+        @tf.function(input_signature=[pool_inputs])
+        def pool(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            raw: dict[str, tf.SparseTensor] = {}
+            for table in model.tables:
+                terms = inputs[f"terms_{table}"]
+                places = tf.range(tf.shape(terms, out_type=tf.int64)[0])
+                indices = tf.stack([tf.zeros_like(places), places], axis=1)
+                shape = tf.stack([tf.constant(1, tf.int64), tf.shape(terms, tf.int64)[0]])
+                for part, values in (
+                    ("ids", terms),
+                    ("places", tf.zeros_like(places)),
+                    ("weights", tf.ones_like(places, tf.float32)),
+                ):
+                    raw[f"slices_{table}_{part}"] = tf.SparseTensor(indices, values, shape)
+            transformed = transform(raw)
+            sums = {}
+            for table, layer in model.slice_tables.items():
+                rows = tf.cast(
+                    layer.rows_of(transformed[f"slices_{table}_ids_xf"].values), tf.float32
+                )
+                sums[f"sums_{table}"] = tf.matmul(inputs[f"weights_{table}"], rows)
+            return sums
+
+        size = [None, model.num_slices, model.config.dim]
+
+        @tf.function(input_signature=[tf.TensorSpec(size, tf.float32, name="pooled")])
+        def summarize(pooled: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"embedding": tf.cast(model.encode(pooled), tf.float32)}
+
+        signatures = {
+            "serving_default": serving_default,
+            "serving_raw": serving_raw,
+            "encode": serving_raw,
+            "score": score,
+            "pool": pool,
+            "summarize": summarize,
+            "transform_features": transform_features,
+        }
+        if not model.num_vectors:
+            raise InputError("model.encoder is none: such a ranker has no embedding to export")
+        return signatures
+
+    # What the Evaluator asks for.
+
+    def eval_config(self, label: str, has_baseline: bool) -> Any:
+        """TFMA's `EvalConfig`: metrics, slices and the thresholds of a blessing.
+
+        Args:
+          label: not needed: the outcomes' names follow from the tasks.
+          has_baseline: whether there is a blessed model to compare with.
+        """
+        from tfrz.zoo.tasks.thresholds import outcome_config
+
+        del label
+        return outcome_config(self.config.evaluator, self._binary, self._tasks, has_baseline)
