@@ -56,5 +56,5 @@ def stores(**opened: FakeEmbeddings) -> Iterator[None]:
             raise InputError(f"{directory} is no store of embeddings")
         return opened[os.path.basename(directory)]
 
-    with mock.patch("tfrz.zoo.long_history.open_embeddings", open_embeddings):
+    with mock.patch("tfrz.embeddings.store.open_embeddings", open_embeddings):
         yield

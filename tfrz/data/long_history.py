@@ -23,19 +23,23 @@ _ROWS_AT_ONCE = 16_384
 
 
 class Embeddings(Protocol):
-    """A store of embeddings, one a user; it can be sent to a worker.
+    """A store of embeddings, one a user; it can be sent to a worker."""
 
-    Attributes:
-      version: of the model that made them.
-      generated_at: Unix seconds; they hold nothing at or after it.
-      num_vectors: vectors of a user.
-      dim: width of each.
-    """
+    @property
+    def version(self) -> str:
+        """Of the model that made them."""
 
-    version: str
-    generated_at: int
-    num_vectors: int
-    dim: int
+    @property
+    def generated_at(self) -> int:
+        """Unix seconds; they hold nothing at or after it."""
+
+    @property
+    def num_vectors(self) -> int:
+        """Vectors of a user."""
+
+    @property
+    def dim(self) -> int:
+        """Width of each."""
 
     def packed(self, users: Sequence[bytes]) -> list[bytes | None]:
         """The packed vectors of each user, None where there are none."""

@@ -10,7 +10,6 @@ import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
 
 from tfrz.data.long_history import Found, LongHistoryJoin
-from tfrz.data.transforms import Encode
 
 FOUND = "found"
 
@@ -51,27 +50,24 @@ class CheckFound(beam.PTransform):
         )
 
 
-class _JoinAndEncode(Encode):
-    """Batches to pairs of serialised examples, without and with their embedding."""
+class _Join(beam.DoFn):
+    """Batches with the embeddings of their users; what was found goes to `found`."""
 
     def __init__(self, join: LongHistoryJoin) -> None:
         self._join = join
 
     def process(self, batch: pa.RecordBatch) -> Iterator[Any]:
-        """Looks all users of the batch up at once; what was found goes to `found`."""
+        """Looks all users of the batch up at once."""
         table, found = self._join(pa.Table.from_batches([batch]))
         yield TaggedOutput(FOUND, found)
-        for whole in table.combine_chunks().to_batches():
-            yield from zip(super().process(batch), super().process(whole), strict=True)
+        yield from table.combine_chunks().to_batches()
 
 
-class RecordsToJoinedExamples(beam.PTransform):
-    """Arrow `RecordBatch`es to pairs of serialised `tf.Example`s: without and with the embedding.
-
-    The first is what a record is known by: a hash of it does not change with the embeddings.
+class JoinLongHistory(beam.PTransform):
+    """Arrow `RecordBatch`es with the embeddings of their users.
 
     Args:
-      join: of examples and embeddings.
+      join: that is made of each batch.
     """
 
     def __init__(self, join: LongHistoryJoin) -> None:
@@ -80,8 +76,8 @@ class RecordsToJoinedExamples(beam.PTransform):
 
     def expand(self, records: beam.PCollection) -> beam.PCollection:
         """Builds the transform."""
-        outputs = records | "JoinAndEncode" >> beam.ParDo(_JoinAndEncode(self._join)).with_outputs(
-            FOUND, main="examples"
+        outputs = records | "Join" >> beam.ParDo(_Join(self._join)).with_outputs(
+            FOUND, main="records"
         )
         _ = outputs[FOUND] | "CheckFound" >> CheckFound(self._join)
-        return outputs.examples
+        return outputs.records

@@ -134,11 +134,8 @@ class CheckCorrupt(beam.PTransform):
         )
 
 
-class Encode(beam.DoFn):
-    """Arrow `RecordBatch`es to serialised `tf.Example`s, in the order of the rows."""
-
+class _Encode(beam.DoFn):
     def setup(self) -> None:
-        """Loads the encoder on the worker."""
         from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
 
         self._encoder = RecordBatchToExamplesEncoder()
@@ -156,4 +153,4 @@ class RecordsToExamples(beam.PTransform):
 
     def expand(self, records: beam.PCollection) -> beam.PCollection:
         """Builds the transform."""
-        return records | "Encode" >> beam.ParDo(Encode()).with_output_types(bytes)
+        return records | "Encode" >> beam.ParDo(_Encode()).with_output_types(bytes)

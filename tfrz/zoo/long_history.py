@@ -9,7 +9,6 @@ from typing import Any
 from tfrz.config import did_you_mean, read_yaml, require
 from tfrz.data.features import LONG_HISTORY, LONG_HISTORY_VERSION, FeatureSpec, LongHistory
 from tfrz.data.long_history import Embeddings, LongHistoryJoin
-from tfrz.embeddings.store import open_embeddings
 from tfrz.errors import InputError
 from tfrz.zoo.run_config import FeaturesConfig, RunConfig
 
@@ -20,6 +19,9 @@ def open_store(features: FeaturesConfig) -> Embeddings:
     Raises:
       InputError: it is none, or of another version than `features.long_history_version`.
     """
+    # Loads Beam, which a run without embeddings need not wait for.
+    from tfrz.embeddings.store import open_embeddings
+
     assert features.long_history is not None
     store: Embeddings = open_embeddings(features.long_history)
     _refuse_other(features, store.version, features.long_history_version, "this run")

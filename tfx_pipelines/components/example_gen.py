@@ -12,18 +12,20 @@ import json
 from typing import Any
 
 import apache_beam as beam
+import tensorflow as tf
 from tfx.components.example_gen import base_example_gen_executor
 from tfx.components.example_gen.component import QueryBasedExampleGen
 from tfx.dsl.components.base import executor_spec
 from tfx.proto import example_gen_pb2
 
 from tfrz.config import from_mapping, require, to_mapping
+from tfrz.data.features import LONG_HISTORY, LONG_HISTORY_VERSION
 from tfrz.data.histories import HistoryConfig
 from tfrz.data.history_transforms import InteractionsToExamples
 from tfrz.data.list_transforms import DocumentsToLists
 from tfrz.data.lists import ListConfig
 from tfrz.data.long_history import LongHistoryJoin
-from tfrz.data.long_history_transforms import RecordsToJoinedExamples
+from tfrz.data.long_history_transforms import JoinLongHistory
 from tfrz.data.readers import Reader, open_source
 from tfrz.data.readers.documents import DocumentReader
 from tfrz.data.readers.interactions import InteractionReader
@@ -64,11 +66,19 @@ def _join(query: dict[str, Any], reader: Reader) -> LongHistoryJoin | None:
     return with_long_history(features, reader.feature_spec())[1]
 
 
-def _is_eval(pair: tuple[bytes, bytes], count: int, eval_buckets: int) -> int:
-    """The split of an example by the hash of its first form, as TFX computes it."""
+def _is_eval(example: bytes, count: int, eval_buckets: int) -> int:
+    """The split of an impression, by a hash of its features.
+
+    Not of its bytes, as TFX does it: they have the features in another order every time, and an
+    example would change its split with every run, or with its user's embedding.
+    """
     del count
-    bucket = int(hashlib.sha256(pair[0]).hexdigest(), 16) % _BUCKETS
-    return int(bucket >= _BUCKETS - eval_buckets)
+    parsed = tf.train.Example.FromString(example)
+    for name in (LONG_HISTORY, LONG_HISTORY_VERSION):
+        if name in parsed.features.feature:
+            del parsed.features.feature[name]
+    digest = hashlib.sha256(parsed.SerializeToString(deterministic=True))
+    return int(int(digest.hexdigest(), 16) % _BUCKETS >= _BUCKETS - eval_buckets)
 
 
 def _encoded(records: dict[str, beam.PCollection]) -> dict[str, beam.PCollection]:
@@ -95,27 +105,24 @@ class ReaderExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor)
     """Runs a reader of impressions under Beam."""
 
     def GetInputSourceToExamplePTransform(self) -> beam.PTransform:
-        """See the base class."""
+        """See the base class; `GenerateExamplesByBeam` does without it."""
         return _source_to_examples
 
     def GenerateExamplesByBeam(
         self, pipeline: beam.Pipeline, exec_properties: dict[str, Any]
     ) -> dict[str, beam.PCollection]:
-        """Examples of the splits; an example stays in its split when its embedding changes."""
+        """Examples of the splits `train` and `eval`."""
         query = _query(exec_properties)
         reader = _opened(query)
-        join = _join(query, reader)
-        if join is None:
-            return dict(super().GenerateExamplesByBeam(pipeline, exec_properties))
+        records, join = _read(pipeline, query, reader), _join(query, reader)
+        if join is not None:
+            records = records | "LongHistory" >> JoinLongHistory(join)
         parts = (
-            _read(pipeline, query, reader)
-            | "ToExamples" >> RecordsToJoinedExamples(join)
+            records
+            | "ToExamples" >> RecordsToExamples()
             | "Split" >> beam.Partition(_is_eval, 2, query["eval_buckets"])
         )
-        return {
-            name: part | f"Joined{name.title()}" >> beam.Values().with_output_types(bytes)
-            for name, part in zip(("train", "eval"), parts, strict=True)
-        }
+        return {"train": parts[0], "eval": parts[1]}
 
 
 class HistoryExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor):
@@ -235,6 +242,7 @@ class _ExampleGen(QueryBasedExampleGen):
         if added is not None and added.long_history is not None:
             query["added"] = {name: getattr(added, name) for name in _JOINED}
             query["embeddings"] = open_store(added).fingerprint()
+        if reader.record_type == "impression":
             query["eval_buckets"] = eval_buckets
         splits = [_split("train", _BUCKETS - eval_buckets), _split("eval", eval_buckets)]
         super().__init__(
