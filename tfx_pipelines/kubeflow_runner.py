@@ -7,6 +7,7 @@ from pathlib import Path
 from tfx import v1 as tfx
 
 from tfrz.files import atomic_write
+from tfrz.zoo.long_history import pinned
 from tfrz.zoo.run_config import RunConfig
 from tfx_pipelines.configs import Places
 from tfx_pipelines.local_runner import open_checked
@@ -29,6 +30,7 @@ def compile_pipeline(
     Raises:
       InputError: bad input.
     """
+    config = pinned(config)
     reader = open_checked(config, data, features)
     pipeline = create_pipeline(config, data, features, reader, Places(root.rstrip("/")), here=False)
     part = Path(out).with_name(Path(out).name + ".part.json")

@@ -18,6 +18,7 @@ from tfrz.data.readers import open_source
 from tfrz.errors import InputError
 from tfrz.files import require_writable_directory
 from tfrz.zoo import registry
+from tfrz.zoo.long_history import pinned, with_long_history
 from tfrz.zoo.run_config import RunConfig
 from tfx_pipelines.configs import Places
 
@@ -222,12 +223,14 @@ def open_checked(config: RunConfig, data: str, features: str | None) -> Any:
     """The reader of `data`, after everything that can be checked before a run.
 
     Raises:
-      InputError: the data is missing, of another format, or has no such records.
+      InputError: the data is missing, of another format, or has no such records; or the store of
+        embeddings is none, or of another version than the run.
     """
     entry = registry.get(config.name)
     reader = open_source(data, features, entry.record_type, **config.data.options)
     reader.shards()
-    names = {f.name for f in reader.feature_spec().features}
+    spec, _ = with_long_history(config.features, reader.feature_spec())
+    names = {f.name for f in spec.features if f.kind != "opaque"}
     _check_slices(config, names | set(entry.load("task").slice_features))
     return reader
 
@@ -251,6 +254,7 @@ def run_pipeline(
     Raises:
       InputError: bad input, before anything runs where possible.
     """
+    config = pinned(config)
     reader = open_checked(config, data, features)
     places = Places(str(require_writable_directory(root).resolve()))
     Path(places.logs).mkdir(exist_ok=True)

@@ -9,11 +9,13 @@ from tfx import v1 as tfx
 from tfx.types.standard_artifacts import Model, ModelBlessing
 
 from tfrz.config import to_mapping
+from tfrz.data.features import Spec
 from tfrz.data.readers import Reader
 from tfrz.data.timelines import example_spec
 from tfrz.errors import InputError
 from tfrz.operations import load_scann
 from tfrz.zoo import registry
+from tfrz.zoo.long_history import with_long_history
 from tfrz.zoo.run_config import RunConfig, run_config_to_mapping
 from tfx_pipelines.components.blessing import LatestPassedModelStrategy
 from tfx_pipelines.components.example_gen import (
@@ -29,12 +31,11 @@ def _beam_args(config: RunConfig) -> list[str]:
     return [f"--runner={config.pipeline.beam_runner}", *config.pipeline.beam_args]
 
 
-def _imported_schema(reader: Reader, folder: str) -> str:
-    """A schema made from the reader's feature spec, for those who do not want it inferred."""
+def _imported_schema(spec: Spec, folder: str) -> str:
+    """A schema made from the raw features, for those who do not want it inferred."""
     from google.protobuf import text_format
     from tensorflow_metadata.proto.v0 import schema_pb2
 
-    spec = reader.feature_spec()
     kinds = {"string": schema_pb2.BYTES, "int64": schema_pb2.INT, "float32": schema_pb2.FLOAT}
     schema = schema_pb2.Schema()
     for feature in spec.features:
@@ -73,7 +74,7 @@ def create_pipeline(
         load_scann()  # The Evaluator loads the model in this process.
     entry = registry.get(config.name)
     task = entry.load("task")(entry, config)
-    spec = reader.feature_spec()
+    spec, _ = with_long_history(config.features, reader.feature_spec())
     if config.data.timeline is not None:
         spec = example_spec(spec, config.data.timeline)
     example_gens = {
@@ -84,14 +85,14 @@ def create_pipeline(
         "timeline": TimelineExampleGen,
     }
     example_gen = example_gens[entry.record_type](
-        data, features, reader, config.data, places.corrupt_lines
+        data, features, reader, config.data, places.corrupt_lines, config.features
     )
     examples = example_gen.outputs["examples"]
     statistics_gen = tfx.components.StatisticsGen(examples=examples)
     statistics = statistics_gen.outputs["statistics"]
     if config.pipeline.schema == "imported":
         schema_gen = tfx.components.ImportSchemaGen(
-            schema_file=_imported_schema(reader, places.schema)
+            schema_file=_imported_schema(spec, places.schema)
         )
     else:
         # Any value may be missing at serving time, so no feature has a fixed shape.

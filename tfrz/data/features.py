@@ -15,6 +15,9 @@ from tfrz.config import from_mapping, read_yaml, require
 # A missing whole number where something must stand; of strings it is "", of floats NaN.
 MISSING_INT = int(np.iinfo(np.int64).min)
 MISSING = {"string": "", "int64": MISSING_INT, "float32": float("nan")}
+# The raw features of an example that hold its user's embedding (see `LongHistory`).
+LONG_HISTORY = "long_history"
+LONG_HISTORY_VERSION = "long_history_version"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +26,10 @@ class Feature:
 
     Attributes:
       name: of the column or the `tf.Example` feature.
-      kind: categorical (looked up in a vocabulary), numeric, or time (Unix seconds).
-      dtype: type of the raw values. Categorical: string or int64; numeric: float32; time: int64.
+      kind: categorical (looked up in a vocabulary), numeric, time (Unix seconds), or opaque (a
+        string that reaches the model as it is; only what `LongHistory` adds).
+      dtype: type of the raw values. Categorical: string or int64; numeric: float32; time: int64;
+        opaque: string.
       multivalent: whether an example has a list of values.
       vocabulary_size: keep this many terms, the most frequent; null for all.
       min_count: leave out terms that occur less often.
@@ -35,7 +40,7 @@ class Feature:
     """
 
     name: str
-    kind: Literal["categorical", "numeric", "time"] = "categorical"
+    kind: Literal["categorical", "numeric", "time", "opaque"] = "categorical"
     dtype: Literal["string", "int64", "float32"] = "string"
     multivalent: bool = False
     vocabulary_size: int | None = None
@@ -50,6 +55,8 @@ class Feature:
         numeric = self.kind == "numeric"
         require(numeric == (self.dtype == "float32"), where, "numeric goes with dtype float32")
         require(self.kind != "time" or self.dtype == "int64", where, "time goes with dtype int64")
+        added = self.name in (LONG_HISTORY, LONG_HISTORY_VERSION)
+        require(self.kind != "opaque" or added, where, "opaque is none of a file's kinds")
         require(
             self.vocabulary_size is None or self.vocabulary_size >= 1,
             where,
@@ -62,6 +69,39 @@ class Feature:
 def numeric(name: str, log_offset: float | None = None, standardize: bool = False) -> Feature:
     """A numeric feature."""
     return Feature(name, "numeric", "float32", log_offset=log_offset, standardize=standardize)
+
+
+@dataclasses.dataclass(frozen=True)
+class LongHistory:
+    """The embedding of its user's long history that an example may carry.
+
+    It adds two raw features: `long_history`, the vectors packed in 4 bits a value, and
+    `long_history_version`, the version of the model that made them. Either may be missing.
+
+    Attributes:
+      version: of the embeddings that the model is trained on. Those of another version have other
+        coordinates and count as missing.
+      num_vectors: vectors of a user.
+      dim: width of each.
+      any_version: read embeddings of every version.
+      generated_at: Unix seconds; the training examples' embeddings hold nothing at or after it.
+    """
+
+    version: str
+    num_vectors: int
+    dim: int
+    any_version: bool = False
+    generated_at: int = 0
+
+    def __post_init__(self) -> None:
+        require(bool(self.version), "long_history.version", "must not be empty")
+        for name in ("num_vectors", "dim"):
+            require(getattr(self, name) >= 1, f"long_history.{name}", "must be at least 1")
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """What it adds to an example."""
+        return Feature(LONG_HISTORY, "opaque"), Feature(LONG_HISTORY_VERSION, "opaque")
 
 
 def _check_names(features: Iterable[Feature], taken: str, what: str) -> None:
@@ -78,10 +118,13 @@ class FeatureSpec:
     Attributes:
       features: all but the label.
       label: name of the label, a number that is 0 or 1.
+      long_history: the embedding of the user that comes with an impression, its two features among
+        `features`; set by a run, not by a file.
     """
 
     features: tuple[Feature, ...]
     label: str = "label"
+    long_history: LongHistory | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.features), "features", "there is none")
@@ -177,6 +220,8 @@ class HistorySpec:
       outcomes: contexts, numbers, that are only known after an event (its reward, the logger's
         propensity). They come with the target, those of past events as `history_<name>`, and are no
         features of a request.
+      long_history: the embedding of the user that comes with an example; set by a run, not by a
+        file.
     """
 
     user: str = "user"
@@ -187,6 +232,7 @@ class HistorySpec:
     oov_buckets: int = 1
     candidates: CandidateSpec | None = None
     outcomes: tuple[str, ...] = ()
+    long_history: LongHistory | None = None
 
     def __post_init__(self) -> None:
         for feature in self.context:
@@ -241,7 +287,7 @@ class HistorySpec:
         """The raw features of an example, without the target.
 
         `history`, `history_time` and `history_<context>` are aligned lists, the oldest event
-        first; `request_time` and `<context>` belong to the request.
+        first; `request_time`, `<context>` and the long history belong to the request.
         """
         features = [Feature("history", multivalent=True)]
         if self.time is not None:
@@ -252,6 +298,8 @@ class HistorySpec:
                 name = f"history_{feature.name}"
                 features.append(dataclasses.replace(feature, name=name, multivalent=True))
                 features.append(feature)
+        if self.long_history is not None:
+            features += self.long_history.features
         return tuple(features)
 
 

@@ -91,7 +91,10 @@ def preprocess_history(
       `history_xf` int64 `[batch, length]` (0 padding, 1..V the vocabulary by falling frequency,
       then out of vocabulary), `mask_xf` int64 `[batch, length]` (1 for events), `seen_xf` sparse
       int64 (all items of the raw history), `target_xf` int64 `[batch]`, and for each context
-      `history_<name>_xf` `[batch, length]` and `<name>_xf` `[batch]`: int64 ids or float32.
+      `history_<name>_xf` `[batch, length]` and `<name>_xf` `[batch]`: int64 ids or float32. With
+      `spec.long_history` also its two features as strings `[batch]`, and for events with times
+      `long_history_usable_xf` int64 `[batch, length]`: 1 for events that are not older than the
+      embeddings, which would otherwise tell a model that learns from every event its answers.
     """
     length = config.length
     raw = inputs["history"]
@@ -133,6 +136,13 @@ def preprocess_history(
             past, now = _numbers(feature, analyzers, past, now)
         outputs[transformed_name(old_name)] = tf.where(mask, past, tf.zeros_like(past))
         outputs[transformed_name(name)] = now
+    if spec.long_history is not None:
+        for feature in spec.long_history.features:
+            outputs[transformed_name(feature.name)] = first_value(inputs[feature.name], "")
+        if spec.time is not None:
+            times = _right_aligned(inputs["history_time"], width, _NO_TIME)
+            usable = _arranged(times, order, length) >= spec.long_history.generated_at
+            outputs["long_history_usable_xf"] = tf.cast(mask & usable, tf.int64)
     if config.time_features:
         times = _right_aligned(inputs["history_time"], width, _NO_TIME)
         times = _arranged(times, order, length)

@@ -18,6 +18,8 @@ from apache_beam.pvalue import AsList, TaggedOutput
 
 from tfrz.data.features import HistorySpec
 from tfrz.data.histories import HistoryConfig, build_examples, newest, not_settled
+from tfrz.data.long_history import LongHistoryJoin
+from tfrz.data.long_history_transforms import FOUND, CheckFound
 from tfrz.data.splits import SPLITS
 
 _COUNTS_HELD = 1_000_000
@@ -197,7 +199,9 @@ class _Build(beam.DoFn):
         held_out: tuple[float, float],
         seed: int,
         with_test: bool,
+        join: LongHistoryJoin | None,
     ) -> None:
+        self._join = join
         self._spec, self._config, self._schema = spec, config, schema
         self._held_out, self._seed, self._with_test = held_out, seed, with_test
 
@@ -218,6 +222,9 @@ class _Build(beam.DoFn):
             self._with_test,
         )
         for split, rows in examples.items():
+            if self._join is not None:
+                rows, found = self._join(rows)
+                yield TaggedOutput(FOUND, found)
             for batch in rows.drop(["user"]).combine_chunks().to_batches():
                 if batch.num_rows:
                     yield TaggedOutput(split, batch)
@@ -237,6 +244,7 @@ class InteractionsToExamples(beam.PTransform):
       held_out: shares of the users in validation and test, for the split by users.
       seed: of that split.
       with_test: without it, validation takes what test would.
+      join: of examples with the embeddings of their users; None for none.
 
     Returns:
       A dict from `train`, `validation` and `test` to batches as `RecordsToExamples` takes them.
@@ -250,10 +258,12 @@ class InteractionsToExamples(beam.PTransform):
         held_out: tuple[float, float] = (0.0, 0.0),
         seed: int = 0,
         with_test: bool = True,
+        join: LongHistoryJoin | None = None,
     ) -> None:
         super().__init__()
         config.check(spec)
-        self._build = _Build(spec, config, schema, held_out, seed, with_test)
+        self._build = _Build(spec, config, schema, held_out, seed, with_test, join)
+        self._join = join
         self._config, self._columns = config, _event_columns(spec)
 
     def expand(self, batches: beam.PCollection) -> dict[str, beam.PCollection]:
@@ -275,7 +285,9 @@ class InteractionsToExamples(beam.PTransform):
             | "Kept" >> beam.CombinePerKey(_Kept(config))
             | "Users" >> beam.BatchElements(min_batch_size=1, max_batch_size=_USERS_A_BATCH)
         )
-        outputs = users | "Build" >> beam.ParDo(self._build).with_outputs(*SPLITS)
+        outputs = users | "Build" >> beam.ParDo(self._build).with_outputs(*SPLITS, FOUND)
+        if self._join is not None:
+            _ = outputs[FOUND] | "CheckFound" >> CheckFound(self._join)
         return {split: outputs[split] for split in SPLITS}
 
 

@@ -134,7 +134,7 @@ def preprocess(
     Returns:
       Names with `_xf` to: int64 `[batch]` for categorical features (0 missing, 1..V the
       vocabulary, then out of vocabulary), sparse int64 for multivalent ones, float32 `[batch]`
-      for numeric ones (0 where missing) and for the label.
+      for numeric ones (0 where missing) and for the label, string `[batch]` for opaque ones.
     """
     outputs: dict[str, Any] = {}
     for feature in spec.features:
@@ -146,6 +146,9 @@ def preprocess(
                 scaled = (values.values - mean) * tf.math.rsqrt(tf.maximum(variance, 1e-12))
                 values = tf.SparseTensor(values.indices, scaled, values.dense_shape)
             outputs[name] = first_value(values, 0.0)
+            continue
+        if feature.kind == "opaque":
+            outputs[name] = first_value(inputs[feature.name], "")
             continue
         tokens = _tokens(feature, inputs[feature.name])
         ids = tf.SparseTensor(

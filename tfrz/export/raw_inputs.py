@@ -5,11 +5,11 @@ Missing is the empty string, NaN, or the smallest int64; lists are padded with i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from tfrz.data.features import MISSING_INT, Spec
+from tfrz.data.features import MISSING_INT, Spec, transformed_name
 
 
 def raw_input_signature(spec: Spec) -> dict[str, tf.TensorSpec]:
@@ -50,3 +50,9 @@ def to_sparse(
             where, tf.gather_nd(dense, where), tf.shape(dense, out_type=tf.int64)
         )
     return sparse
+
+
+def without_opaque(features: Mapping[str, tf.Tensor], spec: Spec) -> dict[str, tf.Tensor]:
+    """Transformed features that can be shown: bytes that are no text have no place in JSON."""
+    opaque = [transformed_name(f.name) for f in spec.features if f.kind == "opaque"]
+    return {name: value for name, value in features.items() if name not in opaque}

@@ -10,9 +10,12 @@ import keras
 import tensorflow as tf
 
 from tfrz.config import from_mapping, require, to_mapping
+from tfrz.data.features import LongHistory
 from tfrz.layers.cross import Cross, LowRankCross, MixtureOfLowRankCross
 from tfrz.layers.dropout import SeededDropout
+from tfrz.layers.history import LongHistoryAdapter
 from tfrz.layers.pooling import mean_of_real
+from tfrz.models.long_history import read_long_history
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +95,8 @@ def embedding_width(vocabulary_sizes: Sequence[int]) -> int:
 class DCNv2(keras.Model):
     """Deep & Cross Network V2.
 
-    Formula: with `x0` the concatenation of all embeddings and numeric inputs,
+    Formula: with `x0` the concatenation of all embeddings, the numeric inputs and, where the
+    examples carry one, the adapted embedding of the user's long history,
 
         stacked:  logit = w . deep(cross(x0))
         parallel: logit = w . [cross(x0), deep(x0)]
@@ -105,10 +109,14 @@ class DCNv2(keras.Model):
         is the mean of their embeddings, ids of 0 left out, and zero if none is left.
       numeric: names of float inputs, already normalised: a cross network of L layers is a
         polynomial of degree L + 1 in them.
+      long_history: the embedding of the user that comes with an example; None for none.
+      adapter: how it is read, linear or gate (see `tfrz.layers.LongHistoryAdapter`).
+      adapter_units: width of what is read.
 
     Call arguments:
       inputs: a dict. Univalent ids int64 `[batch]`, multivalent ids int64 `[batch, values]`,
-        numbers float32 `[batch]`. Other keys are ignored.
+        numbers float32 `[batch]`; with a long history `long_history_xf` and
+        `long_history_version_xf`, string `[batch]`. Other keys are ignored.
       training: whether dropout is on.
 
     Returns:
@@ -132,6 +140,9 @@ class DCNv2(keras.Model):
         vocabulary_sizes: Mapping[str, int],
         multivalent: Sequence[str] = (),
         numeric: Sequence[str] = (),
+        long_history: LongHistory | None = None,
+        adapter: Literal["linear", "gate"] = "linear",
+        adapter_units: int = 16,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -144,6 +155,8 @@ class DCNv2(keras.Model):
         self.config = config
         self.vocabulary_sizes = dict(vocabulary_sizes)
         self.multivalent, self.numeric = tuple(multivalent), tuple(numeric)
+        self.long_history, self.adapter = long_history, adapter
+        self.adapter_units = adapter_units if long_history is not None else 0
         policy = self._policy()
         width = config.embedding_dim or (
             embedding_width(list(self.vocabulary_sizes.values())) if vocabulary_sizes else 0
@@ -160,7 +173,12 @@ class DCNv2(keras.Model):
             )
             for name, size in self.vocabulary_sizes.items()
         }
-        dim = width * len(self.embeddings) + len(self.numeric)
+        self.long_history_adapter = (
+            LongHistoryAdapter(adapter_units, adapter, name="long_history", dtype=policy)
+            if long_history is not None
+            else None
+        )
+        dim = width * len(self.embeddings) + len(self.numeric) + self.adapter_units
         self.cross_layers = [
             self._cross_layer(f"cross_{i}", policy) for i in range(config.num_cross_layers)
         ]
@@ -213,6 +231,9 @@ class DCNv2(keras.Model):
         """Makes all variables now, so that the order of first calls cannot change them."""
         for layer in self.embeddings.values():
             layer.build((None,))
+        if self.long_history_adapter is not None:
+            shape = (None, self.long_history.num_vectors, self.long_history.dim)
+            self.long_history_adapter.build(shape, (None,))
         for layer in self.cross_layers:
             layer.build((None, dim))
         width = dim
@@ -227,7 +248,7 @@ class DCNv2(keras.Model):
         self.built = True
 
     def embed(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """x0 `[batch, dim]`: the fields' vectors, then the numeric inputs."""
+        """x0 `[batch, dim]`: the fields' vectors, the numeric inputs, then the long history."""
         del training
         dtype = self.compute_dtype
         fields = []
@@ -238,6 +259,9 @@ class DCNv2(keras.Model):
                 vectors = mean_of_real(vectors, ids)
             fields.append(vectors)
         fields += [tf.cast(inputs[name], dtype)[:, None] for name in self.numeric]
+        if self.long_history is not None:
+            read = self.long_history_adapter(*read_long_history(inputs, self.long_history))
+            fields.append(tf.cast(read, dtype))
         return tf.concat(fields, axis=1)
 
     def interact(self, x0: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -267,7 +291,7 @@ class DCNv2(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Plain values from which `from_config` makes an equal model."""
-        return {
+        values = {
             "config": to_mapping(self.config),
             "vocabulary_sizes": self.vocabulary_sizes,
             "multivalent": list(self.multivalent),
@@ -275,6 +299,10 @@ class DCNv2(keras.Model):
             "name": self.name,
             "dtype": self._policy(),
         }
+        if self.long_history is not None:
+            values["long_history"] = to_mapping(self.long_history)
+            values |= {"adapter": self.adapter, "adapter_units": self.adapter_units}
+        return values
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> DCNv2:
@@ -282,4 +310,6 @@ class DCNv2(keras.Model):
         del custom_objects
         values = dict(config)
         values["config"] = from_mapping(DCNv2Config, values["config"], "model")
+        if "long_history" in values:
+            values["long_history"] = from_mapping(LongHistory, values["long_history"])
         return cls(**values)

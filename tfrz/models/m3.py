@@ -14,6 +14,7 @@ from tfrz.layers.baseline_encoders import CaserEncoder, SelfAttentiveEncoder
 from tfrz.layers.dropout import SeededDropout
 from tfrz.layers.temporal import MultiTemporalRangeMixture
 from tfrz.losses.retrieval import NegativeSampler
+from tfrz.models.long_history import read_long_history
 from tfrz.models.sequence import SequenceModel
 
 
@@ -126,7 +127,9 @@ class M3(SequenceModel):
         h_t   = F_out(mix_t (+) c_out_t)
         logit_t(i) = <h_t, Q_i> + b_i
 
-    Before the first event the mixture is zero: what is left is context and popularity.
+    Before the first event the mixture is zero: what is left is context and popularity. Where the
+    examples carry an embedding of the user's long history, what an adapter reads of it is added to
+    h_t; for requests before the embedding was generated, what it reads where there is none.
 
     Args:
       config: the shape of the network.
@@ -136,10 +139,14 @@ class M3(SequenceModel):
       context: categorical context to the number of its ids.
       numeric: names of numeric contexts.
       padding: the side on which histories are padded, `right` or `left`.
+      **kwargs: `long_history` and `adapter` as of `SequenceModel`, and Keras' own.
 
     Call arguments:
       inputs: a dict: `history_xf` int64 `[batch, time]` (0 where padded), and for each context
-        `history_<name>_xf` `[batch, time]` and `<name>_xf` `[batch]`. Other keys are ignored.
+        `history_<name>_xf` `[batch, time]` and `<name>_xf` `[batch]`; with a long history
+        `long_history_xf` and `long_history_version_xf`, string `[batch]`, and
+        `long_history_usable_xf` `[batch, time]` where some events are older than the embedding.
+        Other keys are ignored.
       training: whether dropout is on.
 
     Returns:
@@ -200,6 +207,7 @@ class M3(SequenceModel):
             "output", config.output_units, config.linear_output, policy
         )
         self.mixture = self._encoder(policy)
+        self.long_history_adapter = self._long_history_adapter(config.output_dim)
         self.sampler = (
             NegativeSampler(
                 num_items,
@@ -316,7 +324,7 @@ class M3(SequenceModel):
     def embed(
         self, inputs: Mapping[str, tf.Tensor], training: bool = False
     ) -> dict[str, tf.Tensor]:
-        """What is looked up: `items`, `real`, `place`, and contexts of events and requests."""
+        """What is looked up: `items`, `real`, `place`, contexts, and the long history."""
         del training
         history = tf.convert_to_tensor(inputs["history_xf"])
         place = self.request_place(history)
@@ -331,7 +339,25 @@ class M3(SequenceModel):
             assert request is not None
             embedded["event_context"] = past
             embedded["request_context"] = self.with_request(past, request, place)
+        if self.long_history is not None:
+            vectors, missing = read_long_history(inputs, self.long_history)
+            embedded["long_history"], embedded["no_long_history"] = vectors, missing
+            if "long_history_usable_xf" in inputs:
+                usable = tf.cast(inputs["long_history_usable_xf"], tf.bool)
+                served = tf.ones_like(usable[:, 0])
+                embedded["long_history_usable"] = self.with_request(usable, served, place)
         return embedded
+
+    def _user(self, embedded: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """What the adapter reads for every request, `[batch, time + 1 or 1, output_dim]`."""
+        assert self.long_history_adapter is not None
+        vectors, missing = embedded["long_history"], embedded["no_long_history"]
+        user = self.long_history_adapter(vectors, missing)[:, None]
+        usable = embedded.get("long_history_usable")
+        if usable is None:
+            return user
+        nobody = self.long_history_adapter(vectors, tf.ones_like(missing))[:, None]
+        return tf.where(usable[..., None], user, nobody)
 
     def _mixed(
         self, embedded: Mapping[str, tf.Tensor], training: bool
@@ -379,7 +405,10 @@ class M3(SequenceModel):
             h = tf.concat([h, tf.cast(request, h.dtype)], axis=-1)
         for layer in self.output_layers:
             h = layer(h)
-        return tf.cast(h, tf.float32)
+        h = tf.cast(h, tf.float32)
+        if self.long_history_adapter is not None:
+            h += tf.cast(self._user(embedded), tf.float32)
+        return h
 
     def item_vectors(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Q `[V, output_dim]` and b `[V]` of the ids 1..V."""

@@ -19,6 +19,7 @@ from tfrz.layers.interests import (
 )
 from tfrz.layers.pooling import mean_of_real
 from tfrz.losses.retrieval import NegativeSampler
+from tfrz.models.long_history import read_long_history
 from tfrz.models.sequence import SequenceModel
 
 
@@ -142,6 +143,9 @@ class MultiInterest(SequenceModel):
     the end. A history without events then has all scores 0 (or those of the request's context),
     and equal scores are in the order of the vocabulary: by popularity.
 
+    Where the examples carry an embedding of the user's long history, what an adapter reads of it is
+    added to every U_h, before they are normalised.
+
     Args:
       config: the shape of the towers.
       num_items: V, the size of the vocabulary.
@@ -153,10 +157,12 @@ class MultiInterest(SequenceModel):
       features: categorical feature of the items to the number of its ids.
       multivalent: those of them with several values, to how many at most.
       numeric_features: numeric features of the items.
+      **kwargs: `long_history` and `adapter` as of `SequenceModel`, and Keras' own.
 
     Call arguments:
       inputs: a dict: `history_xf` int64 `[batch, time]` (0 where padded), and for each context
-        `history_<name>_xf` `[batch, time]` and `<name>_xf` `[batch]`. Other keys are ignored.
+        `history_<name>_xf` `[batch, time]` and `<name>_xf` `[batch]`; with a long history
+        `long_history_xf` and `long_history_version_xf`, string `[batch]`. Other keys are ignored.
       training: whether dropout is on.
 
     Returns:
@@ -249,6 +255,7 @@ class MultiInterest(SequenceModel):
             else None
         )
         self.user_tower = self._tower(policy)
+        self.long_history_adapter = self._long_history_adapter(config.dim)
         self._build_parts()
 
     def _tower(self, policy: Any) -> Any:
@@ -390,8 +397,15 @@ class MultiInterest(SequenceModel):
     def embed(
         self, inputs: Mapping[str, tf.Tensor], training: bool = False
     ) -> dict[str, tf.Tensor]:
-        """What is looked up: `events` `[batch, time, dim]` and `real` `[batch, time]`."""
+        """What is looked up: `events` `[batch, time, dim]`, `real` `[batch, time]`, and more."""
         del training
+        embedded = self._embed_events(inputs)
+        if self.long_history is not None:
+            vectors, missing = read_long_history(inputs, self.long_history)
+            embedded |= {"long_history": vectors, "no_long_history": missing}
+        return embedded
+
+    def _embed_events(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         history = tf.convert_to_tensor(inputs["history_xf"])
         real = tf.not_equal(history, 0)
         if self.events is None:
@@ -420,6 +434,10 @@ class MultiInterest(SequenceModel):
             events = self.dropout(embedded["events"], training=training)
             users = self.user_tower(events, mask=embedded["real"], training=training)
         users = tf.cast(users, tf.float32)
+        if self.long_history_adapter is not None:
+            vectors, missing = embedded["long_history"], embedded["no_long_history"]
+            read = self.long_history_adapter(vectors, missing)
+            users += tf.cast(read, tf.float32)[:, None]
         if self.config.normalize:
             users = tf.math.l2_normalize(users, axis=-1)
         return users

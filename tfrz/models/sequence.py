@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import keras
 
 from tfrz.config import from_mapping, require, to_mapping
+from tfrz.data.features import LongHistory
+from tfrz.layers.history import LongHistoryAdapter
 
 
 class SequenceModel(keras.Model):
@@ -21,6 +23,8 @@ class SequenceModel(keras.Model):
       context: categorical context to the number of its ids.
       numeric: names of numeric contexts.
       padding: the side on which histories are padded, `right` or `left`.
+      long_history: the embedding of the user that comes with an example; None for none.
+      adapter: how it is read, linear or gate (see `tfrz.layers.LongHistoryAdapter`).
 
     Raises:
       ConfigError: an argument is out of its range.
@@ -37,6 +41,8 @@ class SequenceModel(keras.Model):
         context: Mapping[str, int] | None = None,
         numeric: Sequence[str] = (),
         padding: str = "right",
+        long_history: LongHistory | None = None,
+        adapter: Literal["linear", "gate"] = "linear",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -46,6 +52,15 @@ class SequenceModel(keras.Model):
         self.config, self.num_items, self.item_rows = config, num_items, item_rows
         self.length, self.padding = length, padding
         self.context, self.numeric = dict(context or {}), tuple(numeric)
+        self.long_history, self.adapter = long_history, adapter
+
+    def _long_history_adapter(self, units: int) -> LongHistoryAdapter | None:
+        """The layer that reads the long history, if there is one to read."""
+        if self.long_history is None:
+            return None
+        layer = LongHistoryAdapter(units, self.adapter, name="long_history", dtype=self._policy())
+        layer.build((None, self.long_history.num_vectors, self.long_history.dim), (None,))
+        return layer
 
     def _policy(self) -> Any:
         policy = getattr(self, "dtype_policy", None)
@@ -57,7 +72,7 @@ class SequenceModel(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Plain values from which `from_config` makes an equal model."""
-        return {
+        values = {
             "config": to_mapping(self.config),
             "num_items": self.num_items,
             "item_rows": self.item_rows,
@@ -68,6 +83,10 @@ class SequenceModel(keras.Model):
             "name": self.name,
             "dtype": self._policy(),
         }
+        if self.long_history is not None:
+            values["long_history"] = to_mapping(self.long_history)
+            values["adapter"] = self.adapter
+        return values
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
@@ -75,4 +94,6 @@ class SequenceModel(keras.Model):
         del custom_objects
         values = dict(config)
         values["config"] = from_mapping(cls.config_class, values["config"], "model")
+        if "long_history" in values:
+            values["long_history"] = from_mapping(LongHistory, values["long_history"])
         return cls(**values)

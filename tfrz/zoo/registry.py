@@ -52,6 +52,7 @@ class ModelEntry:
       reproduce: modules of `tfrz reproduce`.
       recipe: `module:function` that trains it, called like `tfrz.training.fit:fit`, the plain loop.
       stages: `module:class` of what its pipeline has beyond the others'; None for nothing.
+      long_history: whether it can read the offline embeddings of users (`features.long_history`).
       notes: what a user must know of how far the implementation can be trusted.
       configs: folder of the YAML files `<dataset>.yaml`; the package's own if not given.
     """
@@ -72,6 +73,7 @@ class ModelEntry:
     reproduce: tuple[str, ...] = ()
     recipe: str = PLAIN_RECIPE
     stages: str | None = None
+    long_history: bool = False
     notes: str = ""
     configs: str | None = None
 
@@ -127,6 +129,7 @@ _DCN_V2 = ModelEntry(
     metrics=("auc", "log_loss", "calibration"),
     bench=("cross", "serving"),
     reproduce=("tfrz.reproduce.dcn_v2",),
+    long_history=True,
 )
 
 _M3 = ModelEntry(
@@ -172,6 +175,7 @@ _M3 = ModelEntry(
         "paper's tables is quoted."
     ),
     reproduce=("tfrz.reproduce.m3",),
+    long_history=True,
 )
 
 _SEQ2SLATE = ModelEntry(
@@ -253,6 +257,7 @@ _MULTI_INTEREST = ModelEntry(
     ),
     bench=("retrieval",),
     reproduce=("tfrz.reproduce.multi_interest",),
+    long_history=True,
     recipe="tfrz.training.density_weighting:fit_weighted",
     stages="tfx_pipelines.components.index:IndexStages",
     notes=(

@@ -65,6 +65,7 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+<<<<<<< HEAD
 class EmbeddingsConfig:
     """How the pipeline exports users' embeddings; see `tfrz.embeddings.job.ExportOptions`.
 
@@ -85,6 +86,37 @@ class EmbeddingsConfig:
 
     def __post_init__(self) -> None:
         require(self.buckets >= 1, "export.embeddings.buckets", "must be at least 1")
+=======
+class FeaturesConfig:
+    """What examples get beyond the features of their source.
+
+    Attributes:
+      long_history: folder of a store of embeddings; every example gets that of its user. Null for
+        none.
+      adapter: how a model reads the vectors: linear, or gate (linear, times a gate of GateNet's).
+      adapter_units: width of what is read, where the model leaves the choice: of DCN-V2.
+      user: the raw feature that holds the key of the user. Of impressions; sources of histories
+        know their users.
+      long_history_version: of the embeddings that the model is trained on; a store of another is
+        refused. Null for that of the store: a run writes here which it was.
+      any_version: refuse no version, in training nor in requests.
+    """
+
+    long_history: str | None = None
+    adapter: Literal["linear", "gate"] = "linear"
+    adapter_units: int = 16
+    user: str = "user"
+    long_history_version: str | None = None
+    any_version: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.adapter_units >= 1, "features.adapter_units", "must be at least 1")
+        require(
+            self.long_history is not None or self.long_history_version is None,
+            "features.long_history_version",
+            "goes with features.long_history, the folder of the embeddings",
+        )
+>>>>>>> 0e1664957685faf8483df945d717f29eed0e99a0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,6 +346,7 @@ class RunConfig:
     name: str
     model: Any
     data: DataConfig = DataConfig()
+    features: FeaturesConfig = FeaturesConfig()
     trainer: TrainerConfig = TrainerConfig()
     weighting: WeightingConfig = WeightingConfig()
     export: ExportConfig = ExportConfig()
@@ -357,6 +390,12 @@ def run_config_from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
         config.weighting.kind == "none" or entry.recipe != registry.PLAIN_RECIPE,
         "weighting.kind",
         f"{entry.name} has no items to weight examples by",
+    )
+    able = [name for name in registry.names() if registry.get(name).long_history]
+    require(
+        entry.long_history or config.features.long_history is None,
+        "features.long_history",
+        f"{entry.name} reads no embeddings of users; {', '.join(able)} do",
     )
     for section, records, what in (
         ("history", ("history", "logged_action"), "histories"),

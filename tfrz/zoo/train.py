@@ -78,6 +78,7 @@ def train(
     from tfrz.export.saved_model import export_model
     from tfrz.training.fit import build_model, evaluate, measured
     from tfrz.training.warm_start import warm_start
+    from tfrz.zoo.long_history import check_warm_start, pinned
 
     entry = registry.get(model)
     config = load_run_config(model, data.partition(":")[0], overrides)
@@ -87,6 +88,9 @@ def train(
             "trainer.warm_start: latest_blessed needs the pipeline; name a SavedModel directory"
         )
     out = Path(out)
+    config = pinned(config, out)
+    if config.trainer.warm_start is not None:
+        check_warm_start(config, config.trainer.warm_start)
     _claim(out, {"data_source": data, **run_config_to_mapping(config)})
     task = entry.load("task")(entry, config)
     seconds: dict[str, float] = {}

@@ -7,20 +7,25 @@ is the reader's business. The source, its options and the fingerprint of its con
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
 import apache_beam as beam
+import tensorflow as tf
 from tfx.components.example_gen import base_example_gen_executor
 from tfx.components.example_gen.component import QueryBasedExampleGen
 from tfx.dsl.components.base import executor_spec
 from tfx.proto import example_gen_pb2
 
 from tfrz.config import from_mapping, require, to_mapping
+from tfrz.data.features import LONG_HISTORY, LONG_HISTORY_VERSION
 from tfrz.data.histories import HistoryConfig
 from tfrz.data.history_transforms import InteractionsToExamples
 from tfrz.data.list_transforms import DocumentsToLists
 from tfrz.data.lists import ListConfig
+from tfrz.data.long_history import LongHistoryJoin
+from tfrz.data.long_history_transforms import JoinLongHistory
 from tfrz.data.readers import Reader, open_source
 from tfrz.data.readers.documents import DocumentReader
 from tfrz.data.readers.interactions import InteractionReader
@@ -28,9 +33,12 @@ from tfrz.data.readers.timelines import check_timelines
 from tfrz.data.timeline_transforms import EventsToExamples
 from tfrz.data.timelines import TimelineConfig
 from tfrz.data.transforms import CheckCorrupt, ReadRecords, RecordsToExamples
-from tfrz.zoo.run_config import DataConfig
+from tfrz.zoo.long_history import open_store, with_long_history
+from tfrz.zoo.run_config import DataConfig, FeaturesConfig
 
 _BUCKETS = 1000
+# What of a `FeaturesConfig` decides which embeddings an example gets.
+_JOINED = ("long_history", "long_history_version", "any_version", "user")
 
 
 def _opened(query: dict[str, Any]) -> Reader:
@@ -51,6 +59,26 @@ def _query(exec_properties: dict[str, Any]) -> dict[str, Any]:
     inputs = example_gen_pb2.Input()
     json_format.Parse(exec_properties["input_config"], inputs)
     return dict(json.loads(inputs.splits[0].pattern))
+
+
+def _join(query: dict[str, Any], reader: Reader) -> LongHistoryJoin | None:
+    features = from_mapping(FeaturesConfig, query.get("added"), "features")
+    return with_long_history(features, reader.feature_spec())[1]
+
+
+def _is_eval(example: bytes, count: int, eval_buckets: int) -> int:
+    """The split of an impression, by a hash of its features.
+
+    Not of its bytes, as TFX does it: they have the features in another order every time, and an
+    example would change its split with every run, or with its user's embedding.
+    """
+    del count
+    parsed = tf.train.Example.FromString(example)
+    for name in (LONG_HISTORY, LONG_HISTORY_VERSION):
+        if name in parsed.features.feature:
+            del parsed.features.feature[name]
+    digest = hashlib.sha256(parsed.SerializeToString(deterministic=True))
+    return int(int(digest.hexdigest(), 16) % _BUCKETS >= _BUCKETS - eval_buckets)
 
 
 def _encoded(records: dict[str, beam.PCollection]) -> dict[str, beam.PCollection]:
@@ -77,8 +105,24 @@ class ReaderExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor)
     """Runs a reader of impressions under Beam."""
 
     def GetInputSourceToExamplePTransform(self) -> beam.PTransform:
-        """See the base class."""
+        """See the base class; `GenerateExamplesByBeam` does without it."""
         return _source_to_examples
+
+    def GenerateExamplesByBeam(
+        self, pipeline: beam.Pipeline, exec_properties: dict[str, Any]
+    ) -> dict[str, beam.PCollection]:
+        """Examples of the splits `train` and `eval`."""
+        query = _query(exec_properties)
+        reader = _opened(query)
+        records, join = _read(pipeline, query, reader), _join(query, reader)
+        if join is not None:
+            records = records | "LongHistory" >> JoinLongHistory(join)
+        parts = (
+            records
+            | "ToExamples" >> RecordsToExamples()
+            | "Split" >> beam.Partition(_is_eval, 2, query["eval_buckets"])
+        )
+        return {"train": parts[0], "eval": parts[1]}
 
 
 class HistoryExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor):
@@ -105,6 +149,7 @@ class HistoryExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor
             (query["validation_fraction"], 0.0),
             query["seed"],
             with_test=False,
+            join=_join(query, reader),
         )
         return _encoded(examples)
 
@@ -169,6 +214,7 @@ class _ExampleGen(QueryBasedExampleGen):
         reader: Reader,
         config: DataConfig,
         corrupt_lines: str,
+        added: FeaturesConfig | None = None,
     ) -> None:
         query = {
             "data": data,
@@ -193,6 +239,11 @@ class _ExampleGen(QueryBasedExampleGen):
         if any(part is not None for part in (config.history, config.lists, config.timeline)):
             query["validation_fraction"], query["seed"] = config.validation_fraction, config.seed
         eval_buckets = min(max(round(config.validation_fraction * _BUCKETS), 1), _BUCKETS - 1)
+        if added is not None and added.long_history is not None:
+            query["added"] = {name: getattr(added, name) for name in _JOINED}
+            query["embeddings"] = open_store(added).fingerprint()
+        if reader.record_type == "impression":
+            query["eval_buckets"] = eval_buckets
         splits = [_split("train", _BUCKETS - eval_buckets), _split("eval", eval_buckets)]
         super().__init__(
             input_config=example_gen_pb2.Input(
@@ -217,6 +268,7 @@ class ReaderExampleGen(_ExampleGen):
       reader: what `data` opens.
       config: options, share of the `eval` split, tolerated share of unreadable lines.
       corrupt_lines: the file that takes those lines.
+      added: embeddings that every example gets; none by default.
     """
 
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(ReaderExampleGenExecutor)
@@ -234,6 +286,7 @@ class HistoryExampleGen(_ExampleGen):
       reader: what `data` opens.
       config: options, how histories are made, tolerated share of unreadable lines.
       corrupt_lines: the file that takes those lines.
+      added: embeddings that every example gets; none by default.
     """
 
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(HistoryExampleGenExecutor)

@@ -24,6 +24,7 @@ from tfrz.training.batches import ExampleBatches
 from tfrz.training.fit import build_model, measured
 from tfrz.training.warm_start import warm_start
 from tfrz.zoo import registry
+from tfrz.zoo.long_history import check_warm_start
 from tfrz.zoo.run_config import RunConfig, run_config_from_mapping, with_override
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ def run_fn(fn_args: Any) -> None:
     model = build_model(lambda: task.build(inputs), config.trainer)
     vocabularies = workspace.vocabularies()
     if fn_args.base_model:
+        check_warm_start(config, fn_args.base_model)
         report = warm_start(model, task, vocabularies, fn_args.base_model)
         Path(fn_args.model_run_dir).mkdir(parents=True, exist_ok=True)
         (Path(fn_args.model_run_dir) / "warm_start.txt").write_text(f"{report}\n")

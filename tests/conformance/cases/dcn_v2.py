@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tests.conformance.case import LayerCase, ModelCase
-from tests.oracles import cross
+from tests.oracles import cross, long_history
 
 _DIM = 12
 _PATH = "tfrz.layers.cross:"
@@ -84,6 +84,8 @@ def _logits(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
             vectors = (vectors * real).sum(1) / np.maximum(real.sum(1), 1)
         fields.append(vectors)
     fields += [batch[name][:, None].astype("float64") for name in model.numeric]
+    if model.long_history is not None:
+        fields.append(long_history.read(model, batch))
     x0 = x = np.concatenate(fields, axis=1)
     for layer in model.cross_layers:
         weights = {w.name.split(":")[0].split("/")[-1]: value(w) for w in layer.weights}
@@ -128,6 +130,12 @@ MODEL_CASES = [
         "dcn_v2",
         "sigmoid_gates_paper_width",
         ("model.gate=sigmoid", "model.embedding_dim=null", "model.dropout=0.5"),
+        _logits,
+    ),
+    ModelCase(
+        "dcn_v2",
+        "long_history_gate",
+        ("features.long_history=battery", "features.adapter=gate", "features.adapter_units=6"),
         _logits,
     ),
 ]

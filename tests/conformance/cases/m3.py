@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tests.conformance.case import LayerCase, ModelCase
-from tests.oracles import temporal
+from tests.oracles import long_history, temporal
 
 _TIME, _DIM, _UNITS = 7, 3, 4
 _PATH = "tfrz.layers.temporal:"
@@ -160,6 +160,7 @@ def _logits(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
         {n: t.embeddings.numpy() for n, t in model.context_tables.items()},
     )
     rows = []
+    read = long_history.read(model, batch) if model.long_history is not None else None
     for row in range(len(batch["history_xf"])):
         history = batch["history_xf"][row]
         real = history != 0
@@ -200,6 +201,8 @@ def _logits(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
         h = _dense(model.output_layers, h, config.linear_output)
         end = 1 + model.num_items
         Q = model.output_items.embeddings.numpy()[1:end].astype("float64")
+        if model.long_history is not None:
+            h = h + read[row]
         rows.append(h @ Q.T + model.output_bias.embeddings.numpy()[1:end, 0])
     return np.concatenate(rows)
 
@@ -255,5 +258,6 @@ MODEL_CASES = [
         _logits,
     ),
     ModelCase("m3", "caser", (*_SMALL, "model.encoder=caser", *_SAMPLED), _logits),
+    ModelCase("m3", "long_history", (*_SMALL, "features.long_history=battery"), _logits),
     ModelCase("m3", "sasrec", (*_SMALL, "model.encoder=sasrec"), None),
 ]

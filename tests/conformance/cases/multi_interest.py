@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tests.conformance.case import LayerCase, ModelCase
-from tests.oracles import interests
+from tests.oracles import interests, long_history
 
 _TIME, _DIM = 6, 4
 _PATH = "tfrz.layers.interests:"
@@ -78,6 +78,7 @@ def _logits(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
     """The whole model, one history after the other, padding cut off."""
     config, weights = model.config, _named(model.user_tower)
     items, rows = _items(model), []
+    read = long_history.read(model, batch) if model.long_history is not None else None
     for row, history in enumerate(batch["history_xf"]):
         real = history != 0
         if config.user_tower == "popularity":
@@ -104,6 +105,8 @@ def _logits(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
                     num_heads=config.num_heads,
                     positions=config.positions,
                 )
+        if read is not None:
+            users = users + read[row]
         v = items
         if config.normalize:
             users, v = (
@@ -150,6 +153,9 @@ MODEL_CASES = [
             "model.focal_gamma=2",
         ),
         _logits,
+    ),
+    ModelCase(
+        "multi_interest", "long_history", (*_SMALL, "features.long_history=battery"), _logits
     ),
     ModelCase("multi_interest", "popularity", (*_SMALL, "model.user_tower=popularity"), _logits),
 ]

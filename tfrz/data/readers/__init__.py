@@ -155,7 +155,13 @@ def _tabular(path: str, features: str, records: str, **options: Any) -> Reader:
         "logged_action": TabularActions,
         "timeline": TabularTimelines,
     }
-    return kinds[records](path, features, **options)
+    reader = kinds[records](path, features, **options)
+    require(
+        getattr(reader.feature_spec(), "long_history", None) is None,
+        f"{features}: long_history",
+        "is no part of a file: give the store with --set features.long_history=DIR",
+    )
+    return reader
 
 
 def open_source(

@@ -17,10 +17,12 @@ import tensorflow as tf
 
 from tfrz import metrics
 from tfrz.data.columns import to_examples
-from tfrz.data.features import FeatureSpec, raw_feature_spec, transformed_name
+from tfrz.data.features import FeatureSpec, LongHistory, raw_feature_spec, transformed_name
+from tfrz.data.long_history import joined
 from tfrz.data.preprocessing import Analyzers, Preprocessor, densify, preprocess, transform_table
-from tfrz.export.raw_inputs import raw_input_signature, to_sparse
+from tfrz.export.raw_inputs import raw_input_signature, to_sparse, without_opaque
 from tfrz.training.batches import ArrayBatches
+from tfrz.zoo.long_history import with_long_history
 from tfrz.zoo.tasks.prepared import Prepared
 
 if TYPE_CHECKING:
@@ -43,12 +45,14 @@ class ModelInputs:
       multivalent: those of them that come as `[batch, values]`, padded with 0.
       numeric: inputs that come as float32 `[batch]`.
       label: name of the transformed label.
+      long_history: the embedding of the user among them; None for none.
     """
 
     vocabulary_sizes: dict[str, int]
     multivalent: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
     label: str = "label_xf"
+    long_history: LongHistory | None = None
 
     @classmethod
     def from_spec(cls, spec: FeatureSpec, vocabulary_sizes: Mapping[str, int]) -> ModelInputs:
@@ -58,12 +62,15 @@ class ModelInputs:
             multivalent=tuple(transformed_name(f.name) for f in spec.multivalent),
             numeric=tuple(transformed_name(f.name) for f in spec.numeric),
             label=transformed_name(spec.label),
+            long_history=spec.long_history,
         )
 
     @property
     def names(self) -> tuple[str, ...]:
         """All inputs of the model, the label not among them."""
-        return (*self.vocabulary_sizes, *self.numeric)
+        opaque = self.long_history.features if self.long_history is not None else ()
+        names = [transformed_name(feature.name) for feature in opaque]
+        return (*self.vocabulary_sizes, *self.numeric, *names)
 
 
 class ClickTask:
@@ -97,19 +104,33 @@ class ClickTask:
             multivalent=inputs.multivalent,
             numeric=inputs.numeric,
             dtype=self.config.trainer.dtype,
+            **self._long_history(inputs),
         )
         model(self.example_inputs(inputs))
         return model
 
+    def _long_history(self, inputs: ModelInputs) -> dict[str, Any]:
+        """Arguments that only models with a long history take."""
+        features = self.config.features
+        if inputs.long_history is None:
+            return {}
+        return {
+            "long_history": inputs.long_history,
+            "adapter": features.adapter,
+            "adapter_units": features.adapter_units,
+        }
+
     @staticmethod
     def example_inputs(inputs: ModelInputs, batch_size: int = 2) -> dict[str, tf.Tensor]:
-        """A batch of zeros of the right shapes and dtypes."""
+        """A batch of zeros (of strings, empty ones) of the right shapes and dtypes."""
         batch: dict[str, tf.Tensor] = {}
-        for name in inputs.vocabulary_sizes:
-            shape = [batch_size, 1] if name in inputs.multivalent else [batch_size]
-            batch[name] = tf.zeros(shape, tf.int64)
-        for name in inputs.numeric:
-            batch[name] = tf.zeros([batch_size], tf.float32)
+        for name in inputs.names:
+            if name in inputs.vocabulary_sizes:
+                shape = [batch_size, 1] if name in inputs.multivalent else [batch_size]
+                batch[name] = tf.zeros(shape, tf.int64)
+            else:
+                dtype = tf.float32 if name in inputs.numeric else tf.string
+                batch[name] = tf.zeros([batch_size], dtype)
         return batch
 
     def prepare(self, reader: Reader) -> Prepared:
@@ -118,17 +139,18 @@ class ClickTask:
         Vocabularies and moments come from the training part alone.
 
         Raises:
-          InputError: the source cannot be read, or too many of its lines are corrupt.
+          InputError: the source cannot be read, too many of its lines are corrupt, or no user has
+            an embedding.
         """
         from tfrz.data.readers import read_table
         from tfrz.data.splits import split_table
 
         data = self.config.data
+        spec, join = with_long_history(self.config.features, reader.feature_spec())
+        assert isinstance(spec, FeatureSpec)
         table, corrupt = read_table(reader, data.max_corrupt_fraction)
         held_out = (data.validation_fraction, data.test_fraction)
-        parts = split_table(table, (1.0 - sum(held_out), *held_out), data.seed)
-        spec = reader.feature_spec()
-        assert isinstance(spec, FeatureSpec)
+        parts = joined(join, split_table(table, (1.0 - sum(held_out), *held_out), data.seed))
         transform = Preprocessor.fit(parts[0], spec)
         trainer = self.config.trainer
         columns = [transform_table(transform, part) for part in parts]
@@ -217,6 +239,8 @@ class ClickTask:
         for row in range(limit):
             example = tf.train.Example()
             for feature in spec.features:
+                if feature.kind == "opaque":
+                    continue
                 stored = example.features.feature[feature.name]
                 if feature.kind == "numeric":
                     stored.float_list.value.append(float(row))
@@ -280,7 +304,7 @@ class ClickTask:
 
         @tf.function(input_signature=[examples])
         def transform_features(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            return transformed(examples)
+            return without_opaque(transformed(examples), spec)
 
         return {
             "serving_default": serving_default,

@@ -17,21 +17,23 @@ import numpy as np
 import tensorflow as tf
 
 from tfrz.data.columns import to_examples
-from tfrz.data.features import HistorySpec, raw_feature_spec, transformed_name
+from tfrz.data.features import HistorySpec, LongHistory, raw_feature_spec, transformed_name
 from tfrz.data.histories import build_examples, drop_duplicates, drop_rare
 from tfrz.data.history_preprocessing import (
     TIME_FEATURE_SIZES,
     HistoryPreprocessor,
     preprocess_history,
 )
+from tfrz.data.long_history import joined
 from tfrz.data.preprocessing import Analyzers, densify, transform_table
 from tfrz.data.splits import SPLITS
 from tfrz.errors import InputError
-from tfrz.export.raw_inputs import raw_input_signature, to_sparse
+from tfrz.export.raw_inputs import raw_input_signature, to_sparse, without_opaque
 from tfrz.losses.retrieval import softmax_loss
 from tfrz.metrics.ranking import at_rank, parse, rank_of
 from tfrz.training.batches import ArrayBatches
 from tfrz.training.compilation import compiles
+from tfrz.zoo.long_history import with_long_history
 from tfrz.zoo.tasks.prepared import Prepared
 from tfrz.zoo.tasks.slices import in_words, rank_in_words
 
@@ -59,6 +61,7 @@ class HistoryInputs:
       context: categorical context to the number of its ids.
       numeric: numeric contexts.
       padding: its side.
+      long_history: the embedding of the user that comes with an example; None for none.
     """
 
     num_items: int
@@ -67,13 +70,16 @@ class HistoryInputs:
     context: dict[str, int]
     numeric: tuple[str, ...]
     padding: str
+    long_history: LongHistory | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """All inputs of the model."""
         contexts = (*self.context, *self.numeric)
         pairs = [(transformed_name(f"history_{c}"), transformed_name(c)) for c in contexts]
-        return ("history_xf", *(name for pair in pairs for name in pair))
+        opaque = self.long_history.features if self.long_history is not None else ()
+        names = [transformed_name(feature.name) for feature in opaque]
+        return ("history_xf", *(name for pair in pairs for name in pair), *names)
 
 
 def length_bucket(lengths: tf.Tensor) -> tf.Tensor:
@@ -128,6 +134,7 @@ class HistoryTask:
                 f.name for f in spec.context if f.kind == "numeric" and f.name not in spec.outcomes
             ),
             padding=self.history.padding,
+            long_history=spec.long_history,
         )
 
     def build(self, inputs: HistoryInputs) -> keras.Model:
@@ -141,19 +148,29 @@ class HistoryTask:
             inputs.numeric,
             inputs.padding,
             dtype=self.config.trainer.dtype,
+            **self._long_history(inputs),
         )
         model(self.example_inputs(inputs))
         return model
 
+    def _long_history(self, inputs: HistoryInputs) -> dict[str, Any]:
+        """Arguments that only models with a long history take."""
+        if inputs.long_history is None:
+            return {}
+        return {"long_history": inputs.long_history, "adapter": self.config.features.adapter}
+
     @staticmethod
     def example_inputs(inputs: HistoryInputs, batch_size: int = 2) -> dict[str, tf.Tensor]:
-        """A batch of zeros of the right shapes and dtypes."""
+        """A batch of zeros (of strings, empty ones) of the right shapes and dtypes."""
         batch = {"history_xf": tf.zeros([batch_size, inputs.length], tf.int64)}
         for names, dtype in ((inputs.context, tf.int64), (inputs.numeric, tf.float32)):
             for name in names:
                 past = transformed_name(f"history_{name}")
                 batch[past] = tf.zeros([batch_size, inputs.length], dtype)
                 batch[transformed_name(name)] = tf.zeros([batch_size], dtype)
+        if inputs.long_history is not None:
+            for feature in inputs.long_history.features:
+                batch[transformed_name(feature.name)] = tf.zeros([batch_size], tf.string)
         return batch
 
     def prepare(self, reader: Reader) -> Prepared:
@@ -162,12 +179,14 @@ class HistoryTask:
         Vocabularies come from the training examples alone.
 
         Raises:
-          InputError: the source cannot be read, or too many of its lines are corrupt.
+          InputError: the source cannot be read, too many of its lines are corrupt, or no user has
+            an embedding.
           ConfigError: a setting needs times, and the source has none.
         """
         from tfrz.data.readers import read_table
 
-        data, spec = self.config.data, reader.feature_spec()
+        data = self.config.data
+        spec, join = with_long_history(self.config.features, reader.feature_spec())
         assert isinstance(spec, HistorySpec)
         self.history.check(spec)
         events, corrupt = read_table(reader, data.max_corrupt_fraction)
@@ -183,6 +202,7 @@ class HistoryTask:
                 "no user has an event to hold out for validation: with data.history.split=users "
                 "some users are held out as they are"
             )
+        parts = dict(zip(SPLITS, joined(join, [parts[name] for name in SPLITS]), strict=True))
         transform = HistoryPreprocessor.fit_examples(parts["train"], spec, self.history)
         trainer = self.config.trainer
         # What a user has seen is only asked where recommendations are judged.
@@ -338,6 +358,8 @@ class HistoryTask:
             events = min(1 + row, self.history.length)
             example = tf.train.Example()
             for feature in spec.features:
+                if feature.kind == "opaque":
+                    continue
                 name = feature.name.removeprefix("history_")
                 stored = example.features.feature[feature.name]
                 known = "item" if feature.name == "history" else name
@@ -395,7 +417,7 @@ class HistoryTask:
         def transform_features(examples: tf.Tensor) -> dict[str, tf.Tensor]:
             raw = tf.io.parse_example(examples, labelled_spec)
             target = raw.pop(spec.label)
-            features = densify(transform(raw))
+            features = without_opaque(densify(transform(raw)), spec)
             lengths = tf.reduce_sum(features["mask_xf"], axis=1)
             features["history_length"] = length_bucket(lengths)
             # The place of the target in the vocabulary is its rank of popularity.

@@ -160,6 +160,7 @@ class RetrievalTask(HistoryTask):
             given.multivalent,
             given.numeric_features,
             dtype=self.config.trainer.dtype,
+            **self._long_history(inputs),
         )
         model(self.example_inputs(inputs))
         self._columns = given.columns

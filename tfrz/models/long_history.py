@@ -1,0 +1,36 @@
+"""How models read the embedding of a user's long history that comes with a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from tfrz.data.features import LONG_HISTORY, LONG_HISTORY_VERSION, LongHistory, transformed_name
+from tfrz.export.quantize import packed_bytes, unpack4_strings
+
+
+def read_long_history(
+    inputs: Mapping[str, tf.Tensor], described: LongHistory
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The vectors of each example's user, and whether they are missing.
+
+    They are missing if nothing came, something of another length, or, unless
+    `described.any_version`, something of another version: nothing depends on its bytes then.
+
+    Args:
+      inputs: `long_history_xf` and `long_history_version_xf`, string `[batch]`.
+      described: what the model was trained on.
+
+    Returns:
+      float32 `[batch, vectors, dim]`, zeros where missing, and bool `[batch]`.
+    """
+    packed = tf.convert_to_tensor(inputs[transformed_name(LONG_HISTORY)])
+    length = packed_bytes(described.num_vectors, described.dim)
+    missing = tf.not_equal(tf.strings.length(packed), length)
+    if not described.any_version:
+        version = tf.convert_to_tensor(inputs[transformed_name(LONG_HISTORY_VERSION)])
+        missing |= tf.not_equal(version, described.version)
+    # Not only hidden by the adapter: a NaN among them would come back in the gradients.
+    known = tf.where(missing, tf.fill(tf.shape(packed), ""), packed)
+    return unpack4_strings(known, described.num_vectors, described.dim), missing
