@@ -65,28 +65,6 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-<<<<<<< HEAD
-class EmbeddingsConfig:
-    """How the pipeline exports users' embeddings; see `tfrz.embeddings.job.ExportOptions`.
-
-    Attributes:
-      store: folder of generations; null for `embeddings` in the pipeline's root.
-      as_of: Unix seconds; null for the second after the newest event of the source.
-      buckets: parts that users are in, of a new store.
-      allow_empty: accept slices that no user has an event in.
-      to: writers to key-value stores, `sqlite=FILE`, `tfrecord=FILE` or `module:Class=PLACE`; none
-        for SQLite in the store.
-    """
-
-    store: str | None = None
-    as_of: int | None = None
-    buckets: int = 16
-    allow_empty: bool = False
-    to: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        require(self.buckets >= 1, "export.embeddings.buckets", "must be at least 1")
-=======
 class FeaturesConfig:
     """What examples get beyond the features of their source.
 
@@ -116,7 +94,29 @@ class FeaturesConfig:
             "features.long_history_version",
             "goes with features.long_history, the folder of the embeddings",
         )
->>>>>>> 0e1664957685faf8483df945d717f29eed0e99a0
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingsConfig:
+    """How the pipeline exports users' embeddings; see `tfrz.embeddings.job.ExportOptions`.
+
+    Attributes:
+      store: folder of generations; null for `embeddings` in the pipeline's root.
+      as_of: Unix seconds; null for the second after the newest event of the source.
+      buckets: parts that users are in, of a new store.
+      allow_empty: accept slices that no user has an event in.
+      to: writers to key-value stores, `sqlite=FILE`, `tfrecord=FILE` or `module:Class=PLACE`; none
+        for SQLite in the store.
+    """
+
+    store: str | None = None
+    as_of: int | None = None
+    buckets: int = 16
+    allow_empty: bool = False
+    to: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(self.buckets >= 1, "export.embeddings.buckets", "must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
