@@ -21,14 +21,21 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tfrz.config import did_you_mean, from_mapping, read_yaml, require, to_mapping
 from tfrz.data.columns import whole
+from tfrz.errors import InputError
 
 # Events of one timeline of one user that are handled at once: the grid of chunks.
 CHUNK_EVENTS = 4096
 _ONE = 1 << 24
 _DAY = 86_400.0
+# Where ln(gamma * duration + 1) is next to nothing, a score would drown all others.
+_MAX_SCORE = float(1 << 14)
+# Sums stay whole numbers of 64 bits.
+_MAX_VALUE, _MAX_SUM = float(1 << 36), float(1 << 62)
+_LOW_BITS = 26
 READY_MADE = Path(__file__).parent / "slices"
 
 Range = tuple[float | None, ...]
@@ -53,7 +60,7 @@ class Slice:
       value: range of the event's number (a rating, an amount).
       days: keep events at most so many days old; null for the whole history. With a gap of 24 hours
         3 days are those between 24 and 72 hours ago.
-      weight: one for every event, its watch score, or its value.
+      weight: one for every event, its watch score (16,384 at most), or its value.
     """
 
     name: str
@@ -155,7 +162,9 @@ class SliceSpecification:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Of everything in it."""
-        text = json.dumps(to_mapping(self), sort_keys=True)
+        # Through the mapping and back: 7 and 7.0 days are the same.
+        same = from_mapping(type(self), to_mapping(self))
+        text = json.dumps(to_mapping(same), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def first_chunk(self, visible: int) -> int:
@@ -199,7 +208,8 @@ def watch_score(dwell: Any, duration: Any, gamma: float = 0.5) -> np.ndarray:
     dwell, duration = np.asarray(dwell, np.float64), np.asarray(duration, np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         score = np.log1p(dwell) / np.log1p(gamma * duration)
-        return np.where((duration > 0) & (dwell >= 0), score, np.nan)
+        sound = (duration > 0) & (dwell >= 0) & np.isfinite(score)
+        return np.where(sound, score, np.nan)
 
 
 def _within(numbers: np.ndarray, bounds: Range) -> np.ndarray:
@@ -270,11 +280,23 @@ class Events:
         return kept
 
     def weights(self, rule: Slice) -> np.ndarray:
-        """What each event weighs in a slice, in whole numbers of 2^-24; 0 for no weight."""
+        """What each event weighs in a slice, int64 in whole numbers of 2^-24; 0 for no weight.
+
+        Raises:
+          InputError: a value is too large to be summed.
+        """
         if rule.weight == "one":
-            return np.full(len(self), float(_ONE))
-        numbers = self.score if rule.weight == "watch_score" else self._numbers["value"]
-        return np.rint(np.maximum(np.nan_to_num(numbers, nan=0.0), 0.0) * _ONE)
+            return np.full(len(self), _ONE)
+        if rule.weight == "watch_score":
+            numbers = np.minimum(self.score, _MAX_SCORE)
+        else:
+            numbers = self._numbers["value"]
+            if (np.abs(numbers[np.isfinite(numbers)]) > _MAX_VALUE).any():
+                raise InputError(
+                    f"slice {rule.name}: a value is above {_MAX_VALUE:.0f}: take larger units"
+                )
+        sound = np.where(np.isfinite(numbers), np.maximum(numbers, 0.0), 0.0)
+        return np.rint(sound * _ONE).astype(np.int64)
 
     def ids(self, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids of a type.
@@ -290,17 +312,19 @@ class Events:
     @staticmethod
     def _coded(column: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if pa.types.is_list(column.type):
-            offsets = column.offsets.to_numpy().astype(np.int64)
-            rows = np.repeat(np.arange(len(column)), np.diff(offsets))
-            column = column.values.slice(offsets[0], offsets[-1] - offsets[0])
+            lengths = pc.list_value_length(column).fill_null(0).to_numpy()
+            rows, column = np.repeat(np.arange(len(column)), lengths), column.flatten()
         else:
             rows = np.arange(len(column))
         if not pa.types.is_dictionary(column.type):
             column = column.dictionary_encode()
         codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         terms = np.array(column.dictionary.to_pylist(), object)
+        distinct = set(terms.tolist())
+        if len(distinct) < len(terms):
+            return Events._coded(whole(column.dictionary_decode()))
         real = codes >= 0
-        if b"" in set(terms.tolist()):
+        if b"" in distinct:
             real &= np.append(terms != b"", False)[codes]
         rows, codes = rows[real], codes[real]
         used, codes = np.unique(codes, return_inverse=True)
@@ -339,6 +363,15 @@ def _compact(terms: np.ndarray, weights: np.ndarray) -> Sketch:
     return Sketch(terms[used], weights[:, used])
 
 
+def _sums(codes: np.ndarray, weights: np.ndarray, count: int, rule: Slice) -> np.ndarray:
+    """The sum of the weights of each code, exactly: float64 is exact for halves of the bits."""
+    low = np.bincount(codes, weights & ((1 << _LOW_BITS) - 1), minlength=count)
+    high = np.bincount(codes, weights >> _LOW_BITS, minlength=count)
+    if (high * (1 << _LOW_BITS) > _MAX_SUM).any():
+        raise InputError(f"slice {rule.name}: the sum of the values is too large to be exact")
+    return (high.astype(np.int64) << _LOW_BITS) + low.astype(np.int64)
+
+
 def sketch(
     specification: SliceSpecification, events: Events, as_of: float, bucketed: bool | None = None
 ) -> dict[str, Sketch]:
@@ -372,10 +405,7 @@ def sketch(
             if not kept.any():
                 continue
             mine = kept[rows]
-            # Sums of whole numbers below 2^53 are exact in float64.
-            weights[i] = np.bincount(
-                codes[mine], events.weights(rule)[rows[mine]], minlength=len(terms)
-            ).astype(np.int64)
+            weights[i] = _sums(codes[mine], events.weights(rule)[rows[mine]], len(terms), rule)
         compact = _compact(terms, weights)
         if len(compact.terms):
             found[table] = compact
@@ -396,6 +426,8 @@ def merge(parts: list[dict[str, Sketch]]) -> dict[str, Sketch]:
         for one in some:
             weights[:, inverse[start : start + len(one.terms)]] += one.weights
             start += len(one.terms)
+        if (weights < 0).any():
+            raise InputError(f"table {table}: the sum of the values is too large to be exact")
         merged[table] = Sketch(terms, weights)
     return merged
 

@@ -151,42 +151,53 @@ def clean(
     return events, left_out
 
 
+def _codes(column: pa.Array) -> np.ndarray:
+    """Equal values to equal numbers; lists are equal if all their values are."""
+    if pa.types.is_list(column.type):
+        lengths = pc.list_value_length(column).fill_null(0).to_numpy()
+        values = codes_of(column.flatten().dictionary_encode().dictionary_decode().fill_null(b""))
+        text = [b",".join(b"%d" % v for v in part) for part in np.split(values, np.cumsum(lengths))]
+        return codes_of(pa.array(text[:-1], pa.binary()))
+    if pa.types.is_floating(column.type):
+        numbers = column.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False)
+        return np.where(np.isnan(numbers), -1, numbers.view(np.int64))
+    return whole(column.dictionary_encode()).indices.fill_null(-1).to_numpy(zero_copy_only=False)
+
+
 def in_order(events: pa.Table) -> pa.Table:
     """Events by user, time and place in the source; those equal in all but the place once."""
-    codes = codes_of(events["user"])
-    order = np.lexsort(
-        (whole(events["position"]).to_numpy(), whole(events["time"]).to_numpy(), codes)
-    )
-    events = events.take(pa.array(order)).combine_chunks()
-    compared = [n for n in events.column_names if n != "position" and not n.startswith("label_")]
-    same = np.ones(max(len(codes) - 1, 0), bool)
-    for name in compared:
-        column = whole(events[name])
-        if pa.types.is_list(column.type):
-            lengths = np.diff(column.offsets.to_numpy())
-            same &= lengths[1:] == lengths[:-1]
-            first = column.flatten()
-            # Lists are compared by their first values: enough beside user, time and item.
-            starts = column.offsets.to_numpy()[:-1] - column.offsets.to_numpy()[0]
-            coded = np.append(codes_of(first), -1)
-            firsts = np.where(lengths > 0, coded[np.minimum(starts, len(coded) - 1)], -1)
-            same &= firsts[1:] == firsts[:-1]
-            continue
-        if pa.types.is_floating(column.type):
-            numbers = column.fill_null(np.nan).to_numpy(zero_copy_only=False)
-            bits = numbers.astype(np.float64).view(np.int64)
-            bits = np.where(np.isnan(numbers), 0, bits)
-        else:
-            bits = codes_of(column)
-        same &= bits[1:] == bits[:-1]
-    if not same.any():
+    order = pc.sort_indices(events, [(name, "ascending") for name in ("user", "time", "position")])
+    events = events.take(order).combine_chunks()
+    users, time = codes_of(events["user"]), whole(events["time"]).to_numpy()
+    together = (users[1:] == users[:-1]) & (time[1:] == time[:-1])
+    if not together.any():
         return events
-    return events.filter(pa.array(np.concatenate([[True], ~same])))
+    # Only events of one user and second can be the same.
+    shared = np.flatnonzero(np.append(together, False) | np.insert(together, 0, False))
+    some = events.take(pa.array(shared))
+    left_aside = ("user", "time", "position")
+    keys = [users[shared], time[shared]]
+    for name in some.column_names:
+        if name not in left_aside and not name.startswith("label_"):
+            keys.append(_codes(whole(some[name])))
+    # The sort is stable: of the same events the first comes first.
+    order = np.lexsort(keys)
+    same = np.ones(len(order) - 1, bool)
+    for key in keys:
+        same &= key[order][1:] == key[order][:-1]
+    again = shared[order[1:][same]]
+    if not len(again):
+        return events
+    kept = np.ones(events.num_rows, bool)
+    kept[again] = False
+    return events.filter(pa.array(kept))
 
 
 def bounds_of_users(events: pa.Table) -> np.ndarray:
     """Where each user's rows begin in a table in order, and the end, `[users + 1]`."""
     codes = codes_of(events["user"])
+    if not len(codes):
+        return np.zeros(1, int)
     return np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1], [True]]))
 
 
@@ -243,20 +254,19 @@ def _targets(
     back = config.slices.gap + config.staleness_days * 86_400
     visible = np.searchsorted(time, time - back, "left")
     eligible = np.flatnonzero(np.isfinite(labels).any(axis=1) & (visible >= config.min_visible))
+    chosen = _spread(eligible, config.targets)
     if config.split == "time":
         first, second = config.validation_start, config.test_start
         assert first is not None
         assert second is not None
         if held_out[1] == 0:
             second = int(time[-1]) + 1
-        at = time[eligible]
-        parts = {
-            "train": eligible[at < first],
-            "validation": eligible[(at >= first) & (at < second)],
-            "test": eligible[at >= second],
+        at = time[chosen]
+        return {
+            "train": chosen[at < first],
+            "validation": chosen[(at >= first) & (at < second)],
+            "test": chosen[at >= second],
         }
-        return {name: _spread(places, config.targets) for name, places in parts.items()}
-    chosen = _spread(eligible, config.targets)
     chance = share_of(user, 0)
     test = int(held_out[1] * len(chosen) + chance)
     validation = int(held_out[0] * len(chosen) + 1 - chance)
@@ -433,14 +443,15 @@ def refuse_empty_slices(examples: pa.Table, config: TimelineConfig) -> None:
     Raises:
       InputError: names the slices.
     """
+    empty = []
     for table, places in config.slices.tables.items():
         there = np.unique(whole(examples[f"slices_{table}_places"]).flatten().to_numpy())
-        empty = [config.slices.slices[p].name for i, p in enumerate(places) if i not in there]
-        if empty:
-            raise InputError(
-                f"no user has an event in slice {', '.join(empty)}: correct or remove it in "
-                "data.timeline.slices"
-            )
+        empty += [config.slices.slices[p].name for i, p in enumerate(places) if i not in there]
+    if empty:
+        raise InputError(
+            f"no user has an event in slice {', '.join(empty)}: correct or remove it in "
+            "data.timeline.slices"
+        )
 
 
 __all__ = [
