@@ -208,8 +208,9 @@ class DV365(keras.Model):
         for encoder in (self.funnel, self.compression):
             if encoder is not None:
                 encoder.build(pooled)
-        width = kinds * config.candidate_dim + self.num_slices
+        width = kinds * config.candidate_dim
         if self.num_vectors:
+            width += self.num_slices
             self.interest.build((None, self.num_vectors, config.dim))
             self.projection.build((None, self.num_vectors * config.dim))
             width += kinds * self.num_vectors + config.candidate_dim
@@ -304,9 +305,10 @@ class DV365(keras.Model):
         def for_each(x: tf.Tensor) -> tf.Tensor:
             return tf.repeat(x[:, None, :], self.candidates, axis=1)
 
-        logs = tf.cast(tf.math.log1p(tf.cast(embedded["totals"], tf.float32)), dtype)
-        parts = [flat(candidates), for_each(logs)]
+        parts = [flat(candidates)]
         if self.num_vectors:
+            logs = tf.math.log1p(tf.cast(embedded["totals"], tf.float32))
+            parts.append(for_each(tf.cast(logs, dtype)))
             vectors = self.encode(embedded["pooled"], training=training)
             interests = self.interest(vectors)
             parts.append(flat(tf.einsum("bnd,bckd->bckn", interests, candidates)))

@@ -178,6 +178,10 @@ class TimelineTask:
             empty for everyone.
           ConfigError: a slice asks for what the source does not have.
         """
+        return self.prepared(*self.examples(reader))
+
+    def examples(self, reader: Reader) -> tuple[TimelineSpec, dict[str, pa.Table], int]:
+        """The examples of a source by split, their spec, and how many events were left out."""
         from tfrz.data.readers import read_table
 
         data, source = self.config.data, reader.feature_spec()
@@ -196,6 +200,12 @@ class TimelineTask:
                     f"{split}: bring longer histories, or raise data.timeline.targets"
                 )
         refuse_empty_slices(parts["train"], self.timeline)
+        return spec, parts, len(corrupt) + sum(left_out.values())
+
+    def prepared(
+        self, spec: TimelineSpec, parts: Mapping[str, pa.Table], left_out: int
+    ) -> Prepared:
+        """What `examples` gives, transformed."""
         transform = TimelinePreprocessor.fit_examples(parts["train"], spec)
         trainer = self.config.trainer
         columns = {name: transform_timelines(transform, parts[name], spec) for name in SPLITS}
@@ -210,7 +220,7 @@ class TimelineTask:
             },
             spec=spec,
             examples=to_examples(parts["validation"], spec, limit=1000),
-            corrupt_lines=len(corrupt) + sum(left_out.values()),
+            corrupt_lines=left_out,
         )
 
     # What the training loop asks for.
