@@ -233,6 +233,7 @@ class Events:
     def __init__(self, table: pa.Table | pa.RecordBatch, gamma: float) -> None:
         self._table, self._gamma = table, gamma
         self._ids: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self._entries: dict[Slice, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self.time = whole(table["time"]).to_numpy()
         self.explicit = whole(table["explicit"]).to_numpy(zero_copy_only=False)
 
@@ -297,6 +298,15 @@ class Events:
                 )
         sound = np.where(np.isfinite(numbers), np.maximum(numbers, 0.0), 0.0)
         return np.rint(sound * _ONE).astype(np.int64)
+
+    def entries(self, rule: Slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For each id of each event that a slice keeps: the event, the id's place, the weight."""
+        if rule not in self._entries:
+            rows, codes, _ = self.ids(rule.id)
+            mine = self.selected(rule)[rows]
+            rows, codes = rows[mine], codes[mine]
+            self._entries[rule] = rows, codes, self.weights(rule)[rows]
+        return self._entries[rule]
 
     def ids(self, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids of a type.
@@ -373,7 +383,11 @@ def _sums(codes: np.ndarray, weights: np.ndarray, count: int, rule: Slice) -> np
 
 
 def sketch(
-    specification: SliceSpecification, events: Events, as_of: float, bucketed: bool | None = None
+    specification: SliceSpecification,
+    events: Events,
+    as_of: float,
+    bucketed: bool | None = None,
+    counted: np.ndarray | None = None,
 ) -> dict[str, Sketch]:
     """The sketch of some events of one user at a time.
 
@@ -383,29 +397,29 @@ def sketch(
       as_of: Unix seconds: only events before `as_of - gap` are visible.
       bucketed: only slices with (True) or without (False) a time bucket; None for all. The others
         are 0.
+      counted: boolean `[events]`; leave out the others. All count if left out.
 
     Returns:
       Table to sketch; tables that have nothing are left out.
     """
     age = as_of - events.time
     visible = age > specification.gap
+    if counted is not None:
+        visible &= counted
     found: dict[str, Sketch] = {}
     for table, places in specification.tables.items():
         rules = [specification.slices[place] for place in places]
         if bucketed is not None and all((r.days is not None) != bucketed for r in rules):
             continue
-        rows, codes, terms = events.ids(rules[0].id)
+        _, _, terms = events.ids(rules[0].id)
         weights = np.zeros((len(rules), len(terms)), np.int64)
         for i, rule in enumerate(rules):
             if bucketed is not None and (rule.days is not None) != bucketed:
                 continue
-            kept = events.selected(rule) & visible
-            if rule.days is not None:
-                kept &= age <= rule.days * _DAY
-            if not kept.any():
-                continue
+            kept = visible if rule.days is None else visible & (age <= rule.days * _DAY)
+            rows, codes, weight = events.entries(rule)
             mine = kept[rows]
-            weights[i] = _sums(codes[mine], events.weights(rule)[rows[mine]], len(terms), rule)
+            weights[i] = _sums(codes[mine], weight[mine], len(terms), rule)
         compact = _compact(terms, weights)
         if len(compact.terms):
             found[table] = compact
@@ -441,30 +455,23 @@ def chunks(explicit: np.ndarray) -> Iterator[tuple[bool, int, np.ndarray]]:
 
 
 def slice_user(
-    specification: SliceSpecification, table: pa.Table, as_of: float
+    specification: SliceSpecification, history: Events | pa.Table, as_of: float
 ) -> dict[str, Sketch]:
     """The sketch of all events of a user that count at a time, as a model is trained on it.
 
     Args:
       specification: the slices.
-      table: the user's events in order of time.
+      history: the user's events in order of time; `Events` where they are asked of several times.
       as_of: Unix seconds.
     """
-    time = whole(table["time"]).to_numpy()
-    table = table.slice(0, int(np.searchsorted(time, as_of - specification.gap, "left")))
-    explicit = whole(table["explicit"]).to_numpy(zero_copy_only=False)
+    events = history if isinstance(history, Events) else Events(history, specification.gamma)
+    visible = int(np.searchsorted(events.time, as_of - specification.gap, "left"))
+    explicit = events.explicit[:visible]
     counts = {True: int(explicit.sum()), False: int((~explicit).sum())}
-    kept = [
-        places
-        for timeline, number, places in chunks(explicit)
-        if number >= specification.first_chunk(counts[timeline])
-    ]
-    if not kept:
-        return {}
-    rows = np.sort(np.concatenate(kept))
-    if len(rows) < len(explicit):
-        table = table.take(pa.array(rows))
-    return sketch(specification, Events(table, specification.gamma), as_of)
+    counted = np.zeros(len(events), bool)
+    for timeline, number, places in chunks(explicit):
+        counted[places] = number >= specification.first_chunk(counts[timeline])
+    return sketch(specification, events, as_of, counted=counted)
 
 
 def totals(specification: SliceSpecification, sketches: Mapping[str, Sketch]) -> np.ndarray:

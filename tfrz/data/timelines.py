@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from tfrz.config import require
 from tfrz.data.columns import codes_of, whole
 from tfrz.data.features import EntryList, TimelineSpec
-from tfrz.data.slicing import Sketch, Slice, SliceSpecification, slice_user
+from tfrz.data.slicing import Events, Sketch, Slice, SliceSpecification, slice_user
 from tfrz.data.splits import SPLITS, share_of
 from tfrz.errors import InputError
 
@@ -354,13 +354,14 @@ def build_user(
     )
     user = events["user"][0].as_py()
     stale = config.staleness_days * 86_400
+    history = Events(events, config.slices.gamma)
     for split, places in _targets(user, time, labels, config, held_out).items():
         columns = into[split]
         for place in places:
             at = int(time[place])
             columns.users.append(user)
             columns.times.append(at)
-            sketches = slice_user(config.slices, events, at - stale)
+            sketches = slice_user(config.slices, history, at - stale)
             for table in config.slices.tables:
                 one = sketches.get(table)
                 ids, slices, weights = _entries(one)

@@ -902,6 +902,36 @@ def test_invariant_4_sums_of_large_amounts_do_not_depend_on_order_or_parts():
     assert _plain(spec, merge(parts[::-1]))["s"] == want
 
 
+@pytest.mark.parametrize("largest", [1.0, 2.0**20, 2.0**26])
+def test_invariant_4_sums_of_any_amounts_are_exact(largest):
+    rng = np.random.default_rng(0)
+    values = rng.uniform(0, largest, 3000)
+    events = [_event(50, item=f"m{i % 2}", value=float(v)) for i, v in enumerate(values)]
+    spec = _spec(Slice("s", "explicit", "item", "a", weight="value"))
+    assert _sliced(spec, events) == _naive(spec, events, NOW)
+    parts = [sketch(spec, _events(events[i : i + 700]), NOW) for i in range(0, 3000, 700)]
+    assert _plain(spec, merge(parts)) == _naive(spec, events, NOW)
+
+
+def test_an_amount_too_large_for_the_sum_is_named():
+    spec = _spec(Slice("my slice", "explicit", "item", "a", weight="value"))
+    table = _table([_event(50, value=1e12)])
+    _refused(InputError, lambda: slice_user(spec, table, NOW), "my slice")
+    # Of values that fit, more than their sum can hold.
+    table = _table([_event(50, value=2.0**36)] * 9)
+    _refused(InputError, lambda: slice_user(spec, table, NOW), "my slice")
+    # A slice that only counts does not mind.
+    count = _spec(Slice("s", "explicit", "item", "a", value=(5.0, None)))
+    assert _sliced(count, [_event(50, value=1e12)])["s"] == {b"m": UNIT}
+
+
+def test_a_watch_score_weighs_16_384_at_most():
+    spec = _spec(Slice("s", "implicit", "item", "a", weight="watch_score"))
+    assert _sliced(spec, [_view(50, 1e-12, 3.0)])["s"] == {b"m": 16_384 * UNIT}
+    got = _sliced(spec, [_view(50, 1e-3, 3.0)])["s"][b"m"] / UNIT
+    assert got == pytest.approx(math.log(4) / math.log1p(0.0005))
+
+
 @pytest.mark.parametrize("value", [1e12, float("inf")])
 def test_an_amount_too_large_for_the_sum_is_refused_or_kept_but_never_negative(value):
     spec = _spec(Slice("s", "explicit", "item", "a", weight="value"))
