@@ -243,7 +243,8 @@ class Events:
     @functools.cached_property
     def _actions(self) -> tuple[np.ndarray, list[bytes]]:
         coded = whole(self._table["action"]).dictionary_encode()
-        return coded.indices.to_numpy(zero_copy_only=False), coded.dictionary.to_pylist()
+        codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        return codes, coded.dictionary.to_pylist()
 
     @functools.cached_property
     def _numbers(self) -> dict[str, np.ndarray]:
@@ -307,6 +308,12 @@ class Events:
             rows, codes = rows[mine], codes[mine]
             self._entries[rule] = rows, codes, self.weights(rule)[rows]
         return self._entries[rule]
+
+    def ids_between(self, kind: str, first: int, end: int) -> np.ndarray:
+        """The ids of the events `[first, end)`, in their order."""
+        rows, codes, terms = self.ids(kind)
+        bounds = np.searchsorted(rows, (first, end))
+        return terms[codes[bounds[0] : bounds[1]]]
 
     def ids(self, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids of a type.
@@ -375,6 +382,8 @@ def _compact(terms: np.ndarray, weights: np.ndarray) -> Sketch:
 
 def _sums(codes: np.ndarray, weights: np.ndarray, count: int, rule: Slice) -> np.ndarray:
     """The sum of the weights of each code, exactly: float64 is exact for halves of the bits."""
+    if rule.weight == "one":
+        return np.bincount(codes, minlength=count).astype(np.int64) * _ONE
     low = np.bincount(codes, weights & ((1 << _LOW_BITS) - 1), minlength=count)
     high = np.bincount(codes, weights >> _LOW_BITS, minlength=count)
     if (high * (1 << _LOW_BITS) > _MAX_SUM).any():

@@ -320,26 +320,11 @@ class _Columns:
         return pa.table(columns)
 
 
-def _ids_of(table: pa.Table, name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of some events, and the place of each one's event among them."""
-    column = whole(table[name]).take(pa.array(rows))
-    if pa.types.is_list(column.type):
-        lengths = np.diff(column.offsets.to_numpy())
-        values, places = column.flatten(), np.repeat(np.arange(len(rows)), lengths)
-    else:
-        values, places = column, np.arange(len(rows))
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    ids = np.array(values.to_pylist(), object)
-    real = np.array([bool(one) for one in ids], bool)
-    return ids[real], places[real]
-
-
 def build_user(
     events: pa.Table,
     spec: TimelineSpec,
     config: TimelineConfig,
-    pool: pa.Table | None,
+    pool: Events | None,
     held_out: tuple[float, float],
     into: dict[str, _Columns],
 ) -> None:
@@ -368,28 +353,24 @@ def build_user(
                 columns.entries(f"slices_{table}", ids, slices, weights)
             outcomes = np.full((config.candidates, len(spec.tasks)), np.nan)
             outcomes[0] = labels[place]
-            others = np.zeros(0, int)
-            if config.negatives:
-                assert pool is not None
+            others: list[int] = []
+            if pool is not None:
                 position = events["position"][int(place)].as_py()
-                others = np.array(
-                    [
-                        _number(user, at, position, number) % pool.num_rows
-                        for number in range(config.negatives)
-                    ]
-                )
+                others = [
+                    _number(user, at, position, number) % len(pool)
+                    for number in range(config.negatives)
+                ]
                 outcomes[1:, : len(spec.binary)] = 0.0
             before = int(np.searchsorted(time, at, "left"))
-            newest = np.arange(max(0, before - config.recent), before)
             for feature in spec.described:
-                ids, where = _ids_of(events, feature.name, np.array([place]))
-                if len(others):
-                    assert pool is not None
-                    more, there = _ids_of(pool, feature.name, others)
-                    ids, where = np.append(ids, more), np.append(where, there + 1)
-                columns.entries(f"candidate_{feature.name}", ids, where)
+                found = [history.ids_between(feature.name, place, place + 1)]
+                if pool is not None:
+                    found += [pool.ids_between(feature.name, o, o + 1) for o in others]
+                where = np.repeat(np.arange(len(found)), [len(ids) for ids in found])
+                columns.entries(f"candidate_{feature.name}", np.concatenate(found), where)
                 if config.recent:
-                    ids, _ = _ids_of(events, feature.name, newest)
+                    first = max(0, before - config.recent)
+                    ids = history.ids_between(feature.name, first, before)
                     columns.entries(f"{_RECENT}{feature.name}", ids, np.zeros(len(ids), np.int64))
             for task, values in zip(spec.tasks, outcomes.T, strict=True):
                 columns.values[f"label_{task}"].append(values)
@@ -423,10 +404,11 @@ def build_examples(
     """
     if config.negatives and pool is None:
         pool = sampled(events, config)
+    drawn = Events(pool, config.slices.gamma) if config.negatives and pool is not None else None
     events = in_order(events)
     into = {split: _Columns(spec) for split in SPLITS}
     for table in users_of(events):
-        build_user(table, spec, config, pool, held_out, into)
+        build_user(table, spec, config, drawn, held_out, into)
     return {split: columns.table() for split, columns in into.items()}
 
 

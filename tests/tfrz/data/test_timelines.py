@@ -764,6 +764,13 @@ def test_duplicates_of_which_an_id_is_missing_are_kept_once(missing):
     assert in_order(_table([_event(0, **missing)] * 2)).num_rows == 1
 
 
+def test_duplicates_of_a_user_are_not_those_of_another():
+    rows = [_event(0, "u"), _event(0, "v"), _event(1, "u")] * 2
+    table = in_order(_table(rows))
+    assert table["user"].to_pylist().count(b"u") == 2
+    assert table["user"].to_pylist().count(b"v") == 1
+
+
 def test_duplicates_are_kept_once_where_another_event_is_between_them():
     # Of one second, as a log that was written twice has them.
     rows = [_event(0, item="a"), _event(0, item="b")]
