@@ -447,10 +447,11 @@ def merge(parts: list[dict[str, Sketch]]) -> dict[str, Sketch]:
         weights = np.zeros((some[0].weights.shape[0], len(terms)), np.int64)
         start = 0
         for one in some:
-            weights[:, inverse[start : start + len(one.terms)]] += one.weights
+            places = inverse[start : start + len(one.terms)]
+            if (one.weights > int(_MAX_SUM) - weights[:, places]).any():
+                raise InputError(f"table {table}: the sum of the values is too large to be exact")
+            weights[:, places] += one.weights
             start += len(one.terms)
-        if (weights < 0).any():
-            raise InputError(f"table {table}: the sum of the values is too large to be exact")
         merged[table] = Sketch(terms, weights)
     return merged
 

@@ -28,6 +28,8 @@ from tfrz.errors import InputError
 
 NUMBERS = ("duration", "dwell", "value")
 _RECENT = "recent_"
+# Draws for a candidate that does not look like the target.
+_TRIES = 20
 _EVERYTHING = SliceSpecification(1, (Slice("all", "explicit", "item", "all"),))
 
 
@@ -98,6 +100,10 @@ class TimelineConfig:
                 require(action in spec.actions, where, f"unknown action {action}; known: {known}")
             mine = [a for a in spec.actions if (a in spec.implicit) == (one.timeline == "implicit")]
             require(bool(mine), where, f"the source has no {one.timeline} timeline")
+            for action in one.actions:
+                require(
+                    action in mine, where, f"{action} is no action of the {one.timeline} timeline"
+                )
             for name in ("dwell", "value"):
                 wanted = getattr(one, name) is not None or one.weight == name
                 has = getattr(spec, name) is not None
@@ -165,7 +171,7 @@ def _codes(column: pa.Array) -> np.ndarray:
 
 
 def in_order(events: pa.Table) -> pa.Table:
-    """Events by user, time and place in the source; those equal in all but the place once."""
+    """Events by user, time and place in the source; once, if all but place and outcomes is equal."""
     order = pc.sort_indices(events, [(name, "ascending") for name in ("user", "time", "position")])
     events = events.take(order).combine_chunks()
     users, time = codes_of(events["user"]), whole(events["time"]).to_numpy()
@@ -320,6 +326,29 @@ class _Columns:
         return pa.table(columns)
 
 
+def _others(
+    pool: Events,
+    history: Events,
+    place: int,
+    key: tuple[bytes, int, int],
+    spec: TimelineSpec,
+    config: TimelineConfig,
+) -> list[int]:
+    """Candidates beside a target, drawn by its key: none that looks like the target itself."""
+
+    def looks(events: Events, at: int) -> list[list[bytes]]:
+        return [events.ids_between(f.name, at, at + 1).tolist() for f in spec.described]
+
+    target, found = looks(history, place), []
+    for number in range(_TRIES * config.negatives):
+        other = _number(*key, number) % len(pool)
+        if looks(pool, other) != target:
+            found.append(other)
+            if len(found) == config.negatives:
+                break
+    return found
+
+
 def build_user(
     events: pa.Table,
     spec: TimelineSpec,
@@ -356,11 +385,8 @@ def build_user(
             others: list[int] = []
             if pool is not None:
                 position = events["position"][int(place)].as_py()
-                others = [
-                    _number(user, at, position, number) % len(pool)
-                    for number in range(config.negatives)
-                ]
-                outcomes[1:, : len(spec.binary)] = 0.0
+                others = _others(pool, history, int(place), (user, at, position), spec, config)
+                outcomes[1 : 1 + len(others), : len(spec.binary)] = 0.0
             before = int(np.searchsorted(time, at, "left"))
             for feature in spec.described:
                 found = [history.ids_between(feature.name, place, place + 1)]

@@ -141,6 +141,7 @@ class DV365(keras.Model):
         self.slice_tables = {
             name: table(f"slices_{name}", len(places), self.table_ids[name], config.dim)
             for name, places in self.tables.items()
+            if config.encoder != "none"
         }
         self.candidate_tables = {
             kind: table(f"candidate_{kind}", candidates, kind, config.candidate_dim)
@@ -277,17 +278,14 @@ class DV365(keras.Model):
     def embed(self, inputs: Mapping[str, Any], training: bool = False) -> dict[str, tf.Tensor]:
         """What the dense part reads: X, sums of weights, vectors of candidates and recent ids."""
         del training
-        pooled, totals = self.pool(inputs)
 
         def means(layers: Mapping[str, MultiSlicePooling]) -> tf.Tensor:
             found = [pooled_mean(*self._sums(inputs, layer)) for layer in layers.values()]
             return tf.stack(found, axis=2)
 
-        embedded = {
-            "pooled": pooled,
-            "totals": totals,
-            "candidates": means(self.candidate_tables),
-        }
+        embedded = {"candidates": means(self.candidate_tables)}
+        if self.num_vectors:
+            embedded["pooled"], embedded["totals"] = self.pool(inputs)
         if self.recent:
             embedded["recent"] = means(self.recent_tables)
         return embedded

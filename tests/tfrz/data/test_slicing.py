@@ -932,14 +932,16 @@ def test_a_watch_score_weighs_16_384_at_most():
     assert got == pytest.approx(math.log(4) / math.log1p(0.0005))
 
 
-@pytest.mark.parametrize("value", [1e12, float("inf")])
+@pytest.mark.parametrize("value", [1e12, float("inf"), -5.0])
 def test_an_amount_too_large_for_the_sum_is_refused_or_kept_but_never_negative(value):
     spec = _spec(Slice("s", "explicit", "item", "a", weight="value"))
     events = [_event(50, value=value), _event(49, value=value)]
     try:
+        weights = _events(events).weights(spec.slices[0])
         sums = totals(spec, slice_user(spec, _table(events), NOW))
     except InputError:
         return
+    assert (weights >= 0).all()
     assert (sums >= 0).all()
 
 

@@ -61,7 +61,8 @@ class TimelineInputs:
       candidates: of an example.
       described: types of ids that describe a candidate.
       recent: whether there are recent ids.
-      num_tasks: outcomes.
+      binary: tasks whose outcome is 0 or 1.
+      tasks: all tasks, the binary ones first.
       names: all inputs of the model.
     """
 
@@ -71,7 +72,8 @@ class TimelineInputs:
     candidates: int
     described: tuple[str, ...]
     recent: bool
-    num_tasks: int
+    binary: tuple[str, ...]
+    tasks: tuple[str, ...]
     names: tuple[str, ...]
 
 
@@ -85,7 +87,9 @@ def transform_timelines(
     preprocessor: TimelinePreprocessor, table: pa.Table, spec: TimelineSpec
 ) -> dict[str, Any]:
     """All rows of a table of examples, outcomes included: lists as ragged tensors."""
-    transform = tf.function(lambda raw: preprocessor(raw, with_label=True), reduce_retracing=True)
+    names = raw_feature_spec(spec)
+    specs = {name: tf.SparseTensorSpec([None, None], one.dtype) for name, one in names.items()}
+    transform = tf.function(lambda raw: preprocessor(raw, with_label=True), input_signature=[specs])
     parts: dict[str, list[Any]] = {}
     for start in range(0, max(table.num_rows, 1), _ROWS_AT_ONCE):
         for name, value in transform(raw_sparse(table.slice(start, _ROWS_AT_ONCE), spec)).items():
@@ -127,7 +131,6 @@ class TimelineTask:
         self, spec: TimelineSpec, vocabulary_sizes: Mapping[str, int]
     ) -> TimelineInputs:
         """What `build` takes, from the examples' spec and its fitted vocabularies."""
-        self._binary, self._tasks = spec.binary, spec.tasks
         slices = self.timeline.slices
         return TimelineInputs(
             tables=dict(slices.tables),
@@ -138,12 +141,14 @@ class TimelineTask:
             candidates=self.timeline.candidates,
             described=tuple(f.name for f in spec.described),
             recent=self.timeline.recent > 0,
-            num_tasks=len(spec.tasks),
+            binary=spec.binary,
+            tasks=spec.tasks,
             names=tuple(transformed_name(f.name) for f in spec.features),
         )
 
     def build(self, inputs: TimelineInputs) -> keras.Model:
         """A model with all its variables made."""
+        self._binary, self._tasks = inputs.binary, inputs.tasks
         model = self.entry.load("model")(
             self.config.model,
             inputs.tables,
@@ -152,7 +157,7 @@ class TimelineTask:
             inputs.candidates,
             inputs.described,
             inputs.recent,
-            inputs.num_tasks,
+            len(inputs.tasks),
             dtype=self.config.trainer.dtype,
         )
         model(self.example_inputs(inputs))
