@@ -171,7 +171,7 @@ def _codes(column: pa.Array) -> np.ndarray:
 
 
 def in_order(events: pa.Table) -> pa.Table:
-    """Events by user, time and place in the source; once, if all but place and outcomes is equal."""
+    """Events by user, time and place in the source; once, if all but that and outcomes is equal."""
     order = pc.sort_indices(events, [(name, "ascending") for name in ("user", "time", "position")])
     events = events.take(order).combine_chunks()
     users, time = codes_of(events["user"]), whole(events["time"]).to_numpy()
