@@ -1,9 +1,9 @@
 """Which directory and extension an author edits next: what the whole history adds to the newest.
 
 The ranker reads the newest 100 edits in every variant, as models downstream do; the embedding of
-the
-whole history comes beside them, with its gap of a day. Candidates are the edit that followed and
-four edits of others. Everything is on `vcs-edits`, users with at least 200 events.
+the whole history comes beside them, with its gap of a day. Candidates are the edit that followed
+and four edits of others. Weights are chosen on the validation targets, which lie before those of
+the test. Everything is on `vcs-edits`, users with at least 200 events.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from tfrz.errors import InputError
 from tfrz.metrics import normalized_entropy
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
 from tfrz.reproduce.runs import Runs
-from tfrz.reproduce.training import configure, train
+from tfrz.training.batches import ArrayBatches
+from tfrz.training.fit import build_model, fit
+from tfrz.zoo import registry
+from tfrz.zoo.run_config import load_run_config
 
 _DATA = "../shared/data/vcs-edits"
 _LONG = 10_000
@@ -39,7 +42,6 @@ _VARIANTS = {
 def _sets(variant: str, data: str, quick: bool) -> tuple[Any, list[str], np.ndarray]:
     """The prepared sets of a variant, its settings, and which test examples are of long users."""
     from tfrz.data.readers import open_source
-    from tfrz.zoo import registry
 
     settings = [
         f"data.options={{min_events: {2000 if quick else 200}}}",
@@ -47,10 +49,10 @@ def _sets(variant: str, data: str, quick: bool) -> tuple[Any, list[str], np.ndar
         "data.validation_fraction=0.1",
         "data.test_fraction=0.2",
         "trainer.batch_size=128",
-        "trainer.learning_rate=0.003",
+        "trainer.learning_rate=0.001",
         *_VARIANTS[variant],
     ]
-    config = configure("dv365", "vcs-edits", settings, 0)
+    config = load_run_config("dv365", "vcs-edits", settings)
     entry = registry.get("dv365")
     task = entry.load("task")(entry, config)
     reader = open_source(f"vcs-edits:{data}", None, "timeline", **config.data.options)
@@ -70,14 +72,25 @@ def _events_of(data: str) -> dict[bytes, int]:
     return {b"%d" % one["values"]: one["counts"] for one in counted}
 
 
-def _train(key: dict[str, Any]) -> dict[str, Any]:
-    from tfrz.training.batches import ArrayBatches
+def _chosen(key: dict[str, Any]) -> list[str]:
+    """The trainer: the weights are those of the best evaluation on the validation set."""
+    return [
+        f"trainer.epochs={key['epochs']}",
+        "trainer.evaluations_per_epoch=4",
+        "trainer.early_stopping_patience=2",
+        "trainer.tensorboard=false",
+        f"trainer.seed={key['seed']}",
+    ]
 
+
+def _train(key: dict[str, Any]) -> dict[str, Any]:
     sets, settings, long = _sets(key["variant"], key["data"], key["quick"])
-    config = configure("dv365", "vcs-edits", settings, key["seed"])
+    config = load_run_config("dv365", "vcs-edits", [*settings, *_chosen(key)])
+    entry = registry.get("dv365")
+    task = entry.load("task")(entry, config)
+    model = build_model(lambda: task.build(sets.inputs), config.trainer)
     batches = ArrayBatches(sets.train.columns(), config.trainer.batch_size, key["seed"])
-    steps = key["epochs"] * batches.steps_per_epoch
-    model, task, _ = train(config, sets.inputs, batches, steps, sets.validation)
+    best = fit(model, task, batches, sets.validation, config.trainer, None, False).best
     parts = [task.predict(model, batch) for batch in sets.test.once()]
     logits, labels = (
         np.concatenate([part[name].numpy()[..., 0] for part in parts])
@@ -87,6 +100,7 @@ def _train(key: dict[str, Any]) -> dict[str, Any]:
         "all": normalized_entropy(labels.ravel(), logits.ravel()),
         "long": normalized_entropy(labels[long].ravel(), logits[long].ravel()),
     }
+    found["epoch"] = float(best["epoch"])
     says = f"{key['variant']}, seed {key['seed']}: {found['all']:.4f}"
     return {**found, "examples": len(long), "of_long": int(long.sum()), "says": says}
 
