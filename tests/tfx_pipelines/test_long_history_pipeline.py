@@ -106,6 +106,18 @@ def test_an_example_keeps_its_split_whatever_is_known_of_its_user(place, tmp_pat
     assert len(splits[0]["train"]) + len(splits[0]["eval"]) == 2400
 
 
+def test_a_store_that_was_exported_anew_since_is_refused(place, tmp_path):
+    _, data, spec = place
+    config = load_run_config("dcn_v2", "file", [*CLICKS, *WITH])
+    reader = open_source(data, spec, "impression")
+    with stores(store=make_store(5)):
+        component = ReaderExampleGen(data, spec, reader, config.data, "c", config.features)
+    with stores(store=make_store(5, generated_at=7)), pytest.raises(InputError, match="anew since"):
+        ReaderExampleGenExecutor().GenerateExamplesByBeam(
+            beam.Pipeline(), dict(component.exec_properties)
+        )
+
+
 def test_the_embeddings_are_part_of_what_the_cache_knows_examples_by(place):
     _, data, spec = place
     config = load_run_config("dcn_v2", "file", [*CLICKS, *WITH])
