@@ -33,6 +33,7 @@ from tfrz.data.readers.timelines import check_timelines
 from tfrz.data.timeline_transforms import EventsToExamples
 from tfrz.data.timelines import TimelineConfig
 from tfrz.data.transforms import CheckCorrupt, ReadRecords, RecordsToExamples
+from tfrz.errors import InputError
 from tfrz.zoo.long_history import open_store, with_long_history
 from tfrz.zoo.run_config import DataConfig, FeaturesConfig
 
@@ -63,7 +64,14 @@ def _query(exec_properties: dict[str, Any]) -> dict[str, Any]:
 
 def _join(query: dict[str, Any], reader: Reader) -> LongHistoryJoin | None:
     features = from_mapping(FeaturesConfig, query.get("added"), "features")
-    return with_long_history(features, reader.feature_spec())[1]
+    _, join = with_long_history(features, reader.feature_spec())
+    # The components that follow were told as of when the embeddings are.
+    if join is not None and join.embeddings.fingerprint() != query["embeddings"]:
+        raise InputError(
+            f"{join.place} was exported anew since the pipeline was made: make it again, or read a "
+            "store that stays as it is"
+        )
+    return join
 
 
 def _is_eval(example: bytes, count: int, eval_buckets: int) -> int:

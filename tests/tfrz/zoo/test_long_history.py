@@ -58,7 +58,7 @@ def _taste(user: int) -> int:
     return user * 7919 % GROUPS
 
 
-def _store(users: int, **more) -> FakeEmbeddings:
+def make_store(users: int, **more) -> FakeEmbeddings:
     """Two vectors a user, the second of which tells the group of items that the user likes."""
     rng = np.random.default_rng(1)
     vectors = {}
@@ -69,10 +69,8 @@ def _store(users: int, **more) -> FakeEmbeddings:
     return FakeEmbeddings(vectors, **more)
 
 
-@pytest.fixture(scope="module")
-def clicks(tmp_path_factory):
+def write_clicks(folder) -> tuple[str, str]:
     """Users who are seen twice and like the items of one group: ids cannot tell which."""
-    folder = tmp_path_factory.mktemp("clicks")
     rng = np.random.default_rng(0)
     lines = ["customer,item,label"]
     for user in range(1200):
@@ -84,6 +82,11 @@ def clicks(tmp_path_factory):
     (folder / "clicks.csv").write_text("\n".join(lines) + "\n")
     (folder / "spec.yaml").write_text("features: [{name: customer}, {name: item}]\n")
     return str(folder / "clicks.csv"), str(folder / "spec.yaml")
+
+
+@pytest.fixture(scope="module")
+def clicks(tmp_path_factory):
+    return write_clicks(tmp_path_factory.mktemp("clicks"))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +116,7 @@ WITH = ("features.long_history=store", "features.user=customer")
 @pytest.fixture(scope="module")
 def trained(clicks, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained") / "run"
-    return out, _train("dcn_v2", clicks, out, *CLICKS, *WITH, store=_store(1000))
+    return out, _train("dcn_v2", clicks, out, *CLICKS, *WITH, store=make_store(1000))
 
 
 def test_dcn_learns_from_the_embedding_what_ids_do_not_tell(clicks, trained, tmp_path, caplog):
@@ -126,7 +129,7 @@ def test_dcn_learns_from_the_embedding_what_ids_do_not_tell(clicks, trained, tmp
 @pytest.mark.parametrize(("model", "adapter"), [("m3", "gate"), ("multi_interest", "linear")])
 def test_recommendations_follow_the_embedding(model, adapter, events, tmp_path):
     settings = [*HISTORIES[model], f"features.adapter={adapter}"]
-    store = _store(600, generated_at=NOW)
+    store = make_store(600, generated_at=NOW)
     result = _train(
         model, events, tmp_path / "run", *settings, "features.long_history=store", store=store
     )
@@ -161,7 +164,7 @@ def test_embeddings_from_after_the_requests_are_refused(events, tmp_path):
             tmp_path / "run",
             *HISTORIES["m3"],
             "features.long_history=store",
-            store=_store(800, generated_at=NOW + 1),
+            store=make_store(800, generated_at=NOW + 1),
         )
 
 
@@ -189,8 +192,8 @@ def _example(user: str, item: str, stored: bytes | None = None, version: str = V
 
 def test_invariant_13_the_served_model_reads_no_bytes_of_what_is_missing(trained):
     loaded = tf.saved_model.load(trained[1]["model"])
-    store = _store(4)
-    one, other = store.packed([b"c1", b"c2"])
+    store = make_store(4)
+    one, other = store.packed([b"c0", b"c1"])
 
     def scores(*sent: bytes) -> np.ndarray:
         return loaded.signatures["serving_default"](examples=tf.constant(sent))["scores"].numpy()
@@ -218,7 +221,7 @@ def test_invariant_13_the_served_model_reads_no_bytes_of_what_is_missing(trained
 
 def test_bytes_reach_it_over_rest_and_with_tfrz_predict(trained, tmp_path, capsys):
     out, result = trained
-    one = _store(2).packed([b"c1"])[0]
+    one = make_store(2).packed([b"c1"])[0]
     assert one is not None
     expected = (
         tf.saved_model.load(result["model"])
@@ -267,7 +270,7 @@ def test_warm_up_requests_carry_none(clicks, tmp_path):
         config = load_run_config(model, "simulated", overrides)
         source = ("simulated", None) if data is None else data
         reader = open_source(*source, entry.record_type)
-        with stores(store=_store(1)):
+        with stores(store=make_store(1)):
             spec, _ = with_long_history(config.features, reader.feature_spec())
         assert spec.long_history is not None
         task = entry.load("task")(entry, config)
@@ -284,7 +287,7 @@ BOTH = rf"store holds embeddings of version {OTHER}, .* was trained on version {
 
 
 def test_a_run_of_one_version_refuses_a_store_of_another(clicks, tmp_path):
-    newer = _store(10, version=OTHER)
+    newer = make_store(10, version=OTHER)
     pin = f"features.long_history_version={VERSION}"
     with pytest.raises(InputError, match=BOTH):
         _train("dcn_v2", clicks, tmp_path / "run", *CLICKS, *WITH, pin, store=newer)
@@ -303,21 +306,21 @@ def test_an_unfinished_run_is_not_resumed_with_another(clicks, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr("tfrz.export.saved_model.export_model", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            _train("dcn_v2", clicks, out, *settings, store=_store(1200))
+            _train("dcn_v2", clicks, out, *settings, store=make_store(1200))
     with pytest.raises(InputError, match=BOTH):
-        _train("dcn_v2", clicks, out, *settings, store=_store(1200, version=OTHER))
-    resumed = _train("dcn_v2", clicks, out, *settings, store=_store(1200))
+        _train("dcn_v2", clicks, out, *settings, store=make_store(1200, version=OTHER))
+    resumed = _train("dcn_v2", clicks, out, *settings, store=make_store(1200))
     assert resumed["resumed_from"] == 2
 
 
 def test_a_model_of_one_version_is_no_start_for_another(clicks, trained, tmp_path):
-    newer, model = _store(1200, version=OTHER), trained[1]["model"]
+    newer, model = make_store(1200, version=OTHER), trained[1]["model"]
     settings = (*CLICKS, *WITH, f"trainer.warm_start={model}", "trainer.max_steps=2")
     with pytest.raises(InputError, match=BOTH):
         _train("dcn_v2", clicks, tmp_path / "run", *settings, store=newer)
     assert not (tmp_path / "run").exists()
     _train("dcn_v2", clicks, tmp_path / "any", *settings, "features.any_version=true", store=newer)
-    _train("dcn_v2", clicks, tmp_path / "same", *settings, store=_store(1200))
+    _train("dcn_v2", clicks, tmp_path / "same", *settings, store=make_store(1200))
     # A model without embeddings has no coordinates to mix up.
     plain = load_run_config("dcn_v2", "file", CLICKS)
     check_warm_start(plain, model)
@@ -329,7 +332,7 @@ def test_a_model_of_one_version_is_no_start_for_another(clicks, trained, tmp_pat
 def test_a_store_of_other_users_is_refused_and_one_user_named(tmp_path):
     settings = ["features.long_history=s", "data.options={rows: 300}"]
     line = r"s has an embedding of none of the 300 examples' users: 'user_\d+' was looked for"
-    with stores(s=_store(5)), pytest.raises(InputError, match=line):
+    with stores(s=make_store(5)), pytest.raises(InputError, match=line):
         train("dcn_v2", "simulated", tmp_path / "run", None, settings, progress=False)
 
 
@@ -363,7 +366,7 @@ def test_bad_settings_are_one_line(command, settings, line, tmp_path, capsys):
     words = [*command.split(), "dcn_v2", where, str(tmp_path / "o"), "--quiet"]
     for setting in [*settings, "data.options={rows: 300}", "trainer.batch_size=32"]:
         words += ["--set", setting]
-    with stores(s=_store(5)):
+    with stores(s=make_store(5)):
         assert main(words) == 2
     printed = capsys.readouterr().err.strip()
     assert line in printed and "\n" not in printed and "Traceback" not in printed
