@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 
 from tfrz.errors import InputError
-from tfrz.export.quantize import pack4
+from tfrz.layers.quantize import pack4
 
 VERSION = "1-9c3e12ab"
 

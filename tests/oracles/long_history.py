@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tests.oracles import history
-from tfrz.export.quantize import packed_bytes, unpack4
+from tfrz.layers.quantize import packed_bytes, unpack4
 
 
 def read(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:

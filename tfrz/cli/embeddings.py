@@ -191,7 +191,7 @@ def _show(args: argparse.Namespace) -> int:
 
     from tfrz.embeddings.store import open_embeddings
     from tfrz.errors import InputError
-    from tfrz.export.quantize import unpack4
+    from tfrz.layers.quantize import unpack4
 
     embeddings = open_embeddings(args.store)
     (packed,) = embeddings.packed([args.user.encode()])

@@ -19,7 +19,7 @@ from tfrz.config import read_yaml
 from tfrz.data.slicing import Sketch, SliceSpecification
 from tfrz.data.timelines import TimelineConfig
 from tfrz.errors import InputError
-from tfrz.export.quantize import pack4
+from tfrz.layers.quantize import pack4
 
 _NEEDED = ("pool", "summarize")
 

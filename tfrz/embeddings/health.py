@@ -13,7 +13,7 @@ from tfrz.data.columns import whole
 from tfrz.data.slicing import SliceSpecification
 from tfrz.embeddings.store import Manifest, bucket_file
 from tfrz.errors import InputError
-from tfrz.export.quantize import unpack4
+from tfrz.layers.quantize import unpack4
 
 if TYPE_CHECKING:
     from tfrz.zoo.run_config import TimelineEvaluatorConfig

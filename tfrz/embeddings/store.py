@@ -31,8 +31,8 @@ import pyarrow.parquet as pq
 from tfrz.config import from_mapping, to_mapping
 from tfrz.data.timeline_transforms import buckets_of
 from tfrz.errors import ConfigError, InputError
-from tfrz.export.quantize import packed_bytes
 from tfrz.files import atomic_write
+from tfrz.layers.quantize import packed_bytes
 
 _BUCKETS_HELD = 8
 
@@ -284,7 +284,7 @@ class Embeddings:
         """The packed vectors of some users, None for those who have none.
 
         Returns:
-          For each user `packed_bytes(num_vectors, dim)` bytes, see `tfrz.export.quantize`.
+          For each user `packed_bytes(num_vectors, dim)` bytes, see `tfrz.layers.quantize`.
         """
         found: list[bytes | None] = [None] * len(users)
         if users:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from tfrz.data.features import LONG_HISTORY, LONG_HISTORY_VERSION, LongHistory, transformed_name
-from tfrz.export.quantize import packed_bytes, unpack4_strings
+from tfrz.layers.quantize import packed_bytes, unpack4_strings
 
 
 def read_long_history(

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tests.oracles import history as oracle
 from tfrz.errors import InputError
-from tfrz.export.quantize import pack4, packed_bytes, unpack4, unpack4_strings
+from tfrz.layers.quantize import pack4, packed_bytes, unpack4, unpack4_strings
 
 EXAMPLE = np.array([-1, -0.4, 0, 0.25, 0.9, 2])
 DIM, ROWS = 20, 3000
