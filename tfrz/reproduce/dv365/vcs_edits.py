@@ -48,8 +48,8 @@ def _sets(variant: str, data: str, quick: bool) -> tuple[Any, list[str], np.ndar
         f"data.timeline.targets={20 if quick else 40}",
         "data.validation_fraction=0.1",
         "data.test_fraction=0.2",
-        "trainer.batch_size=128",
-        "trainer.learning_rate=0.001",
+        f"trainer.batch_size={32 if quick else 128}",
+        "trainer.learning_rate=0.003",
         *_VARIANTS[variant],
     ]
     config = load_run_config("dv365", "vcs-edits", settings)
@@ -114,7 +114,7 @@ def _run(context: Context) -> Outcome:
         {
             "variant": variant,
             "seed": seed,
-            "epochs": 3 if context.quick else 8,
+            "epochs": 5 if context.quick else 10,
             "data": data,
             "quick": context.quick,
         }
