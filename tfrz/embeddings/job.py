@@ -124,8 +124,8 @@ def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 def _pipeline(options: ExportOptions) -> beam.Pipeline:
-    arguments = [f"--runner={options.beam_runner}", *options.beam_args]
-    return beam.Pipeline(options=PipelineOptions(arguments))
+    arguments = PipelineOptions(list(options.beam_args))
+    return beam.Pipeline(runner=options.beam_runner, options=arguments)
 
 
 def _ingest(
