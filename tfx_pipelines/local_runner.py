@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -15,14 +14,11 @@ from typing import Any
 
 from tfrz.config import require
 from tfrz.data.readers import open_source
-from tfrz.errors import InputError
 from tfrz.files import require_writable_directory
 from tfrz.zoo import registry
 from tfrz.zoo.long_history import pinned, with_long_history
 from tfrz.zoo.run_config import RunConfig
 from tfx_pipelines.configs import Places
-
-_BAD_INPUT = re.compile(r"tfrz\.errors\.(?:InputError|ConfigError): (?P<line>[^\n]*)")
 
 
 @dataclasses.dataclass
@@ -264,6 +260,7 @@ def run_pipeline(
         print("  loading TFX ...", file=sys.stderr, flush=True)
     components: list[ComponentRun] = []
     with _logs_to(log):
+        from tfrz.data.transforms import input_error_in
         from tfx_pipelines.pipeline import create_pipeline, describe
 
         logging.getLogger("tfrz").info("configuration: %s", describe(config))
@@ -273,13 +270,10 @@ def run_pipeline(
             _dag_runner(progress, components).run(pipeline)
         except Exception as error:
             logging.getLogger("tfrz").exception("the pipeline failed")
-            # Beam wraps what a worker raises in an error of its own, as text.
-            if match := _BAD_INPUT.search(
-                f"{type(error).__module__}.{type(error).__qualname__}: {error}"
-            ):
-                line = re.split(r" \[while running| \[\[?while", match["line"])[0]
-                raise InputError(line.replace("\\n", " ").rstrip("'\"")) from error
-            raise
+            told = input_error_in(error)
+            if told is None:
+                raise
+            raise told from error
         metrics, slices, refusals = _evaluation(places)
         checks, passed, reasons = _checks(places)
     blessing = _latest(Path(places.artifacts) / "Evaluator" / "blessing")

@@ -81,7 +81,7 @@ def _time(text: str | None) -> int | None:
     if text is None:
         return None
     try:
-        if text.isdigit():
+        if text.isascii() and text.isdigit():
             return int(text)
         moment = datetime.datetime.fromisoformat(text)
     except ValueError:
@@ -240,7 +240,7 @@ def _forget(args: argparse.Namespace) -> int:
     events = []
     for text in args.event:
         user, _, time = text.rpartition("@")
-        if not user or not time.isdigit():
+        if not user or not (time.isascii() and time.isdigit()):
             raise InputError(f"--event {text}: write it as USER@TIME, TIME in Unix seconds")
         events.append((user.encode(), int(time)))
     if not users and not events:

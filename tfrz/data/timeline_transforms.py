@@ -13,6 +13,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import AsIter, TaggedOutput
 
@@ -46,13 +47,23 @@ def by_bucket(batch: pa.RecordBatch, count: int) -> Iterator[tuple[int, pa.Recor
 
 
 class Clean(beam.DoFn):
-    """Leaves out what must not count, and counts it by reason."""
+    """Leaves out what must not count, and counts it by reason.
 
-    def __init__(self, spec: TimelineSpec, as_of: float | None = None) -> None:
-        self._spec, self._as_of = spec, as_of
+    Args:
+      spec: of the source.
+      as_of: events at or after it are from the future; None for no such time.
+      since: events before it are left out uncounted: a run before has read them.
+    """
+
+    def __init__(
+        self, spec: TimelineSpec, as_of: float | None = None, since: int | None = None
+    ) -> None:
+        self._spec, self._as_of, self._since = spec, as_of, since
 
     def process(self, batch: pa.RecordBatch) -> Iterator[Any]:
         """Yields the rest, and the counts to `left_out`."""
+        if self._since is not None:
+            batch = batch.filter(pc.greater_equal(batch.column("time"), self._since))
         table, left_out = clean(pa.Table.from_batches([batch]), self._spec, self._as_of)
         for reason, count in left_out.items():
             Metrics.counter("tfrz", reason).inc(count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from apache_beam.pvalue import AsSingleton, TaggedOutput
 
 from tfrz.data.readers.base import Reader, Shard
 from tfrz.data.records import CorruptLine, check_corrupt
+from tfrz.errors import InputError
 
 _ROWS_AN_ELEMENT = 4096
 _COUNTERS = "tfrz"
@@ -132,6 +134,21 @@ class CheckCorrupt(beam.PTransform):
             | "Check"
             >> beam.Map(_check, AsSingleton(rows), AsSingleton(summary), self._max_fraction)
         )
+
+
+_BAD_INPUT = re.compile(r"tfrz\.errors\.(?:InputError|ConfigError): (?P<line>[^\n]*)")
+
+
+def input_error_in(error: BaseException) -> InputError | None:
+    """The bad input that a pipeline failed of, if it was that.
+
+    Beam wraps what a worker raises in an error of its own, as text.
+    """
+    match = _BAD_INPUT.search(f"{type(error).__module__}.{type(error).__qualname__}: {error}")
+    if match is None:
+        return None
+    line = re.split(r" \[while running| \[\[?while", match["line"])[0]
+    return InputError(line.replace("\\n", " ").rstrip("'\""))
 
 
 class _Encode(beam.DoFn):

@@ -56,12 +56,12 @@ class written:
 
 
 class _Grouped:
-    """Writes tables to a Parquet file, together in groups of a bounded size.
+    """Writes tables to a Parquet file in groups of a size, whatever tables the rows come in.
 
     Args:
       path: of the file.
       schema: of the tables.
-      rows: of a group, about.
+      rows: of a group; the last may be smaller.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, rows: int) -> None:
@@ -71,10 +71,14 @@ class _Grouped:
         self._rows = 0
 
     def add(self, table: pa.Table) -> None:
-        if table.num_rows:
-            self._held.append(table)
-            self._rows += table.num_rows
-            if self._rows >= self._limit:
+        while table.num_rows:
+            part, table = (
+                table.slice(0, self._limit - self._rows),
+                table.slice(self._limit - self._rows),
+            )
+            self._held.append(part)
+            self._rows += part.num_rows
+            if self._rows == self._limit:
                 self._flush()
 
     def _flush(self) -> None:
@@ -136,6 +140,7 @@ class _Rows:
         parts: Iterable[tuple[np.ndarray, np.ndarray]],
         counts: dict[bool, int],
         newest: int | None,
+        changes_at: int | None,
     ) -> None:
         vectors, totals = self._encoder.vectors(parts)
         finite = bool(np.isfinite(vectors).all())
@@ -149,6 +154,7 @@ class _Rows:
             "version": self._plan.version,
             "generated_at": self._plan.as_of,
             "newest_event": newest,
+            "changes_at": changes_at,
             "explicit_events": counts[True],
             "implicit_events": counts[False],
             "totals": totals.astype(np.float32),
@@ -268,7 +274,7 @@ class EncodeBucket(beam.DoFn):
                 self._keep(kept, hidden, pa.array(np.full(hidden.num_rows, -1)))
             self._encode_chunks(user, grid.rest(), held, kept, sketches)
             parts = [part for timeline in (True, False) for _, p in held[timeline] for part in p]
-            made.add(user, parts, grid.counts, newest)
+            made.add(user, parts, grid.counts, newest, self._changes_at(kept))
             tail.add(_by_time(kept))
             if len(made) >= _USERS_A_GROUP:
                 rows.add(made.take())
@@ -330,13 +336,14 @@ class EncodeBucket(beam.DoFn):
         counts = {"events_read": 0, "users": 0, "users_encoded": 0}
         for user, (row, old, new) in known:
             counts["users"] += 1
-            recent = self._together(old, new, counts)
-            if row is not None and not others and not self._affected(before.as_of, recent, new):
+            if row is not None and new is None and not others and not self._changed(row):
                 # Rows keep their order: what was made so far comes first.
                 rows.add(made.take())
                 rows.add(self._carried_over(row))
-                tail.add(self._still_kept(recent))
+                # Nothing of it has left the gap or a time bucket.
+                tail.add(pa.table({}) if old is None else old)
                 continue
+            recent = self._together(old, new, counts)
             counts["users_encoded"] += 1
             so_far = (0, 0)
             newest: int | None = None
@@ -378,7 +385,7 @@ class EncodeBucket(beam.DoFn):
                 if chunk in timed:
                     both.append(self._timed(pa.concat_tables(timed[chunk])))
                 parts += [self._encoder.pool(part) for part in both if part]
-            made.add(user, parts, grid.counts, newest)
+            made.add(user, parts, grid.counts, newest, self._changes_at(kept))
             tail.add(_by_time(kept))
             if len(made) >= _USERS_A_GROUP:
                 rows.add(made.take())
@@ -398,28 +405,25 @@ class EncodeBucket(beam.DoFn):
             return None
         return pa.concat_tables([table.select(tables[0].column_names) for table in tables])
 
-    def _affected(self, before: int, recent: pa.Table | None, new: pa.Table | None) -> bool:
-        """Whether a user has new events, or one left the gap or a time bucket since."""
-        if new is not None:
-            return True
-        if recent is None:
-            return False
-        time = whole(recent["time"]).to_numpy()
-        gap = self._specification.gap
-        left = (time >= before - gap) & (time < self._plan.as_of - gap)
-        for bucket in self._specification.buckets:
-            left |= (time >= before - bucket) & (time < self._plan.as_of - bucket)
-        return bool(left.any())
+    def _changed(self, row: pa.Table) -> bool:
+        """Whether an event of a user has left the gap or a time bucket since the row was made."""
+        changes_at = row["changes_at"][0].as_py()
+        return changes_at is not None and changes_at <= self._plan.as_of
+
+    def _changes_at(self, kept: list[pa.Table]) -> int | None:
+        """When the first of a user's events in the tail leaves the gap or a time bucket."""
+        if not kept:
+            return None
+        time = np.concatenate([whole(table["time"]).to_numpy() for table in kept])
+        spans = (self._specification.gap, *self._specification.buckets)
+        leaves = np.concatenate([np.floor(time + span) + 1 for span in spans])
+        later = leaves[leaves > self._plan.as_of]
+        return int(later.min()) if len(later) else None
 
     def _carried_over(self, row: pa.Table) -> pa.Table:
         place = EMBEDDINGS.get_field_index("generated_at")
         again = pa.array([self._plan.as_of], pa.int64())
         return row.set_column(place, "generated_at", again)
-
-    def _still_kept(self, recent: pa.Table | None) -> pa.Table:
-        if recent is None:
-            return pa.table({})
-        return recent.filter(pc.greater_equal(recent["time"], self._kept_from))
 
 
 def _by_time(tables: list[pa.Table]) -> pa.Table:

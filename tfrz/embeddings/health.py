@@ -64,7 +64,7 @@ def health_report(
       norm then.
     """
     shape = (manifest.num_vectors, manifest.dim)
-    present, ages, norms = 0, [], []
+    present, not_finite, ages, norms = 0, 0, [], []
     having = np.zeros(len(slices.slices), np.int64)
     weights = np.zeros(len(slices.slices))
     for table in _rows(folder, manifest.buckets, ["present", "packed", "newest_event", "totals"]):
@@ -75,9 +75,13 @@ def health_report(
         ages.append((manifest.as_of - newest) / 86_400)
         totals = whole(table["totals"]).flatten().to_numpy().reshape(-1, len(slices.slices))
         having += (totals > 0).sum(axis=0)
+        absent = ~whole(table["present"]).to_numpy(zero_copy_only=False)
+        # A user with events has vectors, unless they were no numbers.
+        not_finite += int((absent & (totals > 0).any(axis=1)).sum())
         weights += totals.sum(axis=0, dtype=np.float64)
     age = np.concatenate(ages) if ages else np.zeros(0)
-    counts = np.histogram(age, [-np.inf, *_DAYS, np.inf])[0].tolist()
+    places = np.searchsorted(_DAYS, age, side="left")
+    counts = np.bincount(places, minlength=len(_DAYS) + 1).tolist()
     words = [f"up to {d}" for d in _DAYS] + [f"over {_DAYS[-1]}"]
     report: dict[str, Any] = {
         "version": manifest.version,
@@ -85,7 +89,7 @@ def health_report(
         "users": manifest.users,
         "present": present,
         "coverage": present / manifest.users if manifest.users else 0.0,
-        "not_finite": manifest.counts.get("not finite", 0),
+        "not_finite": not_finite,
         "norm": _quantiles(np.concatenate(norms) if norms else np.zeros(0)),
         "days_since_newest_event": dict(zip(words, counts, strict=True)),
         "slices": {
@@ -157,6 +161,8 @@ def refusal(report: dict[str, Any], wanted: TimelineEvaluatorConfig) -> str | No
             f"{wanted.min_coverage:g}"
         )
     drift = report.get("drift")
+    if drift is not None and wanted.min_cosine is not None and not drift.get("comparable", True):
+        return f"the vectors have another shape than those of version {drift['version']}"
     if drift is None or not drift["users"]:
         return None
     cosine = drift["cosine"]["p50"]

@@ -7,12 +7,13 @@ bucket; the others' rows are carried over. Both write the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ from tfrz.data.readers.timelines import TimelineReader
 from tfrz.data.slicing import CHUNK_EVENTS
 from tfrz.data.timeline_transforms import Clean, by_bucket
 from tfrz.data.timelines import in_order
-from tfrz.data.transforms import CheckCorrupt, ReadRecords
+from tfrz.data.transforms import CheckCorrupt, ReadRecords, input_error_in
 from tfrz.embeddings.bucket import EncodeBucket, Plan, written
 from tfrz.embeddings.encoder import Encoder, model_facts
 from tfrz.embeddings.health import health_report, refuse_empty_slices
-from tfrz.embeddings.store import Manifest, Store, bucket_file
+from tfrz.embeddings.store import Manifest, Store, bucket_file, fingerprint_of
 from tfrz.errors import InputError
 from tfrz.files import atomic_write, require_writable_directory
 
@@ -123,15 +124,29 @@ def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     return total
 
 
-def _pipeline(options: ExportOptions) -> beam.Pipeline:
+@contextlib.contextmanager
+def _run(options: ExportOptions) -> Iterator[beam.Pipeline]:
+    """A pipeline that runs when the block ends; bad input comes out as what it is."""
     arguments = PipelineOptions(list(options.beam_args))
-    return beam.Pipeline(runner=options.beam_runner, options=arguments)
+    try:
+        with beam.Pipeline(runner=options.beam_runner, options=arguments) as pipeline:
+            yield pipeline
+    except Exception as error:
+        told = input_error_in(error)
+        if told is None:
+            raise
+        raise told from error
 
 
 def _ingest(
-    reader: TimelineReader, store: Store, folder: Path, buckets: int, options: ExportOptions
+    reader: TimelineReader,
+    since: int | None,
+    store: Store,
+    folder: Path,
+    buckets: int,
+    options: ExportOptions,
 ) -> dict[str, int]:
-    """Reads the source into `folder/events`; gives counts."""
+    """Reads the source, from a time if one is given, into `folder/events`; gives counts."""
     results = folder / "ingested.json"
     if results.exists():
         return dict(json.loads(results.read_text()))
@@ -140,11 +155,13 @@ def _ingest(
     parts = folder / "ingested"
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True)
-    with _pipeline(options) as pipeline:
-        outputs = pipeline | "Read" >> ReadRecords(reader)
+    with _run(options) as pipeline:
+        # Rows before that time are read too, where they lie among others: the share of corrupt
+        # lines is then that of the lines that were read.
+        outputs = pipeline | "Read" >> ReadRecords(reader.from_time(since, whole_shards=True))
         _ = outputs | "CheckCorrupt" >> CheckCorrupt(options.max_corrupt_fraction)
         cleaned = outputs["records"] | "Clean" >> beam.ParDo(
-            Clean(reader.feature_spec(), options.as_of)
+            Clean(reader.feature_spec(), options.as_of, since)
         ).with_outputs("left_out", main="events")
         _ = (
             cleaned.events
@@ -200,7 +217,8 @@ def export_embeddings(
     store = Store(require_writable_directory(directory))
     numbers = store.numbers()
     previous = store.manifest(numbers[-1]) if numbers and not options.full else None
-    if previous is not None and not store.can_be_added_to(previous):
+    forgotten = store.forgotten()
+    if previous is not None and not store.can_be_added_to(previous, forgotten):
         say("users or events were forgotten since the last run: reading everything")
         previous = None
     if previous is not None and previous.slices != slices.fingerprint:
@@ -223,12 +241,12 @@ def export_embeddings(
         "as_of": options.as_of,
         "previous": None if previous is None else previous.number,
         "buckets": buckets,
-        "forgotten": store.forgotten(),
+        "forgotten": forgotten,
     }
     _claim(folder, described)
     since = None if previous is None else previous.as_of
     say("reading events")
-    counts = _ingest(reader.from_time(since), store, folder, buckets, options)
+    counts = _ingest(reader, since, store, folder, buckets, options)
     as_of = options.as_of
     if as_of is None:
         as_of = max(counts.get("newest", 0) + 1, since or 0)
@@ -257,7 +275,7 @@ def export_embeddings(
         source=described["source"],
     )
     say(f"encoding users as of {as_of}")
-    with _pipeline(options) as pipeline:
+    with _run(options) as pipeline:
         _ = (
             pipeline
             | "Buckets" >> beam.Create(range(buckets), reshuffle=True)
@@ -277,6 +295,7 @@ def export_embeddings(
         dim=0,
         buckets=buckets,
         sketches=(*(() if previous is None else previous.sketches), number),
+        forgotten=fingerprint_of(forgotten),
         users=encoded.get("users", 0),
         counts={name: value for name, value in sorted(counts.items()) if name != "newest"},
     )
@@ -289,10 +308,16 @@ def export_embeddings(
     if not options.allow_empty:
         refuse_empty_slices(report)
     atomic_write(folder / "health.json", json.dumps(report, indent=1) + "\n")
+    if store.forgotten() != described["forgotten"]:
+        raise InputError(f"users or events of {directory} were forgotten meanwhile: run it again")
+    # The plan first: what is stopped from here on begins anew.
+    (folder / "plan.json").unlink()
     for part in ("events", "counts", "ingested"):
         shutil.rmtree(folder / part, ignore_errors=True)
-    for left in (folder / "ingested.json", folder / "plan.json", *folder.glob("*/.*.part")):
+    for left in (folder / "ingested.json", *folder.rglob(".*.part")):
         left.unlink(missing_ok=True)
+    for left in folder.rglob(".*.tmp-*"):
+        shutil.rmtree(left, ignore_errors=True)
     store.finish(manifest)
     if publish:
         store.publish(number)

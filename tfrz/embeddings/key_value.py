@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from tfrz.embeddings.store import Manifest, Store, bucket_file
 from tfrz.errors import InputError
+from tfrz.files import require_writable_directory
 
 _ROWS_AT_ONCE = 1024
 
@@ -132,6 +133,7 @@ def open_writer(text: str) -> KeyValueWriter:
         "tfrecord": TFRecordWriter,
     }
     if name in kinds:
+        require_writable_directory(Path(destination).parent)
         return kinds[name](destination)
     try:
         module, _, attribute = name.partition(":")

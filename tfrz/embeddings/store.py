@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,7 @@ EMBEDDINGS = pa.schema(
         ("version", pa.dictionary(pa.int32(), pa.string())),
         ("generated_at", pa.int64()),
         ("newest_event", pa.int64()),
+        ("changes_at", pa.int64()),
         ("explicit_events", pa.int64()),
         ("implicit_events", pa.int64()),
         ("totals", pa.list_(pa.float32())),
@@ -69,6 +71,7 @@ class Manifest:
       dim: of a vector.
       buckets: of users.
       sketches: generations whose sketches add up to this one's.
+      forgotten: fingerprint of the users and events that it was made without.
       users: rows.
       counts: events and users by what became of them.
     """
@@ -84,6 +87,7 @@ class Manifest:
     dim: int
     buckets: int
     sketches: tuple[int, ...]
+    forgotten: str
     users: int
     counts: dict[str, int]
 
@@ -91,6 +95,12 @@ class Manifest:
 def bucket_file(folder: Path, part: str, bucket: int) -> Path:
     """A bucket's file in a part of a generation."""
     return folder / part / f"{bucket:05d}.parquet"
+
+
+def fingerprint_of(forgotten: Mapping[str, Any]) -> str:
+    """Of the users and events that must not come back."""
+    text = json.dumps(forgotten, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Store:
@@ -140,6 +150,8 @@ class Store:
     def publish(self, number: int) -> None:
         """Makes a generation the current one, in one rename."""
         self.manifest(number)
+        if not bucket_file(self.generation(number), "embeddings", 0).exists():
+            raise InputError(f"generation {number} of {self.directory} has no embeddings any more")
         atomic_write(self.directory / "CURRENT", f"{number}\n")
 
     def finish(self, manifest: Manifest) -> Path:
@@ -165,8 +177,10 @@ class Store:
         known: dict[str, list[Any]] = {"users": [], "events": []}
         return json.loads(path.read_text()) if path.exists() else known
 
-    def can_be_added_to(self, manifest: Manifest) -> bool:
-        """Whether all that an incremental run needs of the generations before is there."""
+    def can_be_added_to(self, manifest: Manifest, forgotten: dict[str, list[Any]]) -> bool:
+        """Whether all that an incremental run needs of a generation is there, and nothing else."""
+        if manifest.forgotten != fingerprint_of(forgotten):
+            return False
         tail = bucket_file(self.generation(manifest.number), "tail", 0)
         sketches = [bucket_file(self.generation(n), "sketches", 0) for n in manifest.sketches]
         return all(path.exists() for path in (tail, *sketches))
@@ -214,16 +228,21 @@ class Store:
         return removed
 
     def prune(self) -> None:
-        """Removes generations that neither readers nor the next run need."""
+        """Removes what neither readers nor the next run need. Sketches that are added to stay."""
         numbers, current = self.numbers(), self.current()
         if not numbers:
             return
-        needed = {numbers[-1], current, *self.manifest(numbers[-1]).sketches}
         before = [n for n in numbers if current is not None and n < current]
-        needed.add(before[-1] if before else None)
+        whole_ones = {numbers[-1], current, before[-1] if before else None}
+        sketched = self.manifest(numbers[-1]).sketches
         for number in numbers:
-            if number not in needed:
+            if number in whole_ones:
+                continue
+            if number not in sketched:
                 shutil.rmtree(self.generation(number))
+                continue
+            for part in ("embeddings", "tail"):
+                shutil.rmtree(self.generation(number) / part, ignore_errors=True)
 
 
 class Embeddings:

@@ -36,10 +36,12 @@ class TimelineReader(Reader):
 
     Attributes:
       since: leave out events before this time, if given; what an incremental run asks for.
+      whole_shards: leave out only shards that have nothing from then on.
     """
 
     record_type = "timeline"
     since: int | None = None
+    whole_shards = False
 
     @abc.abstractmethod
     def feature_spec(self) -> TimelineSpec:
@@ -52,16 +54,17 @@ class TimelineReader(Reader):
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
         """See `Reader`."""
         for batch in self.events(shard):
-            if self.since is not None and not isinstance(batch, CorruptLine):
+            some = self.since is not None and not self.whole_shards
+            if some and not isinstance(batch, CorruptLine):
                 batch = batch.filter(pc.greater_equal(batch.column("time"), self.since))
                 if not batch.num_rows:
                     continue
             yield batch
 
-    def from_time(self, since: int | None) -> TimelineReader:
-        """The same source without the events before a time."""
+    def from_time(self, since: int | None, whole_shards: bool = False) -> TimelineReader:
+        """The same source without the events before a time, or without shards that end before."""
         reader = copy.copy(self)
-        reader.since = since
+        reader.since, reader.whole_shards = since, whole_shards
         return reader
 
     @property
