@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
-from tfrz.config import did_you_mean, require
+from tfrz.config import require
 from tfrz.layers.pointer import wide
 
 KINDS = (
@@ -150,7 +150,7 @@ def soft_targets(
       Tang, Shivanna et al. (arXiv 2002.03532), specification c6: the parts are the paper's, their
       constants a reconstruction.
     """
-    require(kind in KINDS, "kind", f"there is no {kind!r}{did_you_mean(str(kind), KINDS)}")
+    require(kind in KINDS, "kind", f"must be one of {', '.join(KINDS)}, not {kind!r}")
     _checked_temperature(temperature)
     logits = tf.stop_gradient(wide(tf.convert_to_tensor(teacher_logits)))
     classes = _num_classes(logits, "teacher_logits")

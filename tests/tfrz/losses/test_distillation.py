@@ -696,7 +696,7 @@ Y2 = tf.constant([0, 1])
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"kind": "parial"}, "did you mean 'partial'"),
+        ({"kind": "parial"}, "kind: must be one of full"),
         ({"temperature": 0.0}, "temperature: must be above 0"),
         ({"temperature": -1.0}, "temperature: must be above 0"),
         ({"temperature": float("nan")}, "temperature: must be above 0"),
