@@ -253,6 +253,6 @@ def train_one(key: dict[str, Any]) -> dict[str, Any]:
             name: reweighting(students[name], teacher, room.train, weight)
             for name in ("full", "hard")
         },
-        "says": f"{key}: hard labels {found['hard']['accuracy']:.4f}, "
-        f"KD {found['full']['accuracy']:.4f}",
+        "says": f"seed {key['seed']}, teacher {key.get('teaching', 'as it is')}: "
+        f"hard labels {found['hard']['accuracy']:.4f}, KD {found['full']['accuracy']:.4f}",
     }
