@@ -1,5 +1,18 @@
 """Losses of recommenders."""
 
+from tfrz.losses.distillation import (
+    SplitDivergence,
+    binary_distillation_loss,
+    binary_rescaling_factor,
+    discrepancy_weights,
+    distillation_loss,
+    position_weights,
+    ranking_distillation_loss,
+    relaxed_ranking_loss,
+    rescaling_factor,
+    soft_targets,
+    split_divergence,
+)
 from tfrz.losses.reinforce import (
     TopKOffPolicyReinforce,
     behavior_loss,
@@ -21,17 +34,28 @@ from tfrz.losses.retrieval import (
 
 __all__ = [
     "NegativeSampler",
+    "SplitDivergence",
     "TopKOffPolicyReinforce",
     "behavior_loss",
+    "binary_distillation_loss",
+    "binary_rescaling_factor",
     "candidate_softmax_loss",
     "discounted_returns",
+    "discrepancy_weights",
+    "distillation_loss",
     "focal_loss",
     "importance_weights",
     "log_expected_counts",
     "normalized_weights",
+    "position_weights",
+    "ranking_distillation_loss",
+    "relaxed_ranking_loss",
+    "rescaling_factor",
     "sampled_log_prob",
     "sampled_policy_loss",
     "sampled_softmax_loss",
+    "soft_targets",
     "softmax_loss",
+    "split_divergence",
     "top_k_multiplier",
 ]

@@ -89,13 +89,17 @@ class Experiment:
     run: Callable[[Context], Outcome]
 
 
+# Experiments of recipes, which apply to every model and so have no row of the registry.
+RECIPES = ("tfrz.reproduce.distillation",)
+
+
 def experiments() -> dict[str, Experiment]:
     """All experiments of the zoo by name; each module lists its own in `EXPERIMENTS`."""
+    modules = [m for model in registry.names() for m in registry.get(model).reproduce]
     found = {}
-    for model in registry.names():
-        for module in registry.get(model).reproduce:
-            for experiment in importlib.import_module(module).EXPERIMENTS:
-                found[experiment.name] = experiment
+    for module in (*modules, *RECIPES):
+        for experiment in importlib.import_module(module).EXPERIMENTS:
+            found[experiment.name] = experiment
     return found
 
 

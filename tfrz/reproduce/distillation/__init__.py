@@ -1,0 +1,10 @@
+"""Knowledge distillation: what a teacher's help is made of."""
+
+from tfrz.reproduce.distillation import clicks, factors, failure_modes, reweighting
+
+EXPERIMENTS = (
+    factors.EXPERIMENT,
+    reweighting.EXPERIMENT,
+    failure_modes.EXPERIMENT,
+    clicks.EXPERIMENT,
+)
