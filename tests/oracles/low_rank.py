@@ -34,9 +34,7 @@ def relu_kernel(rho: float) -> float:
     return 2 / np.pi * quad(lambda t: np.cos(t) * np.cos(t - theta), low, high)[0]
 
 
-def sampled_relu_error(
-    W: np.ndarray, Y: np.ndarray, rows: int, seed: int
-) -> tuple[float, float]:
+def sampled_relu_error(W: np.ndarray, Y: np.ndarray, rows: int, seed: int) -> tuple[float, float]:
     """c1 by Monte Carlo: the mean and its standard error."""
     rng = np.random.default_rng(seed)
     values = []

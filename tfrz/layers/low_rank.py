@@ -118,7 +118,9 @@ class LowRankDense(keras.layers.Layer):
         """Makes `U` `[dim, rank]`, `V` `[units, rank]` and `b` `[units]`."""
         dim = last_dim(x_shape, self.name)
         require(
-            self.rank <= dim, "rank", f"{self.rank} is above {dim}, the width of {self.name}'s input"
+            self.rank <= dim,
+            "rank",
+            f"{self.rank} is above {dim}, the width of {self.name}'s input",
         )
         # A decomposition needs values, also where a graph is being built.
         with tf.init_scope():

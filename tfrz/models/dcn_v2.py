@@ -245,7 +245,7 @@ class DCNv2(keras.Model):
 
     def _hidden_layer(self, units: int, rank: int, name: str, policy: Any) -> keras.layers.Layer:
         decay = self.config.deep_decay
-        shared = {"activation": "relu", "kernel_initializer": "he_normal"}
+        shared: dict[str, Any] = {"activation": "relu", "kernel_initializer": "he_normal"}
         shared |= {"name": name, "dtype": policy}
         if rank:
             # L2 has no factor of a half.

@@ -102,7 +102,10 @@ def test_it_is_built_inside_a_function():
         ({"units": 4, "rank": 0}, "rank: must be at least 1"),
         ({"units": 4, "rank": -2}, "rank: must be at least 1"),
         ({"units": 4, "rank": 5}, "rank: 5 is above 4, the layer's units"),
-        ({"units": 9, "rank": 7, "name": "tower"}, "rank: 7 is above 6, the width of tower's input"),
+        (
+            {"units": 9, "rank": 7, "name": "tower"},
+            "rank: 7 is above 6, the width of tower's input",
+        ),
         ({"units": 4, "rank": 1, "frobenius_decay": -0.1}, "must not be negative"),
     ],
 )
