@@ -13,6 +13,9 @@ from tfrz.config import did_you_mean
 from tfrz.errors import InputError
 from tfrz.zoo import registry
 
+# Experiments with recipes that are no models, and have no row in the registry.
+_RECIPES = ("tfrz.reproduce.low_rank",)
+
 
 @dataclasses.dataclass(frozen=True)
 class Check:
@@ -92,10 +95,10 @@ class Experiment:
 def experiments() -> dict[str, Experiment]:
     """All experiments of the zoo by name; each module lists its own in `EXPERIMENTS`."""
     found = {}
-    for model in registry.names():
-        for module in registry.get(model).reproduce:
-            for experiment in importlib.import_module(module).EXPERIMENTS:
-                found[experiment.name] = experiment
+    modules = [m for model in registry.names() for m in registry.get(model).reproduce]
+    for module in (*modules, *_RECIPES):
+        for experiment in importlib.import_module(module).EXPERIMENTS:
+            found[experiment.name] = experiment
     return found
 
 
