@@ -65,8 +65,6 @@ __all__ = [
 INITS = ("spectral", "function", "data")
 
 _BATCH = 4096
-# Rows of a cross layer whose x0 is smaller than this share of the largest count as this.
-_LEAST_ROW = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,12 +269,14 @@ def _trace(model: DCNv2, batch: Mapping[str, Any]) -> Iterator[_Traced]:
 
 @dataclasses.dataclass
 class _Moments:
-    """Of what a layer reads: `E[x x^T]`, `E[x]`, and of a cross layer `E[x0^2]`."""
+    """Of what a layer reads: `E[x x^T]` and `E[x]`; and what an error of each unit counts.
+
+    That is `E[x0^2]` in a cross layer, and the share of examples that a ReLU lets through.
+    """
 
     second: np.ndarray
     mean: np.ndarray
-    base: np.ndarray | None
-    rows: int
+    weights: np.ndarray
 
 
 def _float(tensor: tf.Tensor) -> np.ndarray:
@@ -284,25 +284,17 @@ def _float(tensor: tf.Tensor) -> np.ndarray:
 
 
 def _measure(model: DCNv2, inputs: Batches) -> dict[str, _Moments]:
-    sums: dict[str, _Moments] = {}
+    sums: dict[str, tuple[np.ndarray, ...]] = {}
+    rows = 0
     for batch in inputs.once():
-        for name, read, _ in _trace(model, batch):
+        for name, read, output in _trace(model, batch):
             x = _float(read[-1])
-            base = np.square(_float(read[0])).sum(axis=0) if len(read) == 2 else None
-            new = _Moments(x.T @ x, x.sum(axis=0), base, len(x))
-            old = sums.setdefault(name, new)
-            if old is not new:
-                old.second += new.second
-                old.mean += new.mean
-                old.rows += new.rows
-                if base is not None:
-                    old.base = old.base + base
-    return {
-        name: _Moments(
-            s.second / s.rows, s.mean / s.rows, None if s.base is None else s.base / s.rows, s.rows
-        )
-        for name, s in sums.items()
-    }
+            units = np.square(_float(read[0])) if len(read) == 2 else _float(output) > 0
+            found = (x.T @ x, x.sum(axis=0), units.sum(axis=0))
+            old = sums.get(name)
+            sums[name] = tuple(a + b for a, b in zip(old, found, strict=True)) if old else found
+        rows += len(x)
+    return {name: _Moments(*(total / rows for total in found)) for name, found in sums.items()}
 
 
 def _compare(
@@ -327,11 +319,9 @@ def _cross_factors(W: np.ndarray, rank: int, first: bool, moments: _Moments | No
     """Of a cross layer's stored matrix, rows belonging to x0."""
     if moments is None:
         return diagonal_weighted(W, rank) if first else spectral(W, rank)
-    # Row i of the error is multiplied by x0_i, its columns by x: weigh both as they were measured.
-    rows = np.sqrt(moments.base)
-    rows = np.maximum(rows, _LEAST_ROW * rows.max()) if rows.max() > 0 else np.ones_like(rows)
-    V, U = data_whitened(W.T * rows, rank, moments.second)
-    return balanced(U / rows[:, None], V)
+    # Row i of the error is multiplied by x0_i.
+    V, U = data_whitened(W.T, rank, moments.second, unit_weights=moments.weights)
+    return balanced(U, V)
 
 
 def _assign(new: Any, old: Any, init: str, first: bool, moments: _Moments | None) -> None:
@@ -346,7 +336,7 @@ def _assign(new: Any, old: Any, init: str, first: bool, moments: _Moments | None
         bias = _value(old.bias) if old.use_bias else None
         if init == "data" and moments is not None:
             mean = moments.mean if bias is not None else None
-            U, V = data_whitened(W, rank, moments.second, mean)
+            U, V = data_whitened(W, rank, moments.second, mean, moments.weights)
             if bias is not None:
                 bias = bias + bias_shift(W, U, V, moments.mean)
         elif init == "function":
@@ -407,8 +397,9 @@ def factorize(
     - spectral: the nearest matrix in the Frobenius norm.
     - function: `function_aware`, of hidden layers, under Gaussian inputs; of the measured second
       moment if there are inputs. Cross layers have no ReLU: spectral.
-    - data: `data_whitened` and a moved bias, of hidden layers; of cross layers the same metric,
-      rows weighted by the mean square of x0. For trained layers this is the one.
+    - data: `data_whitened`. Of hidden layers, units weighted by how often they are not 0, and the
+      bias moved; of cross layers, rows weighted by the mean square of x0. For trained layers this
+      is the one.
 
     Without data, the first cross layer, whose two inputs are the same, has its diagonal weighted.
 

@@ -43,6 +43,7 @@ Factors = tuple[np.ndarray, np.ndarray]
 _ORTHOGONAL = 1e-12
 # Directions of the inputs with a smaller share of the energy than this do not occur.
 _FLAT = 1e-12
+_LEAST_WEIGHT = 1e-6
 
 
 def _excess(rho: np.ndarray) -> np.ndarray:
@@ -263,7 +264,11 @@ def refined(
 
 
 def data_whitened(
-    W: np.ndarray, rank: int, second_moment: np.ndarray, mean: np.ndarray | None = None
+    W: np.ndarray,
+    rank: int,
+    second_moment: np.ndarray,
+    mean: np.ndarray | None = None,
+    unit_weights: np.ndarray | None = None,
 ) -> Factors:
     """The best low-rank matrix in the metric of the inputs that were measured.
 
@@ -276,20 +281,32 @@ def data_whitened(
       second_moment: `E[x x^T]`, `[dim, dim]`.
       mean: `E[x]`, `[dim]`: if given, what Y errs by on the mean is left to the bias, which must
         then be moved by `bias_shift`. With that the error is never larger.
+      unit_weights: what an error of each unit counts, `[units]`, for instance how often a ReLU is
+        not 0; all alike if left out. Less than a millionth of the largest counts as that.
 
     Returns:
       U and V, balanced.
 
     Raises:
-      ConfigError: a rank out of range, or a second moment of another shape.
+      ConfigError: a rank out of range, or a second moment or weights of another shape.
     """
     W = _check_rank(W, rank)
     sigma = np.asarray(second_moment, np.float64)
     if mean is not None:
         sigma = sigma - np.outer(mean, mean)
+    scales = np.ones(W.shape[1])
+    if unit_weights is not None:
+        weights = np.asarray(unit_weights, np.float64)
+        require(
+            weights.shape == scales.shape and weights.min() >= 0,
+            "unit_weights",
+            f"must be {len(scales)} numbers, none negative",
+        )
+        if weights.max() > 0:
+            scales = np.sqrt(np.maximum(weights, _LEAST_WEIGHT * weights.max()))
     root, _ = _roots(sigma, len(W))
-    R = np.linalg.svd(root @ W, full_matrices=False)[2][:rank].T
-    return balanced(W @ R, R)
+    R = np.linalg.svd(root @ (W * scales), full_matrices=False)[2][:rank].T
+    return balanced((W * scales) @ R, R / scales[:, None])
 
 
 def bias_shift(W: np.ndarray, U: np.ndarray, V: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -330,9 +347,9 @@ def sampled(
 ) -> Factors:
     """Factors by Adam on inputs that were measured: for any activation and bias.
 
-    Formula: minimises the mean of `|act(x W + b) - act(x U V^T + b)|^2`, from `data_whitened`, with
-    a learning rate that falls to 0 as a cosine. The best factors met are taken: never worse on
-    `inputs` than the start.
+    Formula: minimises the mean of `|act(x W + b) - act(x U V^T + b)|^2`, from `data_whitened`
+    with each unit's mean squared slope as weight. The learning rate falls to 0 as a cosine. The
+    best factors met are taken: never worse on `inputs` than the start.
 
     Args:
       W: `[dim, units]`.
@@ -358,8 +375,11 @@ def sampled(
         f"have shape {x.shape}, not (rows, {len(W)})",
     )
     function, derivative = _activation(activation)
-    factors = list(data_whitened(W, rank, x.T @ x / len(x)))
-    target = function(x @ W + b)
+    z = x @ W + b
+    target = function(z)
+    # To first order an error of a unit counts by the square of its activation's slope.
+    slopes = np.square(derivative(z, target)).mean(axis=0)
+    factors = list(data_whitened(W, rank, x.T @ x / len(x), unit_weights=slopes))
 
     def error() -> float:
         return float(np.mean(np.square(function((x @ factors[0]) @ factors[1].T + b) - target)))

@@ -480,6 +480,27 @@ def test_the_whitened_decomposition_is_the_best_on_the_data(seed, rank):
     np.testing.assert_allclose(bias_shift(matrix, U, V, mean), (x @ (matrix - U @ V.T)).mean(0))
 
 
+@given(seeds, st.integers(1, 5))
+@settings(max_examples=15, deadline=None)
+def test_weights_of_units_are_part_of_the_metric(seed, rank):
+    rng = np.random.default_rng(seed)
+    matrix, weights = drawn(seed), rng.uniform(0.01, 1, 9)
+    x = rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6))
+    sigma = x.T @ x / len(x)
+    Y = product(data_whitened(matrix, rank, sigma, unit_weights=weights))
+    found = (weights * np.square(x @ (matrix - Y))).sum(axis=1).mean()
+    values = np.linalg.svd(x @ matrix * np.sqrt(weights / len(x)), compute_uv=False)
+    assert found == pytest.approx(np.square(values[rank:]).sum(), rel=1e-8)
+
+
+def test_units_that_count_for_nothing_are_kept_at_full_rank():
+    weights = np.array([1, 0, 0.5, 1, 0, 1, 1, 1, 1])
+    Y = product(data_whitened(drawn(1), 6, np.eye(6), unit_weights=weights))
+    np.testing.assert_allclose(Y, drawn(1), atol=1e-9)
+    Y = product(data_whitened(drawn(1), 2, np.eye(6), unit_weights=np.zeros(9)))
+    np.testing.assert_allclose(Y, product(spectral(drawn(1), 2)), atol=1e-9)
+
+
 @pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "linear"])
 def test_samples_make_it_better_and_never_worse(activation):
     rng = np.random.default_rng(1)
@@ -490,7 +511,16 @@ def test_samples_make_it_better_and_never_worse(activation):
     def error(found):
         return np.square(act(x @ matrix + b) - act(x @ product(found) + b)).mean()
 
-    start = error(data_whitened(matrix, 2, x.T @ x / len(x)))
+    z = x @ matrix + b
+    slopes = {
+        "relu": lambda: z > 0,
+        "tanh": lambda: 1 - np.tanh(z) ** 2,
+        "sigmoid": lambda: act(z) * (1 - act(z)),
+        "linear": lambda: np.ones_like(z),
+    }[activation]()
+    weights = np.square(slopes.astype(float)).mean(axis=0)
+    first = data_whitened(matrix, 2, x.T @ x / len(x), unit_weights=weights)
+    start = error(first)
     found = sampled(matrix, b, 2, x, activation, steps=400)
     assert error(found) <= start + 1e-12
     if activation != "linear":
@@ -499,7 +529,8 @@ def test_samples_make_it_better_and_never_worse(activation):
     np.testing.assert_array_equal(product(found), product(again))
     np.testing.assert_allclose(
         product(sampled(matrix, b, 2, x, activation, steps=0)),
-        product(data_whitened(matrix, 2, x.T @ x / len(x))),
+        product(first),
+        atol=1e-9,
     )
 
 
@@ -707,6 +738,20 @@ def test_measured_inputs_beat_the_spectrum_in_every_layer(trained):
                 assert data.frobenius_error >= linear.frobenius_error - 1e-6
 
 
+def test_the_bias_keeps_the_mean_of_what_was_measured(trained):
+    batch = columns(1000, 1)
+    new, _ = factorize(trained, {"hidden_1": 2}, "data", batch)
+    x0 = x = trained.embed({k: tf.constant(v) for k, v in batch.items()})
+    for layer in trained.cross_layers:
+        x = layer(x0, x)
+    h = trained.hidden_layers[0](x0 if trained.config.structure == "parallel" else x).numpy()
+    old, made = trained.hidden_layers[1], new.hidden_layers[1]
+    before = (h @ old.kernel.numpy() + old.bias.numpy()).mean(axis=0)
+    after = (h @ made.U.numpy() @ made.V.numpy().T + made.b.numpy()).mean(axis=0)
+    np.testing.assert_allclose(after, before, atol=1e-4 * abs(before).max())
+    assert abs(made.b.numpy() - old.bias.numpy()).max() > 1e-4
+
+
 def test_the_first_cross_layer_has_its_diagonal_weighted(trained):
     new, _ = factorize(trained, 4)
     for layer, old, make in zip(
@@ -847,6 +892,8 @@ def test_without_ranks_the_model_is_what_it_was(hidden_rank):
         lambda: refined(W, -1),
         lambda: refined(W, 2, start=np.ones((3, 1))),
         lambda: data_whitened(W, 1, np.eye(4)),
+        lambda: data_whitened(W, 1, np.eye(3), unit_weights=np.ones(3)),
+        lambda: data_whitened(W, 1, np.eye(3), unit_weights=-np.ones(4)),
         lambda: sampled(W, 0.0, 1, np.ones((5, 4))),
         lambda: sampled(W, 0.0, 1, np.ones((5, 3)), "gelu"),
         lambda: diagonal_weighted(W, 1),
