@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import serving_processes as processes
-from benchmarks.measure import time_paired
+from benchmarks.measure import PairedTimings, time_paired
 from benchmarks.report import Bound, Figure, Section
 from benchmarks.runner import Options
 from benchmarks.serving import post
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tfrz.zoo.tasks.history import HistoryInputs
 
 IN_PROCESS = "signature in process"
+GRPC, REST = "Predict over gRPC", "predict over REST"
 
 
 def movielens(options: Options) -> Path | None:
@@ -49,7 +50,6 @@ def make_step(
     import tensorflow as tf
 
     from tfrz.training.batches import ArrayBatches
-    from tfrz.training.compilation import compiled_value_and_gradients
     from tfrz.zoo import registry
     from tfrz.zoo.run_config import load_run_config
 
@@ -61,6 +61,25 @@ def make_step(
     tensors = {key: tf.constant(value) for key, value in columns.items()}
     if hasattr(task, "start"):
         task.start(model, ArrayBatches(columns, len(columns["target_xf"])))
+    return step_of(task, model, tensors, xla)
+
+
+def step_of(
+    task: Any, model: Any, tensors: Mapping[str, Any], xla: bool = False
+) -> Callable[[], float]:
+    """A training step of a model that is there.
+
+    Args:
+      task: the model's recipe.
+      model: it.
+      tensors: the batch.
+      xla: compile the dense part.
+    """
+    import keras
+    import tensorflow as tf
+
+    from tfrz.training.compilation import compiled_value_and_gradients
+
     variables = model.trainable_variables
     optimizer = keras.optimizers.Adam(1e-3, jit_compile=False)
     optimizer.build(variables)
@@ -102,38 +121,57 @@ def export_untrained(
     return folder / "model"
 
 
-def measure_recommendation(name: str, options: Options, overrides: Sequence[str] = ()) -> Section:
-    """One user's recommendations over gRPC and REST against a bare call of the signature."""
+def time_answers(
+    base: Path, request: Any, body: bytes, rounds: int, signature: str = "serving_default"
+) -> PairedTimings:
+    """The same question to a bare signature, and to a server over gRPC and REST.
+
+    Args:
+      base: the folder of the model's versions.
+      request: a `PredictRequest` to the model `m`.
+      body: the same in JSON.
+      rounds: how often each is asked.
+      signature: whom the request asks.
+    """
     import grpc
     import tensorflow as tf
 
     from tfrz.serving.client import PREDICT
+
+    loaded = tf.saved_model.load(str(base / "1"))
+    call = loaded.signatures[signature]
+    inputs = {name: tf.constant(tf.make_ndarray(value)) for name, value in request.inputs.items()}
+    payload = request.SerializeToString()
+    with processes.serving((f"--model_base_path={base}", "--model_name=m")) as (server,):
+        channel = grpc.insecure_channel(f"127.0.0.1:{server.port}")
+        predict = channel.unary_unary(PREDICT)
+        times = time_paired(
+            {
+                IN_PROCESS: lambda: call(**inputs),
+                GRPC: lambda: predict(payload),
+                REST: post(server.rest_port, "/v1/models/m:predict", body),
+            },
+            rounds=rounds,
+            warm_up=20,
+        )
+        channel.close()
+    return times
+
+
+def measure_recommendation(name: str, options: Options, overrides: Sequence[str] = ()) -> Section:
+    """One user's recommendations over gRPC and REST against a bare call of the signature."""
+    import tensorflow as tf
 
     data = "simulated" if options.quick or movielens(options) is None else options.data
     rounds = 30 if options.quick else 500
     with tempfile.TemporaryDirectory(prefix="tfrz-bench-") as folder:
         base = export_untrained(name, Path(folder) / "run", data, 3, overrides)
         request = processes.warmup_rows(base, 1, "m")
-        loaded = tf.saved_model.load(str(base / "1"))
-        signature = loaded.signatures["serving_default"]
-        examples = tf.constant(tf.make_ndarray(request.inputs["examples"]))
         items = len(json.loads((base / "1/assets/vocabularies.json").read_text())["item_xf"])
-        payload = request.SerializeToString()
-        row = {"b64": base64.b64encode(examples.numpy()[0]).decode()}
+        (example,) = tf.make_ndarray(request.inputs["examples"])
+        row = {"b64": base64.b64encode(example).decode()}
         body = json.dumps({"inputs": {"examples": [row]}}).encode()
-        with processes.serving((f"--model_base_path={base}", "--model_name=m")) as (server,):
-            channel = grpc.insecure_channel(f"127.0.0.1:{server.port}")
-            predict = channel.unary_unary(PREDICT)
-            times = time_paired(
-                {
-                    IN_PROCESS: lambda: signature(examples=examples),
-                    "Predict over gRPC": lambda: predict(payload),
-                    "predict over REST": post(server.rest_port, "/v1/models/m:predict", body),
-                },
-                rounds=rounds,
-                warm_up=20,
-            )
-            channel.close()
+        times = time_answers(base, request, body, rounds)
     medians = {candidate: timing.median for candidate, timing in times.timings.items()}
     bare = medians[IN_PROCESS]
     bound = Bound(3, "at most")
@@ -145,13 +183,13 @@ def measure_recommendation(name: str, options: Options, overrides: Sequence[str]
             *(Figure(f"{which}, p50", 1e3 * value, "ms") for which, value in medians.items()),
             Figure(
                 "gRPC / in process",
-                medians["Predict over gRPC"] / bare,
+                medians[GRPC] / bare,
                 bound=bound,
                 judged=not options.quick,
             ),
             Figure(
                 "REST / in process",
-                medians["predict over REST"] / bare,
+                medians[REST] / bare,
                 bound=bound,
                 judged=not options.quick,
             ),

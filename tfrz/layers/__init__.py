@@ -25,6 +25,7 @@ from tfrz.layers.interests import (
     ShallowInterestEncoder,
     interest_scores,
 )
+from tfrz.layers.low_rank import LowRankDense, spectral_factors
 from tfrz.layers.pointer import (
     Beams,
     ListEncoder,
@@ -58,6 +59,7 @@ __all__ = [
     "LongRangeEncoder",
     "LowRankConversion",
     "LowRankCross",
+    "LowRankDense",
     "MixtureOfLowRankCross",
     "MultiInterestAttention",
     "MultiSlicePooling",
@@ -79,5 +81,6 @@ __all__ = [
     "plot_interactions",
     "pooled_mean",
     "singular_values",
+    "spectral_factors",
     "to_low_rank",
 ]

@@ -14,6 +14,7 @@ from tfrz.data.features import LongHistory
 from tfrz.layers.cross import Cross, LowRankCross, MixtureOfLowRankCross
 from tfrz.layers.dropout import SeededDropout
 from tfrz.layers.history import LongHistoryAdapter
+from tfrz.layers.low_rank import LowRankDense
 from tfrz.layers.pooling import mean_of_real
 from tfrz.models.long_history import read_long_history
 
@@ -34,6 +35,8 @@ class DCNv2Config:
       expert_activation: Keras activation inside the subspace; "linear" for none.
       inner_map: whether the experts have the inner map C (equation 4).
       hidden_units: widths of the ReLU layers; none leaves the cross network alone.
+      hidden_rank: of the ReLU layers' matrices: one for all or one for each, 0 for a dense layer;
+        null leaves all dense.
       embedding_dim: width of each field; null for the paper's rule, the average over the fields
         of 6 * (vocabulary size)^(1/4).
       embedding_scale: standard deviation of the initial embeddings.
@@ -54,6 +57,7 @@ class DCNv2Config:
     expert_activation: str = "tanh"
     inner_map: bool = True
     hidden_units: tuple[int, ...] = (256,)
+    hidden_rank: int | tuple[int, ...] | None = None
     embedding_dim: int | None = None
     embedding_scale: float = 0.05
     cross_decay: float = 0.0
@@ -66,6 +70,18 @@ class DCNv2Config:
         require(self.rank >= 1, "model.rank", "must be at least 1")
         require(self.num_experts >= 1, "model.num_experts", "must be at least 1")
         require(all(u >= 1 for u in self.hidden_units), "model.hidden_units", "must be positive")
+        ranks = self.hidden_ranks
+        require(
+            len(ranks) == len(self.hidden_units),
+            "model.hidden_rank",
+            f"{len(ranks)} ranks for {len(self.hidden_units)} hidden layers",
+        )
+        for rank, units in zip(ranks, self.hidden_units, strict=True):
+            require(
+                0 <= rank <= units,
+                "model.hidden_rank",
+                f"{rank} is not 1 to {units}, the layer's units, nor 0 for a dense layer",
+            )
         require(
             self.embedding_dim is None or self.embedding_dim >= 1,
             "model.embedding_dim",
@@ -79,6 +95,13 @@ class DCNv2Config:
             keras.activations.get(self.expert_activation)
         except ValueError:
             require(False, "model.expert_activation", f"Keras has no {self.expert_activation!r}")
+
+    @property
+    def hidden_ranks(self) -> tuple[int, ...]:
+        """The rank of each hidden layer, 0 of a dense one."""
+        if isinstance(self.hidden_rank, tuple):
+            return self.hidden_rank
+        return (self.hidden_rank or 0,) * len(self.hidden_units)
 
 
 def embedding_width(vocabulary_sizes: Sequence[int]) -> int:
@@ -183,17 +206,10 @@ class DCNv2(keras.Model):
             self._cross_layer(f"cross_{i}", policy) for i in range(config.num_cross_layers)
         ]
         self.hidden_layers = [
-            keras.layers.Dense(
-                units,
-                activation="relu",
-                kernel_initializer="he_normal",
-                kernel_regularizer=(
-                    keras.regularizers.L2(config.deep_decay) if config.deep_decay else None
-                ),
-                name=f"hidden_{i}",
-                dtype=policy,
+            self._hidden_layer(units, rank, f"hidden_{i}", policy)
+            for i, (units, rank) in enumerate(
+                zip(config.hidden_units, config.hidden_ranks, strict=True)
             )
-            for i, units in enumerate(config.hidden_units)
         ]
         self.dropouts = [
             SeededDropout(config.dropout, seed=i, name=f"dropout_{i}", dtype=policy)
@@ -226,6 +242,16 @@ class DCNv2(keras.Model):
             use_inner_map=config.inner_map,
             **shared,
         )
+
+    def _hidden_layer(self, units: int, rank: int, name: str, policy: Any) -> keras.layers.Layer:
+        decay = self.config.deep_decay
+        shared: dict[str, Any] = {"activation": "relu", "kernel_initializer": "he_normal"}
+        shared |= {"name": name, "dtype": policy}
+        if rank:
+            # L2 has no factor of a half.
+            return LowRankDense(units, rank, frobenius_decay=2 * decay, **shared)
+        regularizer = keras.regularizers.L2(decay) if decay else None
+        return keras.layers.Dense(units, kernel_regularizer=regularizer, **shared)
 
     def _build_parts(self, dim: int) -> None:
         """Makes all variables now, so that the order of first calls cannot change them."""

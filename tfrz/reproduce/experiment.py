@@ -90,7 +90,7 @@ class Experiment:
 
 
 # Experiments of recipes, which apply to every model and so have no row of the registry.
-RECIPES = ("tfrz.reproduce.distillation",)
+RECIPES = ("tfrz.reproduce.distillation", "tfrz.reproduce.low_rank")
 
 
 def experiments() -> dict[str, Experiment]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tests.conformance.case import LayerCase, ModelCase
-from tests.oracles import cross, long_history
+from tests.oracles import cross, long_history, low_rank
 
 _DIM = 12
 _PATH = "tfrz.layers.cross:"
@@ -103,7 +103,10 @@ def _logits(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
             x = _mixture(arguments)(weights, x0, x)
     h = x0 if config.structure == "parallel" else x
     for layer in model.hidden_layers:
-        h = np.maximum(h @ value(layer.kernel) + value(layer.bias), 0.0)
+        if hasattr(layer, "rank"):
+            h = low_rank.dense(h, value(layer.U), value(layer.V), value(layer.b), "relu")
+        else:
+            h = np.maximum(h @ value(layer.kernel) + value(layer.bias), 0.0)
     if not model.hidden_layers:
         h = x
     elif config.structure == "parallel" and model.cross_layers:
@@ -124,6 +127,12 @@ MODEL_CASES = [
     ),
     ModelCase(
         "dcn_v2", "low_rank_alone", ("model.cross=low_rank", "model.hidden_units=[]"), _logits
+    ),
+    ModelCase(
+        "dcn_v2",
+        "low_rank_tower",
+        ("model.hidden_units=[24, 16]", "model.hidden_rank=[6, 0]", "model.deep_decay=0.001"),
+        _logits,
     ),
     ModelCase("dcn_v2", "relu_alone", ("model.num_cross_layers=0",), _logits),
     ModelCase(

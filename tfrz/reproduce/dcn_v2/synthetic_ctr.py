@@ -19,7 +19,10 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def _columns(world: ClickSimulator, rows: int, seed: int) -> tuple[dict[str, np.ndarray], Any]:
+def click_columns(
+    world: ClickSimulator, rows: int, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Impressions as the model takes them, and the simulator's own columns."""
     sample = world.sample(rows, seed)
     columns = {f"{name}_xf": sample[name] + 1 for name in FIELDS}
     return {**columns, "label_xf": sample["click"]}, sample
@@ -35,8 +38,8 @@ def _run(context: Context) -> Outcome:
     entry = registry.get("dcn_v2")
     world = ClickSimulator(context.seed)
     rows_train = 100_000 if context.quick else 200_000
-    train, _ = _columns(world, rows_train, seed=1)
-    held_out, sample = _columns(world, 40_000, seed=2)
+    train, _ = click_columns(world, rows_train, seed=1)
+    held_out, sample = click_columns(world, 40_000, seed=2)
     bayes = world.bayes_log_loss(sample)
     p = sample["probability"]
     bayes_auc = metrics.auc(sample["click"], p)
