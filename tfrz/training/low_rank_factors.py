@@ -4,7 +4,7 @@ Plain mathematics, in NumPy float64. `W` is `[dim, units]`: column j makes unit 
 `relu(x W)`, as a Keras kernel is stored. `U` is `[dim, rank]`, `V` `[units, rank]`, and
 `Y = U V^T`.
 
-The numbers c1 to c10 are those of section (c) of `specs/low_rank_training.md`. The body of
+The numbers c1 to c10 are those of the specification that this was written from. The body of
 arXiv 2202.00834 was not at hand: what stands here is Gaussian calculus, not a claim about the
 paper's algorithm.
 """

@@ -1,7 +1,7 @@
 """Low-rank training: what an initialisation gains, in the function, in training, on trained layers.
 
-The paper's own figures were not at hand. What stands beside the results is the toy of
-`specs/low_rank_training.md`, section (g).
+The paper's own figures were not at hand. What stands beside the results is the toy of the
+specification that this was written from.
 """
 
 from tfrz.reproduce.low_rank import compression, functions, training
