@@ -6,7 +6,6 @@ hash of the user.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,11 +16,11 @@ import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import AsIter, TaggedOutput
 
-from tfrz.data.columns import whole
 from tfrz.data.features import TimelineSpec
 from tfrz.data.splits import SPLITS
 from tfrz.data.timelines import (
     TimelineConfig,
+    buckets_of,
     build_examples,
     clean,
     example_spec,
@@ -30,13 +29,6 @@ from tfrz.data.timelines import (
 )
 
 _BUCKETS = 64
-
-
-def buckets_of(users: pa.Array, count: int) -> np.ndarray:
-    """The bucket of each user, `[rows]`; the same in every process."""
-    coded = whole(users).dictionary_encode()
-    of_terms = np.array([zlib.crc32(user) % count for user in coded.dictionary.to_pylist()], int)
-    return of_terms[coded.indices.to_numpy(zero_copy_only=False)]
 
 
 def by_bucket(batch: pa.RecordBatch, count: int) -> Iterator[tuple[int, pa.RecordBatch]]:

@@ -19,7 +19,7 @@ def open_store(features: FeaturesConfig) -> Embeddings:
     Raises:
       InputError: it is none, or of another version than `features.long_history_version`.
     """
-    # Loads Beam, which a run without embeddings need not wait for.
+    # Loads Arrow and its files, which a run without embeddings need not wait for.
     from tfrz.embeddings.store import open_embeddings
 
     assert features.long_history is not None

@@ -299,7 +299,7 @@ def packed(seed: int, num_vectors: int = 3, dim: int = 20) -> bytes:
 
 def write_generation(store: Store, one: Manifest, rows: Iterable[dict[str, Any]]) -> None:
     """Writes rows, each at least with a `user`, into their buckets, and finishes."""
-    from tfrz.data.timeline_transforms import buckets_of
+    from tfrz.data.timelines import buckets_of
     from tfrz.embeddings.store import EMBEDDINGS, bucket_file
     from tfrz.embeddings.users import SKETCHES
 
