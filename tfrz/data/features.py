@@ -402,6 +402,10 @@ class ListSpec:
         )
 
 
+# Columns of every event.
+_OF_EVENTS = ("user", "time", "position", "explicit", "action", "duration", "dwell", "value")
+
+
 @dataclasses.dataclass(frozen=True)
 class EntryList:
     """A list of weighted ids in an example, each with the place that it counts for.
@@ -468,6 +472,8 @@ class TimelineSpec:
         _check_names(self.ids, "time", "time")
         for feature in self.ids:
             where = f"id {feature.name}"
+            taken = feature.name in _OF_EVENTS or feature.name.startswith("label_")
+            require(not taken, where, "is a name that every event has: rename it")
             plain = feature.kind == "categorical" and feature.dtype == "string"
             require(plain, where, "must be categorical, of strings")
         require(bool(self.actions), "actions", "there is none")

@@ -9,7 +9,31 @@ import pyarrow as pa
 import tensorflow as tf
 
 from tfrz.data.features import TimelineSpec, transformed_name
-from tfrz.data.preprocessing import Analyzers, Preprocessor, ids_of, one_a_row, ranked_terms
+from tfrz.data.preprocessing import (
+    Analyzers,
+    Preprocessor,
+    closed_up,
+    ids_of,
+    one_a_row,
+    ranked_terms,
+)
+
+
+def _as_far_as_all_go(lists: list[tf.SparseTensor]) -> list[tf.SparseTensor]:
+    """Aligned lists cut, in each row, to the shortest of them."""
+    batch = lists[0].dense_shape[0]
+    lengths = [
+        tf.math.unsorted_segment_sum(tf.ones_like(part.indices[:, 0]), part.indices[:, 0], batch)
+        for part in lists
+    ]
+    shortest = tf.reduce_min(tf.stack(lengths), axis=0)
+    shape = tf.stack([batch, tf.reduce_max(tf.pad(shortest, [[0, 1]]))])
+    cut = []
+    for part in lists:
+        kept = part.indices[:, 1] < tf.gather(shortest, part.indices[:, 0])
+        indices = tf.boolean_mask(part.indices, kept)
+        cut.append(tf.SparseTensor(indices, tf.boolean_mask(part.values, kept), shape))
+    return cut
 
 
 def preprocess_timeline(
@@ -43,12 +67,12 @@ def preprocess_timeline(
         if feature.name in terms
     }
     for one in lists:
-        raw = [inputs[feature.name] for feature in one.features]
-        # A request whose lists are not of one length is read as far as it goes.
-        shape = tf.reduce_max(tf.stack([part.dense_shape for part in raw]), axis=0)
+        raw = _as_far_as_all_go([closed_up(inputs[feature.name]) for feature in one.features])
         values = [ids_of(lookups[one.id], raw[0].values), raw[1].values, raw[2].values]
         for feature, part, value in zip(one.features, raw, values, strict=True):
-            outputs[transformed_name(feature.name)] = tf.SparseTensor(part.indices, value, shape)
+            outputs[transformed_name(feature.name)] = tf.SparseTensor(
+                part.indices, value, part.dense_shape
+            )
     if with_label:
         candidates = max(one.places for one in spec.lists if one.name.startswith("candidate_"))
         for task in spec.tasks:

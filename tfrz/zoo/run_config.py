@@ -454,4 +454,5 @@ def load_run_config(
         if path.exists():
             mapping = merge(mapping, read_yaml(path))
     mapping["name"] = model
-    return run_config_from_mapping(apply_overrides(mapping, overrides))
+    # Named slices first, so that an override may change a part of them.
+    return run_config_from_mapping(apply_overrides(_with_slices(mapping), overrides))

@@ -145,16 +145,13 @@ class VersionControlEdits(TimelineReader):
         parquet_shards(self._items, ("item", "project", "dir", "ext"))
         return parquet_shards(self._events, self._COLUMNS)
 
-    def _described(self) -> tuple[pa.Array, pa.Array]:
-        """Directory and extension of each item, indexed by its number."""
+    def _described(self) -> tuple[pa.Array, pa.Array, pa.Array]:
+        """The numbers of the items, and the directory and extension of each."""
         table = pq.read_table(self._items, columns=["item", "project", "dir", "ext"])
-        order = pc.sort_indices(table["item"])
-        table = table.take(order)
         text = {name: whole(table[name].cast(pa.string())) for name in ("project", "dir", "ext")}
         directory = pc.binary_join_element_wise(text["project"], text["dir"], ":")
-        return directory.cast(pa.binary()), pc.if_else(
-            pc.equal(text["ext"], ""), "none", text["ext"]
-        ).cast(pa.binary())
+        extension = pc.if_else(pc.equal(text["ext"], ""), "none", text["ext"])
+        return whole(table["item"]), directory.cast(pa.binary()), extension.cast(pa.binary())
 
     def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
         """See `TimelineReader`."""
@@ -168,18 +165,33 @@ class VersionControlEdits(TimelineReader):
             kept = pc.is_in(table["user"], counts.field("values").filter(enough))
             position = position[np.asarray(kept)]
             table = table.filter(kept)
+        items, directory, extension = self._described()
+        place = pc.index_in(whole(table["item"]), items)
+        action = whole(table["action"]).cast(pa.int64())
+        sound = pc.is_valid(place)
+        for condition in (
+            pc.is_valid(whole(table["user"])),
+            pc.greater_equal(whole(table["ts"]), 0),
+            pc.greater_equal(action, 0),
+            pc.less(action, len(self._ACTIONS)),
+        ):
+            sound = pc.and_(sound, pc.fill_null(condition, False))
+        for row in np.flatnonzero(~np.asarray(sound.to_numpy(zero_copy_only=False), bool)):
+            reason = "user, time, a known item or an action of 0 to 2 is missing"
+            yield CorruptLine(self._events, int(position[row]) + 1, reason, "")
+        table, position = table.filter(sound), position[np.asarray(sound)]
         if not table.num_rows:
             return
-        directory, extension = self._described()
+        place, action = place.filter(sound), action.filter(sound)
         item = whole(table["item"])
         yield self.batch(
             user=whole(table["user"]).cast(pa.string()),
             time=whole(table["ts"]),
             position=position,
-            action=pa.array(self._ACTIONS).take(whole(table["action"])).cast(pa.binary()),
+            action=pa.array(self._ACTIONS).take(action).cast(pa.binary()),
             file=item.cast(pa.string()).cast(pa.binary()),
-            directory=directory.take(item),
-            extension=extension.take(item),
+            directory=directory.take(place),
+            extension=extension.take(place),
             label_edited=np.ones(table.num_rows, np.float32),
         )
 
@@ -324,10 +336,11 @@ class CompleteJourneyTimelines(TimelineReader):
         def text(name: str) -> pa.Array:
             return whole(catalogue[name].cast(pa.string())).take(place).cast(pa.binary())
 
-        off = pc.not_equal(whole(table["retail_disc"]), 0.0)
-        coupon = pc.not_equal(
-            pc.add(whole(table["coupon_disc"]), whole(table["coupon_match_disc"])), 0.0
-        )
+        def discount(name: str) -> pa.Array:
+            return whole(table[name]).fill_null(0.0)
+
+        off = pc.not_equal(discount("retail_disc"), 0.0)
+        coupon = pc.not_equal(pc.add(discount("coupon_disc"), discount("coupon_match_disc")), 0.0)
         action = pc.if_else(coupon, self._ACTIONS[2], pc.if_else(off, *self._ACTIONS[1::-1]))
         yield self.batch(
             user=whole(table["household_id"]).cast(pa.string()),
@@ -338,7 +351,7 @@ class CompleteJourneyTimelines(TimelineReader):
             category=text("product_category"),
             department=text("department"),
             manufacturer=text("manufacturer_id"),
-            value=pc.max_element_wise(whole(table["sales_value"]), 0.0),
+            value=pc.max_element_wise(whole(table["sales_value"]), 0.0, skip_nulls=False),
             label_bought=np.ones(table.num_rows, np.float32),
         )
 
@@ -405,7 +418,7 @@ class SimulatedTimelines(TimelineReader):
         yield self.batch(
             user=pa.array([f"user_{u}" for u in users[rows]]),
             time=self._START + flat["time"][rows].astype(np.int64),
-            position=users[rows] * 2 * length + rows % len(users) * 2 + ~view,
+            position=users[rows] * 2 * length + rows % length * 2 + ~view,
             action=pa.array([b"view", b"like"], pa.binary()).take(pa.array((~view).astype(int))),
             item=pa.array([f"item_{i}" for i in flat["item"][rows]]),
             topic=pa.array([f"topic_{i}" for i in flat["topic"][rows]]),
@@ -414,6 +427,13 @@ class SimulatedTimelines(TimelineReader):
             label_like=only_viewed(flat["like"]),
             label_watch=only_viewed(np.log1p(flat["dwell"])),
         )
+
+
+def _whole_seconds(value: Any) -> int:
+    seconds = int(value)
+    if isinstance(value, float) and seconds != value:
+        raise ValueError("parts of a second")
+    return int(np.int64(seconds))
 
 
 class TabularTimelines(Tabular, TimelineReader):
@@ -445,11 +465,17 @@ class TabularTimelines(Tabular, TimelineReader):
         if self.since is None or self.format != "parquet":
             return shards
         metadata = pq.ParquetFile(self.path).metadata
-        column = metadata.schema.to_arrow_schema().get_field_index(self.spec.time)
 
         def recent(group: int) -> bool:
-            statistics = metadata.row_group(group).column(column).statistics
-            return statistics is None or not statistics.has_min_max or statistics.max >= self.since
+            described = metadata.row_group(group)
+            columns = (described.column(i) for i in range(described.num_columns))
+            for column in columns:
+                known = column.statistics
+                if column.path_in_schema == self.spec.time and known is not None:
+                    # Of text the greatest says nothing about times.
+                    said = known.has_min_max and isinstance(known.max, int)
+                    return not said or known.max >= self.since
+            return True
 
         return [shard for shard in shards if recent(shard.start)]
 
@@ -474,8 +500,8 @@ class TabularTimelines(Tabular, TimelineReader):
             return f"{spec.user} is missing" if not users else f"{spec.user} has several values"
         row["user"] = typed("string", users[0])
         try:
-            (row["time"],) = (int(value) for value in raw[spec.time])
-        except (ValueError, TypeError):
+            (row["time"],) = (_whole_seconds(value) for value in raw[spec.time])
+        except (ValueError, TypeError, OverflowError):
             return f"{spec.time} is not a time in whole Unix seconds: {raw[spec.time]!r:.40}"
         if row["time"] < 0:
             return f"{spec.time} is negative: {row['time']}"
