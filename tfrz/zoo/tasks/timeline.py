@@ -364,7 +364,7 @@ class TimelineTask:
           `[batch]`. `score` takes serialised examples with candidates and answers each task
           `[batch, candidates]`, probabilities of binary ones. `pool` takes for each table
           `terms_<table>` string `[terms]` and `weights_<table>` float32 `[slices of it, terms]` and
-          answers `sums_<table>` `[slices of it, dim]`; `summarize` takes `pooled`
+          answers `sums_<table>` float64 `[slices of it, dim]`; `summarize` takes `pooled`
           `[batch, slices, dim]` and answers the `embedding`. The last two are additive parts of
           `encode`, for histories of any length.
         """
@@ -440,10 +440,10 @@ class TimelineTask:
             transformed = transform(raw)
             sums = {}
             for table, layer in model.slice_tables.items():
-                rows = tf.cast(
-                    layer.rows_of(transformed[f"slices_{table}_ids_xf"].values), tf.float32
-                )
-                sums[f"sums_{table}"] = tf.matmul(inputs[f"weights_{table}"], rows)
+                rows = layer.rows_of(transformed[f"slices_{table}_ids_xf"].values)
+                # Sums of thousands of rows: in float32 they would depend on how they are cut.
+                weights = tf.cast(inputs[f"weights_{table}"], tf.float64)
+                sums[f"sums_{table}"] = tf.matmul(weights, tf.cast(rows, tf.float64))
             return sums
 
         size = [None, model.num_slices, model.config.dim]
