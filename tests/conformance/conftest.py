@@ -8,7 +8,7 @@ import pytest
 from tests.fake_embeddings import FakeEmbeddings, stores
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def embeddings():
     """`features.long_history=battery`: of every second of the simulators' users."""
     rng = np.random.default_rng(0)

@@ -20,6 +20,9 @@ from tfrz.zoo import registry
 from tfrz.zoo.run_config import load_run_config
 from tfrz.zoo.train import train
 
+# Some cases read users' embeddings.
+pytestmark = pytest.mark.usefixtures("embeddings")
+
 cases = pytest.mark.parametrize("case", MODEL_CASES, ids=lambda c: f"{c.model}-{c.name}")
 SIZES = {
     "impression": "data.options={rows: 2000}",
