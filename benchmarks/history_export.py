@@ -277,9 +277,9 @@ def measure_memory(options: Options) -> Section:
         figures=(
             *figures,
             Figure(
-                f"{word}, peak above the model", ratio("loaded"), "x", Bound(1.1, "at most"), judged
+                f"{word}, peak above one user", ratio("start"), "x", Bound(1.1, "at most"), judged
             ),
-            Figure(f"{word}, peak above one user", ratio("start")),
+            Figure(f"{word}, peak above the model", ratio("loaded")),
             Figure(f"{word}, peak of the whole process", ratio(None)),
             Figure(
                 f"{word}, time / {long / short:g}",

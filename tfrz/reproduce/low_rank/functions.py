@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
@@ -118,11 +116,10 @@ def _dimensions(context: Context) -> Outcome:
         shown = ", ".join(f"{gap:.4f}" for gap in gaps)
         context.say(f"{name}: {shown}")
         if name == "m = 16":
-            # The specification has seen no growth beyond d = 64, in single draws; means show it.
-            statement = "with m fixed it levels off: each fourfold d multiplies it by less"
-            times = [b / a for a, b in itertools.pairwise(gaps)]
-            held = bool((np.diff(times) < 0).all())
-            checks.append(Check(statement, held, ", ".join(f"{t:.2f}" for t in times)))
+            # What the specification saw in single draws; the mean of many grows on.
+            beyond = gaps[dims.index(64) :]
+            steady = bool((np.diff(beyond) > 0).all())
+            checks.append(Check("no steady growth with m fixed beyond d = 64", not steady, shown))
         else:
             grows = bool((np.diff(gaps) > 0).all())
             checks.append(Check(f"the gap grows with the dimension, {name}", grows, shown))
