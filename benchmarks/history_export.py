@@ -114,7 +114,7 @@ def trained(quick: bool) -> Path:
     return train_on(dataclasses.replace(world, seed=2, spread=0.7), folder, overrides) / "1"
 
 
-def plan_of(model: Path, as_of: int, buckets: int) -> tuple[Plan, SliceSpecification]:
+def plan_of(model: Path, as_of: int) -> tuple[Plan, SliceSpecification]:
     """A full run, and its slices."""
     facts = model_facts(model)
     slices = facts.timeline.slices
@@ -124,10 +124,7 @@ def plan_of(model: Path, as_of: int, buckets: int) -> tuple[Plan, SliceSpecifica
         model=str(model),
         fingerprint=facts.fingerprint,
         version=f"1-{facts.fingerprint[:8]}",
-        slices=slices.fingerprint,
-        buckets=buckets,
         previous=None,
-        source="made-up",
     )
     return plan, slices
 
@@ -148,7 +145,7 @@ def encoded_again(folder: Path) -> None:
 
 def child_encode(folder: str, model: str, as_of: int, buckets: int) -> dict[str, float]:
     """In a process of its own: encodes all buckets; one more, the first user's, before that."""
-    plan, slices = plan_of(Path(model), as_of, buckets)
+    plan, slices = plan_of(Path(model), as_of)
     encode = EncodeBucket(Store(folder), plan, slices)
     encode.setup()
     gc.collect()
@@ -371,7 +368,7 @@ def child_pipeline(
     folder: str, model: str, as_of: int, buckets: int, processes: int
 ) -> dict[str, float]:
     """In a process of its own: the job's second pipeline on the DirectRunner."""
-    plan, slices = plan_of(Path(model), as_of, buckets)
+    plan, slices = plan_of(Path(model), as_of)
     arguments = ["--runner=DirectRunner"]
     if processes > 1:
         arguments += ["--direct_running_mode=multi_processing"]

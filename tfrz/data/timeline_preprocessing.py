@@ -19,17 +19,26 @@ from tfrz.data.preprocessing import (
 )
 
 
-def _as_far_as_all_go(lists: list[tf.SparseTensor]) -> list[tf.SparseTensor]:
-    """Aligned lists cut, in each row, to the shortest of them."""
-    batch = lists[0].dense_shape[0]
+@tf.function(
+    input_signature=[
+        tf.SparseTensorSpec([None, None], dtype) for dtype in (tf.string, tf.int64, tf.float32)
+    ]
+)
+def _as_far_as_all_go(*lists: tf.SparseTensor) -> list[tf.SparseTensor]:
+    """Aligned lists cut, in each row, to the shortest of them.
+
+    A function of its own: a SavedModel then has it once, not once a list and signature.
+    """
+    closed = [closed_up(part) for part in lists]
+    batch = closed[0].dense_shape[0]
     lengths = [
         tf.math.unsorted_segment_sum(tf.ones_like(part.indices[:, 0]), part.indices[:, 0], batch)
-        for part in lists
+        for part in closed
     ]
     shortest = tf.reduce_min(tf.stack(lengths), axis=0)
     shape = tf.stack([batch, tf.reduce_max(tf.pad(shortest, [[0, 1]]))])
     cut = []
-    for part in lists:
+    for part in closed:
         kept = part.indices[:, 1] < tf.gather(shortest, part.indices[:, 0])
         indices = tf.boolean_mask(part.indices, kept)
         cut.append(tf.SparseTensor(indices, tf.boolean_mask(part.values, kept), shape))
@@ -67,7 +76,7 @@ def preprocess_timeline(
         if feature.name in terms
     }
     for one in lists:
-        raw = _as_far_as_all_go([closed_up(inputs[feature.name]) for feature in one.features])
+        raw = _as_far_as_all_go(*[inputs[feature.name] for feature in one.features])
         values = [ids_of(lookups[one.id], raw[0].values), raw[1].values, raw[2].values]
         for feature, part, value in zip(one.features, raw, values, strict=True):
             outputs[transformed_name(feature.name)] = tf.SparseTensor(

@@ -98,7 +98,7 @@ class _Grouped:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run does: enough to know whether an unfinished one is the same.
+    """What a run does, as its workers are told.
 
     Attributes:
       number: of the generation that is made.
@@ -106,10 +106,7 @@ class Plan:
       model: the SavedModel.
       fingerprint: of it.
       version: of the embeddings.
-      slices: fingerprint of the specification.
-      buckets: of users.
       previous: the generation that is added to; None for a full run.
-      source: fingerprint of the source, and of what is forgotten.
     """
 
     number: int
@@ -117,10 +114,7 @@ class Plan:
     model: str
     fingerprint: str
     version: str
-    slices: str
-    buckets: int
     previous: int | None
-    source: str
 
 
 class _Rows:

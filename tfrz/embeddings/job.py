@@ -269,10 +269,7 @@ def export_embeddings(
         model=str(model),
         fingerprint=facts.fingerprint,
         version=store.version_of(facts.fingerprint),
-        slices=slices.fingerprint,
-        buckets=buckets,
         previous=None if previous is None else previous.number,
-        source=described["source"],
     )
     say(f"encoding users as of {as_of}")
     with _run(options) as pipeline:
@@ -283,6 +280,7 @@ def export_embeddings(
         )
     encoded = _sum(json.loads(p.read_text()) for p in sorted((folder / "counts").glob("*.json")))
     counts |= encoded
+    encoder = Encoder(model)
     manifest = Manifest(
         number=number,
         version=plan.version,
@@ -291,16 +289,14 @@ def export_embeddings(
         slices=slices.fingerprint,
         source=reader.name,
         as_of=as_of,
-        num_vectors=0,
-        dim=0,
+        num_vectors=encoder.num_vectors,
+        dim=encoder.dim,
         buckets=buckets,
         sketches=(*(() if previous is None else previous.sketches), number),
         forgotten=fingerprint_of(forgotten),
         users=encoded.get("users", 0),
         counts={name: value for name, value in sorted(counts.items()) if name != "newest"},
     )
-    encoder = Encoder(model)
-    manifest = dataclasses.replace(manifest, num_vectors=encoder.num_vectors, dim=encoder.dim)
     current = store.current()
     report = health_report(
         folder, manifest, slices, None if current is None else store.generation(current)
