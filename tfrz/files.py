@@ -64,18 +64,28 @@ def atomic_directory(path: str | os.PathLike[str], replace: bool = False) -> Ite
         os.replace(content, target)
 
 
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a file to write; it becomes `path` in one rename when the block ends well.
+
+    Raises:
+      InputError: the disk refuses to be written.
+    """
+    target = Path(path)
+    with _written_beside(target) as temporary:
+        part = temporary / target.name
+        yield part
+        os.replace(part, target)
+
+
 def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Writes `content` to `path` so that a reader sees the old file or the new, nothing between.
 
     Raises:
       InputError: the disk refuses to be written.
     """
-    target = Path(path)
-    data = content.encode() if isinstance(content, str) else content
-    with _written_beside(target) as temporary:
-        part = temporary / target.name
-        part.write_bytes(data)
-        os.replace(part, target)
+    with atomic_file(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def require_writable_directory(path: str | os.PathLike[str]) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,28 +30,10 @@ from tfrz.embeddings.users import (
     runs_of_users,
     sketch_rows,
 )
-from tfrz.files import atomic_write
+from tfrz.files import atomic_file, atomic_write
 
 _ROWS_A_GROUP = 16_384
 _USERS_A_GROUP = 256
-
-
-class written:
-    """A file that appears by a rename when the block ends well."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
-
-    def __enter__(self) -> Path:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        return self._part
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is None:
-            os.replace(self._part, self._path)
-        else:
-            self._part.unlink(missing_ok=True)
 
 
 class _Grouped:
@@ -200,9 +181,9 @@ class EncodeBucket(beam.DoFn):
         schema = pq.read_schema(events) if events.exists() else None
         tail_schema = self._tail_schema(schema, bucket)
         with (
-            written(bucket_file(folder, "embeddings", bucket)) as rows_path,
-            written(bucket_file(folder, "sketches", bucket)) as sketches_path,
-            written(bucket_file(folder, "tail", bucket)) as tail_path,
+            atomic_file(bucket_file(folder, "embeddings", bucket)) as rows_path,
+            atomic_file(bucket_file(folder, "sketches", bucket)) as sketches_path,
+            atomic_file(bucket_file(folder, "tail", bucket)) as tail_path,
             _Grouped(rows_path, EMBEDDINGS, _USERS_A_GROUP) as rows,
             _Grouped(sketches_path, SKETCHES, _ROWS_A_GROUP) as sketches,
             _Grouped(tail_path, tail_schema, _ROWS_A_GROUP) as tail,

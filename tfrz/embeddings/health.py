@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from tfrz.data.columns import whole
 from tfrz.data.slicing import SliceSpecification
-from tfrz.embeddings.store import Manifest, bucket_file
+from tfrz.embeddings.store import Manifest, bucket_file, read_manifest
 from tfrz.errors import InputError
 from tfrz.layers.quantize import unpack4
 
@@ -103,11 +103,7 @@ def health_report(
 
 
 def _drift(folder: Path, manifest: Manifest, before: Path) -> dict[str, Any]:
-    import json
-
-    from tfrz.config import from_mapping
-
-    other = from_mapping(Manifest, json.loads((before / "manifest.json").read_text()), "manifest")
+    other = read_manifest(before)
     drift: dict[str, Any] = {"version": other.version, "as_of": other.as_of, "users": 0}
     if (other.num_vectors, other.dim, other.buckets) != (
         manifest.num_vectors,

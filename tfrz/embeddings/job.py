@@ -29,12 +29,12 @@ from tfrz.data.slicing import CHUNK_EVENTS
 from tfrz.data.timeline_transforms import Clean, by_bucket
 from tfrz.data.timelines import in_order
 from tfrz.data.transforms import CheckCorrupt, ReadRecords, input_error_in
-from tfrz.embeddings.bucket import EncodeBucket, Plan, written
+from tfrz.embeddings.bucket import EncodeBucket, Plan
 from tfrz.embeddings.encoder import Encoder, model_facts
 from tfrz.embeddings.health import health_report, refuse_empty_slices
 from tfrz.embeddings.store import Manifest, Store, bucket_file, fingerprint_of
 from tfrz.errors import InputError
-from tfrz.files import atomic_write, require_writable_directory
+from tfrz.files import atomic_file, atomic_write, require_writable_directory
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class WriteTimelines(beam.DoFn):
         kept = table.num_rows
         labels = [name for name in table.column_names if name.startswith("label_")]
         table = in_order(table.drop(labels))
-        with written(bucket_file(self._folder, "events", number)) as path:
+        with atomic_file(bucket_file(self._folder, "events", number)) as path:
             pq.write_table(table, path, row_group_size=CHUNK_EVENTS)
         counts = {
             "events": table.num_rows,
@@ -310,8 +310,7 @@ def export_embeddings(
     (folder / "plan.json").unlink()
     for part in ("events", "counts", "ingested"):
         shutil.rmtree(folder / part, ignore_errors=True)
-    for left in (folder / "ingested.json", *folder.rglob(".*.part")):
-        left.unlink(missing_ok=True)
+    (folder / "ingested.json").unlink()
     for left in folder.rglob(".*.tmp-*"):
         shutil.rmtree(left, ignore_errors=True)
     store.finish(manifest)

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from tfrz.config import from_mapping, to_mapping
 from tfrz.data.timelines import buckets_of
 from tfrz.errors import ConfigError, InputError
-from tfrz.files import atomic_write
+from tfrz.files import atomic_file, atomic_write
 from tfrz.layers.quantize import packed_bytes
 
 _BUCKETS_HELD = 8
@@ -97,6 +97,19 @@ def bucket_file(folder: Path, part: str, bucket: int) -> Path:
     return folder / part / f"{bucket:05d}.parquet"
 
 
+def read_manifest(folder: Path) -> Manifest:
+    """What the generation in a folder is.
+
+    Raises:
+      InputError: there is none, or it is not one of this program's.
+    """
+    path = folder / "manifest.json"
+    try:
+        return from_mapping(Manifest, json.loads(path.read_text()), str(path))
+    except (OSError, ValueError, ConfigError) as error:
+        raise InputError(f"{path} is no manifest of embeddings: {error}") from error
+
+
 def fingerprint_of(forgotten: Mapping[str, Any]) -> str:
     """Of the users and events that must not come back."""
     text = json.dumps(forgotten, sort_keys=True)
@@ -132,11 +145,7 @@ class Store:
         Raises:
           InputError: there is no such generation, or it is not one of this program's.
         """
-        path = self.generation(number) / "manifest.json"
-        try:
-            return from_mapping(Manifest, json.loads(path.read_text()), str(path))
-        except (OSError, ValueError, ConfigError) as error:
-            raise InputError(f"{path} is no manifest of embeddings: {error}") from error
+        return read_manifest(self.generation(number))
 
     def current(self) -> int | None:
         """The number of the current generation; None for none."""
@@ -222,9 +231,8 @@ class Store:
                 kept = table.filter(pc.invert(pc.is_in(table["user"], gone)))
                 if kept.num_rows < table.num_rows:
                     removed += table.num_rows - kept.num_rows
-                    part_path = path.with_name(f".{path.name}.part")
-                    pq.write_table(kept, part_path)
-                    part_path.replace(path)
+                    with atomic_file(path) as part_path:
+                        pq.write_table(kept, part_path)
         return removed
 
     def prune(self) -> None:

@@ -514,7 +514,7 @@ def test_killed_in_the_middle(tmp_path, model, undisturbed, monkeypatch):
     after = everything(store)
     for name, content in before.items():
         assert after[name] == content
-    assert list(partial.glob("*/.*.part"))
+    assert list(partial.glob("*/.*.tmp-*"))
     done = {int(path.stem) for path in (partial / "counts").glob("*.json")}
     assert len(done) == 2
     files = everything(partial / "embeddings")
