@@ -120,15 +120,19 @@ class FeatureSpec:
       label: name of the label, a number that is 0 or 1.
       long_history: the embedding of the user that comes with an impression, its two features among
         `features`; set by a run, not by a file.
+      outcomes: numbers that are known in training alone, beside the label; no model reads them.
     """
 
     features: tuple[Feature, ...]
     label: str = "label"
     long_history: LongHistory | None = None
+    outcomes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require(bool(self.features), "features", "there is none")
         _check_names(self.features, self.label, "label")
+        for name in self.outcomes:
+            _check_names(self.features, name, "name of an outcome")
         for feature in self.features:
             where = f"feature {feature.name}"
             require(feature.kind != "time", where, "only histories of events have times")
@@ -539,6 +543,8 @@ def outcomes_of(spec: Spec) -> tuple[str, ...]:
     """Raw features of an example that are known only afterwards, beside the label."""
     if isinstance(spec, TimelineSpec):
         return tuple(f"label_{task}" for task in spec.tasks[1:])
+    if isinstance(spec, FeatureSpec):
+        return spec.outcomes
     names = spec.outcomes if isinstance(spec, HistorySpec) else ()
     return tuple(name for outcome in names for name in (f"history_{outcome}", outcome))
 

@@ -129,12 +129,13 @@ def preprocess(
       inputs: raw features, sparse `[batch, values]` as `tf.io.parse_example` gives them.
       spec: what they are.
       analyzers: vocabularies and moments.
-      with_label: whether the label is among the inputs.
+      with_label: whether the label, and outcomes, are among the inputs.
 
     Returns:
       Names with `_xf` to: int64 `[batch]` for categorical features (0 missing, 1..V the
       vocabulary, then out of vocabulary), sparse int64 for multivalent ones, float32 `[batch]`
-      for numeric ones (0 where missing) and for the label, string `[batch]` for opaque ones.
+      for numeric ones (0 where missing), for the label and for
+      outcomes, string `[batch]` for opaque ones.
     """
     outputs: dict[str, Any] = {}
     for feature in spec.features:
@@ -156,10 +157,11 @@ def preprocess(
         )
         outputs[name] = ids if feature.multivalent else first_value(ids, 0)
     if with_label:
-        outputs[transformed_name(spec.label)] = first_value(
-            tf.sparse.retain(inputs[spec.label], tf.math.is_finite(inputs[spec.label].values)),
-            0.0,
-        )
+        for name in (spec.label, *spec.outcomes):
+            known = tf.math.is_finite(inputs[name].values)
+            outputs[transformed_name(name)] = first_value(
+                tf.sparse.retain(inputs[name], known), 0.0
+            )
     return outputs
 
 

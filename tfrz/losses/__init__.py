@@ -25,6 +25,7 @@ from tfrz.losses.reinforce import (
 )
 from tfrz.losses.retrieval import (
     NegativeSampler,
+    candidate_logits,
     candidate_softmax_loss,
     focal_loss,
     log_expected_counts,
@@ -39,6 +40,7 @@ __all__ = [
     "behavior_loss",
     "binary_distillation_loss",
     "binary_rescaling_factor",
+    "candidate_logits",
     "candidate_softmax_loss",
     "discounted_returns",
     "discrepancy_weights",

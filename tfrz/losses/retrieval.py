@@ -119,6 +119,38 @@ def candidate_softmax_loss(
       Mehta et al. (arXiv 2308.01563), specification 3.4; mixed negatives as in Yang et al.,
       "Mixed Negative Sampling for Learning Two-tower Neural Networks in Recommendations" (2020).
     """
+    logits = candidate_logits(scores, targets, candidates, log_q, allowed)
+    own = tf.linalg.diag_part(logits[:, : tf.shape(logits)[0]])
+    return tf.reduce_logsumexp(logits, axis=1) - own
+
+
+def candidate_logits(
+    scores: tf.Tensor,
+    targets: tf.Tensor,
+    candidates: tf.Tensor,
+    log_q: tf.Tensor | float = 0.0,
+    allowed: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """The corrected scores of `candidate_softmax_loss`, -1e9 for candidates that are left out.
+
+    The class of row b is b. A teacher's scores of the same candidates must go through it too.
+
+    Args:
+      scores: S, `[batch, candidates]`.
+      targets: ids, `[batch]`.
+      candidates: ids, `[candidates]`, the first `batch` of them the targets.
+      log_q: `[candidates]`, or 0 for no correction.
+      allowed: boolean `[candidates]`, False for those that are never a negative; all if left out.
+
+    Returns:
+      `[batch, candidates]`, float32 (float64 for scores of float64).
+
+    Example:
+      >>> scores, ids = tf.constant([[2.0, 3.0], [1.0, 3.0]]), tf.constant([1, 1])
+      >>> print(candidate_logits(scores, ids, ids).numpy())
+      [[ 2.e+00 -1.e+09]
+       [-1.e+09  3.e+00]]
+    """
     wide = scores.dtype if scores.dtype == tf.float64 else tf.float32
     logits = tf.cast(scores, wide) - tf.cast(log_q, wide)
     rows, columns = tf.shape(logits)[0], tf.shape(logits)[1]
@@ -126,8 +158,7 @@ def candidate_softmax_loss(
     out = tf.equal(candidates[None, :], targets[:, None])
     if allowed is not None:
         out |= ~allowed[None, :]
-    negative = tf.where(out & ~own, tf.constant(-1e9, wide), logits)
-    return tf.reduce_logsumexp(negative, axis=1) - tf.linalg.diag_part(logits[:, :rows])
+    return tf.where(out & ~own, tf.constant(-1e9, wide), logits)
 
 
 def log_expected_counts(

@@ -53,6 +53,7 @@ class ModelEntry:
       recipe: `module:function` that trains it, called like `tfrz.training.fit:fit`, the plain loop.
       stages: `module:class` of what its pipeline has beyond the others'; None for nothing.
       long_history: whether it can read the offline embeddings of users (`features.long_history`).
+      distillation: whether a teacher can train it (`distill.teacher`).
       notes: what a user must know of how far the implementation can be trusted.
       configs: folder of the YAML files `<dataset>.yaml`; the package's own if not given.
     """
@@ -74,6 +75,7 @@ class ModelEntry:
     recipe: str = PLAIN_RECIPE
     stages: str | None = None
     long_history: bool = False
+    distillation: bool = False
     notes: str = ""
     configs: str | None = None
 
@@ -130,6 +132,7 @@ _DCN_V2 = ModelEntry(
     bench=("cross", "serving"),
     reproduce=("tfrz.reproduce.dcn_v2",),
     long_history=True,
+    distillation=True,
 )
 
 _M3 = ModelEntry(
@@ -176,6 +179,7 @@ _M3 = ModelEntry(
     ),
     reproduce=("tfrz.reproduce.m3",),
     long_history=True,
+    distillation=True,
 )
 
 _SEQ2SLATE = ModelEntry(
@@ -210,6 +214,7 @@ _SEQ2SLATE = ModelEntry(
         "the model's length keep the base order. No figure of the paper's tables is quoted."
     ),
     reproduce=("tfrz.reproduce.seq2slate",),
+    distillation=True,
 )
 
 _MULTI_INTEREST = ModelEntry(
@@ -258,6 +263,7 @@ _MULTI_INTEREST = ModelEntry(
     bench=("retrieval",),
     reproduce=("tfrz.reproduce.multi_interest",),
     long_history=True,
+    distillation=True,
     recipe="tfrz.training.density_weighting:fit_weighted",
     stages="tfx_pipelines.components.index:IndexStages",
     notes=(
@@ -304,6 +310,7 @@ _TOPK_REINFORCE = ModelEntry(
         "state, that actions without reward update the state. The paper has no table of offline "
         "results; live results are not claimed."
     ),
+    distillation=True,
 )
 
 _DV365 = ModelEntry(
@@ -342,6 +349,7 @@ _DV365 = ModelEntry(
     bench=("history",),
     reproduce=("tfrz.reproduce.dv365",),
     stages="tfx_pipelines.components.embeddings:EmbeddingStages",
+    distillation=True,
     notes=(
         "The paper's body could not be opened. Read directly is its abstract; agreed on by several "
         "independent readings: the kinds of slices, mean pooling, compression along the tokens, "

@@ -14,6 +14,7 @@ from tfrz.data.timelines import TimelineConfig
 from tfrz.export.index import IndexConfig
 from tfrz.training.config import TrainerConfig
 from tfrz.training.density_weighting import WeightingConfig
+from tfrz.training.distillation import DistillConfig
 from tfrz.zoo import registry
 
 # What slates are judged by; see `tfrz.metrics.slates`.
@@ -338,6 +339,7 @@ class RunConfig:
       name: the model's name in the registry.
       model: an instance of the configuration class of that model.
       weighting: how training examples are weighted; for two-tower models.
+      distill: who teaches the model.
       evaluator: an `EvaluatorConfig`, a `RankingEvaluatorConfig` for history records, a
         `SlateEvaluatorConfig` for list records, a `PolicyEvaluatorConfig` for logged actions, or a
         `TimelineEvaluatorConfig` for timelines.
@@ -349,10 +351,33 @@ class RunConfig:
     features: FeaturesConfig = FeaturesConfig()
     trainer: TrainerConfig = TrainerConfig()
     weighting: WeightingConfig = WeightingConfig()
+    distill: DistillConfig = DistillConfig()
     export: ExportConfig = ExportConfig()
     tuner: TunerConfig = TunerConfig()
     evaluator: Any = EvaluatorConfig()
     pipeline: PipelineConfig = PipelineConfig()
+
+
+def _check_distillation(entry: registry.ModelEntry, distill: DistillConfig) -> None:
+    if not distill.active:
+        return
+    able = [name for name in registry.names() if registry.get(name).distillation]
+    require(
+        entry.distillation,
+        "distill.teacher",
+        f"{entry.name} cannot be taught; {', '.join(able)} can",
+    )
+    if entry.record_type in ("impression", "timeline"):
+        distill.check_clicks()
+    elif entry.record_type == "list":
+        distill.check_lists()
+    elif entry.recipe != registry.PLAIN_RECIPE:
+        require(
+            distill.factor == "full",
+            "distill.factor",
+            f"{distill.factor} spreads shares over all items, and {entry.name} scores those of a "
+            "batch: take full",
+        )
 
 
 def _with_slices(mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -391,6 +416,7 @@ def run_config_from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
         "weighting.kind",
         f"{entry.name} has no items to weight examples by",
     )
+    _check_distillation(entry, config.distill)
     able = [name for name in registry.names() if registry.get(name).long_history]
     require(
         entry.long_history or config.features.long_history is None,

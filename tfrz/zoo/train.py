@@ -79,6 +79,7 @@ def train(
     from tfrz.training.fit import build_model, evaluate, measured
     from tfrz.training.warm_start import warm_start
     from tfrz.zoo.long_history import check_warm_start, pinned
+    from tfrz.zoo.teacher import attach_teacher, find_teacher, teacher_metrics
 
     entry = registry.get(model)
     config = load_run_config(model, data.partition(":")[0], overrides)
@@ -89,6 +90,8 @@ def train(
         )
     out = Path(out)
     config = pinned(config, out)
+    if config.distill.teacher is not None:
+        find_teacher(config.distill.teacher)
     if config.trainer.warm_start is not None:
         check_warm_start(config, config.trainer.warm_start)
     _claim(out, {"data_source": data, **run_config_to_mapping(config)})
@@ -105,6 +108,14 @@ def train(
         seconds["data"],
     )
 
+    attach_teacher(
+        task,
+        prepared.inputs,
+        prepared.vocabularies,
+        prepared.transform,
+        prepared.spec,
+        prepared.examples,
+    )
     keras_model = build_model(lambda: task.build(prepared.inputs), config.trainer)
     if config.trainer.warm_start is not None:
         warm_start(keras_model, task, prepared.vocabularies, config.trainer.warm_start)
@@ -114,8 +125,14 @@ def train(
     )
     seconds["fit"] = time.perf_counter() - started
     metrics = {"validation": measured(result.best)}
+    sets = {"validation": prepared.validation}
     if prepared.test.num_examples:
+        sets["test"] = prepared.test
         metrics["test"] = evaluate(keras_model, task, prepared.test)
+    for name, batches in sets.items():
+        taught = teacher_metrics(task, batches)
+        if taught is not None:
+            metrics[f"teacher, {name}"] = taught
 
     started = time.perf_counter()
     parameters = sum(int(w.shape.num_elements()) for w in keras_model.trainable_weights)

@@ -24,6 +24,7 @@ from tfrz.export.raw_inputs import raw_input_signature, to_sparse, without_opaqu
 from tfrz.training.batches import ArrayBatches
 from tfrz.zoo.long_history import with_long_history
 from tfrz.zoo.tasks.prepared import Prepared
+from tfrz.zoo.teacher import TEACHER_SCORE, logits_of, open_teacher, with_teacher
 
 if TYPE_CHECKING:
     from tfrz.data.readers.base import Reader
@@ -147,10 +148,13 @@ class ClickTask:
 
         data = self.config.data
         spec, join = with_long_history(self.config.features, reader.feature_spec())
-        assert isinstance(spec, FeatureSpec)
+        spec = with_teacher(self.config.distill, spec)
+        teacher = open_teacher(self.config.distill, spec)
         table, corrupt = read_table(reader, data.max_corrupt_fraction)
         held_out = (data.validation_fraction, data.test_fraction)
         parts = joined(join, split_table(table, (1.0 - sum(held_out), *held_out), data.seed))
+        if teacher is not None:
+            parts = [teacher.scored(part) for part in parts]
         transform = Preprocessor.fit(parts[0], spec)
         trainer = self.config.trainer
         columns = [transform_table(transform, part) for part in parts]
@@ -171,11 +175,14 @@ class ClickTask:
     # What the training loop asks for.
 
     def lookup(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Embeddings `[batch, dim]` and labels `[batch]`."""
-        return {
+        """Embeddings `[batch, dim]`, labels and what a teacher says, logits, `[batch]`."""
+        looked_up = {
             "x0": model.embed(batch, training=True),
             "label": tf.cast(batch[self._label], tf.float32),
         }
+        if self.config.distill.teacher is not None:
+            looked_up["taught"] = logits_of(batch[transformed_name(TEACHER_SCORE)])
+        return looked_up
 
     def dense_loss(
         self, model: keras.Model, looked_up: dict[str, tf.Tensor]
@@ -184,6 +191,9 @@ class ClickTask:
         x0 = looked_up["x0"]
         logits = tf.cast(model.interact(x0, training=True), tf.float32)
         loss = tf.nn.sigmoid_cross_entropy_with_logits(looked_up["label"], logits)
+        distill = self.config.distill
+        if distill.active:
+            loss = distill.mixed(loss, distill.click_term(logits, looked_up.get("taught")))
         penalty = tf.constant(0.0)
         for value in model.losses:
             penalty += tf.cast(value, tf.float32)

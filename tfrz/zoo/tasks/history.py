@@ -35,6 +35,7 @@ from tfrz.training.batches import ArrayBatches
 from tfrz.training.compilation import compiles
 from tfrz.zoo.long_history import with_long_history
 from tfrz.zoo.tasks.prepared import Prepared
+from tfrz.zoo.teacher import LiveTeacher
 from tfrz.zoo.tasks.slices import in_words, rank_in_words
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class HistoryTask:
 
     def __init__(self, entry: ModelEntry, config: RunConfig) -> None:
         self.entry, self.config = entry, config
+        self.teacher: LiveTeacher | None = None
 
     @property
     def history(self) -> HistoryConfig:
@@ -255,6 +257,9 @@ class HistoryTask:
                 looked_up[f"{name}_vectors"] = tf.cast(model.output_items(ids), tf.float32)
                 looked_up[f"{name}_bias"] = tf.cast(model.output_bias(ids), tf.float32)[..., 0]
             looked_up["negatives"] = negatives
+        if self.teacher is not None:
+            teacher = self.teacher.model
+            looked_up["taught"] = tf.stop_gradient(teacher.encode(teacher.embed(batch)))
         return looked_up
 
     def dense_loss(
@@ -278,11 +283,33 @@ class HistoryTask:
                 targets,
                 looked_up["negatives"],
             )
+        if self.config.distill.active:
+            taught = looked_up.get("taught")
+            if taught is not None and counted is not None:
+                taught = tf.gather_nd(taught, counted)
+            loss = self.config.distill.mixed(loss, self._soft(model, hidden, targets, taught))
         if counted is not None:
             loss = tf.scatter_nd(counted, loss, tf.shape(weights, out_type=tf.int64))
         total = tf.maximum(tf.reduce_sum(weights), 1.0)
         rows = tf.cast(tf.shape(weights)[0], tf.float32)
         return tf.reduce_sum(loss * weights, axis=1) * rows / total, tf.constant(0.0)
+
+    def _soft(
+        self,
+        model: keras.Model,
+        hidden: tf.Tensor,
+        targets: tf.Tensor,
+        taught: tf.Tensor | None,
+    ) -> tf.Tensor:
+        """The teacher's term over all items, of each step."""
+        items, bias = model.item_vectors()
+        logits = tf.tensordot(hidden, items, [[-1], [1]]) + bias
+        labels = tf.clip_by_value(targets - 1, 0, model.num_items - 1)
+        if taught is None or self.teacher is None:
+            return self.config.distill.class_term(logits, labels, None)
+        known, offsets = self.teacher.model.item_vectors()
+        said = tf.tensordot(taught, known, [[-1], [1]]) + offsets
+        return self.config.distill.class_term(logits, labels, said, known)
 
     def _allowed(self, logits: tf.Tensor, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """The logits, -inf for items that were seen, if those are to be left out."""

@@ -171,6 +171,9 @@ class ReinforceTask(HistoryTask):
         for name in ("actions", "propensities", "counted"):
             looked_up[name] = trajectory[name]
         looked_up |= model.draw(trajectory["actions"])
+        if self.teacher is not None:
+            teacher = self.teacher.model
+            looked_up["taught"] = tf.stop_gradient(teacher.encode(teacher.embed(batch)))
         return looked_up
 
     def dense_loss(
@@ -190,10 +193,29 @@ class ReinforceTask(HistoryTask):
             log_pi, log_beta, looked_up["returns"], counted, policy_loss
         )
         weights = tf.cast(counted, tf.float32)
+        if self.config.distill.active:
+            soft = self._soft(model, hidden, looked_up["actions"], looked_up.get("taught"))
+            losses = self.config.distill.mixed(losses, weights * soft)
         losses += model.config.behavior_weight * weights * behavior_loss
         total = tf.maximum(tf.reduce_sum(weights), 1.0)
         rows = tf.cast(tf.shape(weights)[0], tf.float32)
         return tf.reduce_sum(losses, axis=1) * rows / total, tf.constant(0.0)
+
+    def _soft(
+        self,
+        model: keras.Model,
+        hidden: tf.Tensor,
+        targets: tf.Tensor,
+        taught: tf.Tensor | None,
+    ) -> tf.Tensor:
+        """The teacher's term over all actions, of each step."""
+        labels, distill = tf.clip_by_value(targets - 1, 0, model.num_items - 1), self.config.distill
+        logits = model.policy_logits(hidden)
+        if taught is None or self.teacher is None:
+            return distill.class_term(logits, labels, None)
+        teacher = self.teacher.model
+        said = teacher.policy_logits(taught)
+        return distill.class_term(logits, labels, said, teacher.head("policy"))
 
     def judged(self, model: keras.Model, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """What an estimate of the policy's value needs of each example's last action, `[batch]`.

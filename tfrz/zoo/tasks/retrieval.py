@@ -24,7 +24,12 @@ from tfrz.errors import InputError
 from tfrz.export.index import RecommendationIndex, recommending
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
 from tfrz.files import atomic_write
-from tfrz.losses.retrieval import candidate_softmax_loss, focal_loss, log_expected_counts
+from tfrz.losses.retrieval import (
+    candidate_logits,
+    candidate_softmax_loss,
+    focal_loss,
+    log_expected_counts,
+)
 from tfrz.metrics.coverage import coverage, exposures, gini
 from tfrz.metrics.ranking import at_rank, parse, rank_of
 from tfrz.training.density_weighting import WeightingConfig
@@ -212,6 +217,11 @@ class RetrievalTask(HistoryTask):
             log_q = log_expected_counts(counts, tf.shape(targets)[0], uniform)
             place = tf.clip_by_value(candidates - 1, 0, model.num_items - 1)
             looked_up["log_q"] = tf.gather(log_q, place)
+        if self.teacher is not None:
+            teacher = self.teacher.model
+            users = teacher.encode(teacher.embed(batch))
+            items = teacher.encode_items(teacher.embed_items(candidates))
+            looked_up["taught"] = tf.stop_gradient(teacher.score(users, items))
         return looked_up
 
     def dense_loss(
@@ -222,14 +232,18 @@ class RetrievalTask(HistoryTask):
         users = model.encode(looked_up, training=True)
         items = model.encode_items(looked_up["candidate_vectors"])
         candidates = looked_up["candidates"]
-        losses = candidate_softmax_loss(
-            model.score(users, items),
-            looked_up["targets"],
-            candidates,
-            looked_up.get("log_q", 0.0),
-            (candidates >= 1) & (candidates <= model.num_items),
-        )
-        losses = looked_up["weights"] * focal_loss(losses, config.focal_gamma)
+        known = (candidates >= 1) & (candidates <= model.num_items)
+        others = (looked_up["targets"], candidates, looked_up.get("log_q", 0.0), known)
+        scores = model.score(users, items)
+        losses = focal_loss(candidate_softmax_loss(scores, *others), config.focal_gamma)
+        if "taught" in looked_up:
+            # The same correction and the same accidental hits left out, of both models.
+            logits = candidate_logits(scores, *others)
+            said = candidate_logits(looked_up["taught"], *others)
+            own = tf.range(tf.shape(logits)[0])
+            distill = self.config.distill
+            losses = distill.mixed(losses, distill.class_term(logits, own, said))
+        losses = looked_up["weights"] * losses
         penalty = config.disagreement * model.disagreement() if config.disagreement else 0.0
         return losses, tf.convert_to_tensor(penalty)
 

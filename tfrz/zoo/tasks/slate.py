@@ -41,6 +41,7 @@ from tfrz.models.seq2slate import LISTWISE
 from tfrz.training.batches import ArrayBatches
 from tfrz.zoo.run_config import SLATE_METRICS
 from tfrz.zoo.tasks.prepared import Prepared
+from tfrz.zoo.teacher import LiveTeacher
 from tfrz.zoo.tasks.slices import in_words, rank_in_words
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ class SlateTask:
 
     def __init__(self, entry: ModelEntry, config: RunConfig) -> None:
         self.entry, self.config = entry, config
+        self.teacher: LiveTeacher | None = None
 
     @property
     def lists(self) -> ListConfig:
@@ -243,11 +245,14 @@ class SlateTask:
 
     def lookup(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Candidates `x`, their mask, their labels, and the seed of this step's samples."""
-        return {
+        looked_up = {
             **model.embed(batch, training=True),
             "label": batch["relevance_xf"],
             "seed": model.next_seed(self.config.trainer.seed),
         }
+        if self.teacher is not None:
+            looked_up["taught"] = self.teacher.model.best(batch).positions
+        return looked_up
 
     def dense_loss(
         self, model: keras.Model, looked_up: dict[str, tf.Tensor]
@@ -270,7 +275,18 @@ class SlateTask:
             scores = model.interact(looked_up, training=True)[:, None, :]
             steps = self._steps(config, scores, looked_up["valid"][:, None, :], labels)
             loss = steps[:, 0] * step_weights(1, config.step_weights)[0]
+        if "taught" in looked_up:
+            loss = self.config.distill.mixed(loss, self._soft(model, looked_up))
         return loss, tf.constant(0.0)
+
+    def _soft(self, model: keras.Model, looked_up: dict[str, tf.Tensor]) -> tf.Tensor:
+        """How improbable the first places of the teacher's slate are, `[batch]`."""
+        order, distill = looked_up["taught"], self.config.distill
+        if model.config.scorer != "sequential":
+            return distill.order_term(model.interact(looked_up, training=True), order)
+        places = distill.places(int(order.shape[1]))
+        slate = model.slate(looked_up, "forced", places, positions=order, training=True)
+        return -tf.reduce_sum(tf.cast(slate.log_probabilities, tf.float32), axis=1)
 
     @staticmethod
     def _steps(config: Any, scores: tf.Tensor, free: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

@@ -35,6 +35,7 @@ from tfrz.errors import InputError
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
 from tfrz.training.batches import ArrayBatches
 from tfrz.zoo.tasks.prepared import Prepared
+from tfrz.zoo.teacher import LiveTeacher
 from tfrz.zoo.tasks.slices import in_words
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class TimelineTask:
         self.entry, self.config = entry, config
         self._binary: tuple[str, ...] = ()
         self._tasks: tuple[str, ...] = ()
+        self.teacher: LiveTeacher | None = None
 
     @property
     def timeline(self) -> TimelineConfig:
@@ -236,7 +238,10 @@ class TimelineTask:
 
     def lookup(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """What `embed` gives, and the outcomes."""
-        return {**model.embed(batch, training=True), "label": self._labels(batch)}
+        looked_up = {**model.embed(batch, training=True), "label": self._labels(batch)}
+        if self.teacher is not None:
+            looked_up["taught"] = tf.stop_gradient(self.teacher.model(batch, training=False))
+        return looked_up
 
     def dense_loss(
         self, model: keras.Model, looked_up: dict[str, tf.Tensor]
@@ -254,6 +259,16 @@ class TimelineTask:
             ],
             axis=-1,
         )
+        distill = self.config.distill
+        if distill.active:
+            said = looked_up.get("taught", tf.zeros_like(outputs))
+            soft = [
+                distill.click_term(outputs[..., :count], said[..., :count]),
+                tf.square(said[..., count:] - outputs[..., count:])
+                if "taught" in looked_up
+                else losses[..., count:],
+            ]
+            losses = distill.mixed(losses, tf.concat(soft, axis=-1))
         weights = tf.cast(known, tf.float32)
         means = tf.math.divide_no_nan(
             tf.reduce_sum(losses * weights, axis=1), tf.reduce_sum(weights, axis=1)

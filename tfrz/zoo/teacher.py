@@ -1,0 +1,344 @@
+"""Who teaches a run: found, checked against the data, asked.
+
+A teacher of impressions is any SavedModel that scores raw examples: it is asked once for each, and
+what it says travels with the example. A teacher of other records is a model of the zoo with the
+student's vocabularies: it reads the very batches that the student learns from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+
+from tfrz.config import read_yaml
+from tfrz.data.columns import one_each, raw_sparse, to_examples
+from tfrz.data.features import MISSING, FeatureSpec, Spec, transformed_name
+from tfrz.errors import InputError
+from tfrz.training.batches import Batches
+from tfrz.training.distillation import DistillConfig
+from tfrz.training.fit import evaluate
+from tfrz.training.warm_start import warm_start
+from tfrz.zoo import registry
+
+logger = logging.getLogger(__name__)
+
+# The raw feature that carries what a teacher says of an impression, a probability.
+TEACHER_SCORE = "teacher_score"
+_ROWS_AT_ONCE = 65_536
+_ASKED = 16
+
+
+def find_teacher(place: str | Path) -> Path:
+    """The SavedModel that a `distill.teacher` names.
+
+    Args:
+      place: a SavedModel; the folder of its versions, of which the newest counts; a run of
+        `tfrz train`; or the root of a pipeline that serves one model.
+
+    Raises:
+      InputError: there is none, or a root has models of several names.
+    """
+    folder = Path(place)
+    if (folder / "saved_model.pb").exists():
+        return folder
+    served = sorted(path for path in folder.glob("serving/*") if _newest(path) is not None)
+    if len(served) > 1:
+        names = ", ".join(path.name for path in served)
+        raise InputError(f"{folder} serves {names}: name one of them, e.g. {served[0]}")
+    for versions in (folder, folder / "model", *served):
+        newest = _newest(versions)
+        if newest is not None:
+            return newest
+    raise InputError(
+        f"distill.teacher: no SavedModel in {folder}: name one, the folder of its versions, a run "
+        "of tfrz train, or the root of a pipeline that pushed one"
+    )
+
+
+def _newest(versions: Path) -> Path | None:
+    numbered = [path for path in versions.glob("*/saved_model.pb") if path.parent.name.isdigit()]
+    return max((path.parent for path in numbered), key=lambda p: int(p.name), default=None)
+
+
+# Impressions: any SavedModel, asked once.
+
+
+def logits_of(scores: tf.Tensor) -> tf.Tensor:
+    """Probabilities as logits, float32; 0 and 1 as what float32 can tell from them."""
+    p = tf.clip_by_value(tf.cast(scores, tf.float32), 1e-7, 1 - 1e-7)
+    return tf.math.log(p) - tf.math.log1p(-p)
+
+
+def with_teacher(distill: DistillConfig, spec: Any) -> Any:
+    """The spec of impressions that come with what their teacher says.
+
+    Raises:
+      ConfigError: the data have a feature of that name.
+    """
+    if distill.teacher is None or not isinstance(spec, FeatureSpec):
+        return spec
+    return dataclasses.replace(spec, outcomes=(*spec.outcomes, TEACHER_SCORE))
+
+
+class ScoringTeacher:
+    """A SavedModel that gives each impression the probability of a click.
+
+    Args:
+      place: as `distill.teacher`.
+      spec: the raw features of the data, `TEACHER_SCORE` among their outcomes.
+
+    Raises:
+      InputError: it cannot be loaded, has no such scores, or reads what the data lack.
+    """
+
+    def __init__(self, place: str, spec: FeatureSpec) -> None:
+        self.directory, self._spec = find_teacher(place), spec
+        loaded = _loaded(self.directory)
+        # By name where it can be: serialising a million examples takes minutes.
+        self._signature = loaded.signatures.get("serving_raw") or loaded.signatures.get(
+            "serving_default"
+        )
+        self._loaded = loaded
+        if self._signature is None:
+            raise InputError(f"{self.directory} has neither serving_raw nor serving_default")
+        outputs = self._signature.structured_outputs
+        if "scores" not in outputs or outputs["scores"].shape.rank not in (1, None):
+            raise InputError(
+                f"{self.directory} answers with {', '.join(sorted(outputs))}: a teacher of clicks "
+                "gives 'scores', a probability for each example"
+            )
+        self._inputs = self._signature.structured_input_signature[1]
+        self._named = "serving_raw" in loaded.signatures
+        if self._named:
+            known = {feature.name for feature in spec.features}
+            for name in self._inputs:
+                if name not in known:
+                    raise InputError(
+                        f"the teacher in {self.directory} reads the feature {name!r}, which the "
+                        f"data have not: they have {', '.join(sorted(known))}"
+                    )
+
+    def _asked(self, table: pa.Table) -> np.ndarray:
+        if not self._named:
+            (name,) = self._inputs
+            examples = to_examples(table, self._spec, table.num_rows)
+            return self._signature(**{name: tf.constant(examples, tf.string)})["scores"].numpy()
+        sparse = raw_sparse(table.select(list(self._inputs)), self._raw(), label=False)
+        inputs = {}
+        for name, spec in self._inputs.items():
+            missing = {tf.string: "string", tf.int64: "int64"}.get(spec.dtype, "float32")
+            dense = tf.sparse.to_dense(sparse[name], MISSING[missing])
+            inputs[name] = dense if spec.shape.rank == 2 else dense[:, 0]
+        return self._signature(**inputs)["scores"].numpy()
+
+    def _raw(self) -> FeatureSpec:
+        kept = tuple(f for f in self._spec.features if f.name in self._inputs)
+        return dataclasses.replace(self._spec, features=kept, outcomes=(), long_history=None)
+
+    def scored(self, table: pa.Table) -> pa.Table:
+        """The examples with the teacher's probabilities as a column.
+
+        Raises:
+          InputError: what it gives are no probabilities.
+        """
+        started = time.perf_counter()
+        parts = [np.zeros(0, np.float32)]
+        for start in range(0, table.num_rows, _ROWS_AT_ONCE):
+            parts.append(np.ravel(self._asked(table.slice(start, _ROWS_AT_ONCE))))
+        scores = np.concatenate(parts).astype(np.float32)
+        sound = (scores >= 0) & (scores <= 1)
+        if len(scores) != table.num_rows or not sound.all():
+            found = f"{scores[~sound][0]}" if len(scores) == table.num_rows else f"{len(scores)}"
+            raise InputError(
+                f"the teacher in {self.directory} gave {found} among the scores of "
+                f"{table.num_rows} examples: it must give each a probability"
+            )
+        logger.info(
+            "teacher %s: %s examples scored (%.1f s)",
+            self.directory,
+            f"{len(scores):,}",
+            time.perf_counter() - started,
+        )
+        return table.append_column(TEACHER_SCORE, one_each(pa.array(scores), "float32"))
+
+
+def open_teacher(distill: DistillConfig, spec: FeatureSpec) -> ScoringTeacher | None:
+    """The teacher of impressions that a run names; None for none."""
+    return None if distill.teacher is None else ScoringTeacher(distill.teacher, spec)
+
+
+def _loaded(directory: Path) -> Any:
+    try:
+        return tf.saved_model.load(str(directory))
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the teacher in {directory} cannot be loaded: {reason}") from error
+
+
+# Other records: a model of the zoo, with the student's vocabularies.
+
+
+@dataclasses.dataclass(frozen=True)
+class LiveTeacher:
+    """A trained model of the zoo that reads a student's batches.
+
+    Attributes:
+      directory: of its SavedModel.
+      task: its own, with its own configuration.
+      model: with the trained weights.
+    """
+
+    directory: Path
+    task: Any
+    model: keras.Model
+
+
+def load_teacher(
+    place: str,
+    student: Any,
+    inputs: Any,
+    vocabularies: Mapping[str, Sequence[str]],
+    transform: Any,
+    spec: Spec,
+    examples: Sequence[bytes],
+) -> LiveTeacher:
+    """A trained model of the zoo, built anew for a student's inputs.
+
+    Args:
+      place: as `distill.teacher`.
+      student: the student's task.
+      inputs: what the student's `build` takes.
+      vocabularies: the student's: transformed name to terms in the order of their ids from 1.
+      transform: the student's, raw sparse features to transformed ones.
+      spec: the raw features.
+      examples: some serialised raw examples: on them the teacher must answer as its SavedModel
+        does.
+
+    Raises:
+      InputError: it is no model of the zoo, learns from other records, has other vocabularies, or
+        answers otherwise on the student's transformed features.
+    """
+    from tfrz.zoo.run_config import run_config_from_mapping
+
+    directory = find_teacher(place)
+    try:
+        config = run_config_from_mapping(read_yaml(directory / "assets" / "run_config.yaml"))
+        terms = json.loads((directory / "assets" / "vocabularies.json").read_text())
+    except (OSError, InputError) as error:
+        raise InputError(
+            f"distill.teacher: {directory} is no model that tfrz exported: {error}"
+        ) from error
+    entry, own = registry.get(config.name), student.entry
+    if entry.name != own.name:
+        raise InputError(
+            f"distill.teacher: {directory} holds {entry.name}, whose outputs are not those of "
+            f"{own.name}: take a {own.name}"
+        )
+    _check_vocabularies(directory, terms, vocabularies)
+    task = entry.load("task")(entry, config)
+    model = task.build(inputs)
+    report = warm_start(model, task, vocabularies, directory)
+    if report.fresh:
+        raise InputError(
+            f"distill.teacher: the weights {', '.join(report.fresh[:3])} of {directory} have "
+            "another shape for these data (another length, other features?): train the teacher on "
+            "the student's"
+        )
+    _check_answers(directory, task, model, transform, spec, vocabularies, examples)
+    return LiveTeacher(directory, task, model)
+
+
+def _check_vocabularies(
+    directory: Path, theirs: Mapping[str, Sequence[str]], ours: Mapping[str, Sequence[str]]
+) -> None:
+    for name in sorted({*theirs, *ours}):
+        old, new = theirs.get(name), ours.get(name)
+        if old is None or new is None:
+            which = "the student" if old is None else "the teacher"
+            raise InputError(f"distill.teacher: only {which} reads {name}: {directory}")
+        alone = sorted(set(old) ^ set(new))
+        if alone:
+            which = "teacher" if alone[0] in set(old) else "student"
+            raise InputError(
+                f"distill.teacher: the vocabulary of {name} in {directory} is another, "
+                f"{len(old):,} terms against {len(new):,}; only the {which} has {alone[0]!r}: "
+                "train both on the same data"
+            )
+
+
+def _check_answers(
+    directory: Path,
+    task: Any,
+    model: keras.Model,
+    transform: Any,
+    spec: Spec,
+    vocabularies: Mapping[str, Sequence[str]],
+    examples: Sequence[bytes],
+) -> None:
+    if not examples:
+        return
+    asked = tf.constant(list(examples[:_ASKED]), tf.string)
+    expected = _loaded(directory).signatures["serving_default"](asked)
+    found = task.signatures(model, transform, spec, vocabularies)["serving_default"](asked)
+    for name, value in expected.items():
+        if not value.dtype.is_floating:
+            continue
+        same = np.allclose(found[name].numpy(), value.numpy(), rtol=1e-3, atol=1e-3)
+        if not same:
+            raise InputError(
+                f"distill.teacher: {directory} gives other {name} on these data than it was "
+                "trained to give: its examples were made otherwise (length, scaling, contexts)"
+            )
+
+
+def attach_teacher(
+    task: Any,
+    inputs: Any,
+    vocabularies: Mapping[str, Sequence[str]],
+    transform: Any,
+    spec: Spec,
+    examples: Sequence[bytes],
+    place: str | None = None,
+) -> None:
+    """Gives a task its live teacher, if its run has one; arguments as of `load_teacher`.
+
+    Args:
+      place: of the teacher, where it is not that of the configuration.
+
+    Raises:
+      ConfigError: k is above the number of classes.
+    """
+    distill = task.config.distill
+    if not distill.active or not hasattr(task, "teacher"):
+        return
+    if hasattr(inputs, "num_items"):
+        distill.check_classes(inputs.num_items)
+    if distill.teacher is not None:
+        task.teacher = load_teacher(
+            place or distill.teacher, task, inputs, vocabularies, transform, spec, examples
+        )
+
+
+def teacher_metrics(task: Any, batches: Batches) -> dict[str, float] | None:
+    """The teacher's metrics on a set of examples; None without a teacher."""
+    if task.config.distill.teacher is None:
+        return None
+    if hasattr(task, "teacher"):
+        return evaluate(task.teacher.model, task.teacher.task, batches)
+    rows = [
+        (batch["label_xf"].numpy(), logits_of(batch[transformed_name(TEACHER_SCORE)]).numpy())
+        for batch in batches.once()
+    ]
+    labels, logits = (np.concatenate(column) for column in zip(*rows, strict=True))
+    found: dict[str, float] = task.metrics({"label": labels, "logits": logits})
+    return found
