@@ -5,6 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 
+def pipeline_name(model: str) -> str:
+    """The name of a model's pipeline; Kubeflow takes no underscore."""
+    return model.replace("_", "-")
+
+
 @dataclasses.dataclass(frozen=True)
 class Places:
     """The folders under `--root`, as the URIs that TFX takes (`gs://` stays `gs://`).
@@ -44,6 +49,11 @@ class Places:
     def embeddings(self) -> str:
         """The store of users' embeddings."""
         return f"{self.root}/embeddings"
+
+    @property
+    def teachers(self) -> str:
+        """Copies of teachers that are no pipeline's."""
+        return f"{self.root}/teachers"
 
     def serving(self, model: str) -> str:
         """TF Serving's base path of a model: a folder per pushed version."""

@@ -18,6 +18,7 @@ from tfrz.files import require_writable_directory
 from tfrz.zoo import registry
 from tfrz.zoo.long_history import pinned, with_long_history
 from tfrz.zoo.run_config import RunConfig
+from tfrz.zoo.teacher import with_teacher
 from tfx_pipelines.configs import Places
 
 
@@ -48,6 +49,8 @@ class PipelineResult:
       checks: what checks beside the Evaluator measured.
       metrics: of the Evaluator, over all examples.
       slices: the same by slice.
+      comparison: of a distilled model: the metrics of the student, of its teacher, and of the same
+        model without a teacher.
       pushed: the version that was pushed, or that an unchanged run had pushed before.
       seconds: in all.
       root: where things are.
@@ -61,6 +64,7 @@ class PipelineResult:
     checks: dict[str, dict[str, Any]]
     metrics: dict[str, float]
     slices: dict[str, dict[str, float]]
+    comparison: dict[str, dict[str, float]]
     pushed: str | None
     seconds: float
     root: str
@@ -153,20 +157,17 @@ def _latest(folder: Path) -> Path | None:
     return max(numbered, key=lambda p: int(p.name), default=None)
 
 
-def _evaluation(places: Places) -> tuple[dict[str, float], dict[str, dict[str, float]], list[str]]:
-    """Overall metrics, those of slices, and the missed thresholds of the latest evaluation."""
-    import tensorflow_model_analysis as tfma
+# Of TFMA's metrics, as the zoo calls them.
+_NAMES = {"auc": "auc", "binary_crossentropy": "log_loss", "calibration": "calibration"}
 
-    folder = _latest(Path(places.artifacts) / "Evaluator" / "evaluation")
-    if folder is None:
-        return {}, {}, []
-    names = {"auc": "auc", "binary_crossentropy": "log_loss", "calibration": "calibration"}
+
+def _measured(result: Any) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Metrics of one model in an evaluation: over all examples, and by slice."""
     overall: dict[str, float] = {}
     slices: dict[str, dict[str, float]] = {}
-    result = tfma.load_eval_result(str(folder))
     for key, outputs in result.slicing_metrics:
         values = {
-            names.get(name, name): float(value["doubleValue"])
+            _NAMES.get(name, name): float(value["doubleValue"])
             for output in outputs.values()
             for sub in output.values()
             for name, value in sub.items()
@@ -176,6 +177,34 @@ def _evaluation(places: Places) -> tuple[dict[str, float], dict[str, dict[str, f
             slices[", ".join(f"{k}={v}" for k, v in key)] = values
         else:
             overall = values
+    return overall, slices
+
+
+def _comparison(places: Places, student: dict[str, float]) -> dict[str, dict[str, float]]:
+    """The metrics of a student, of its teacher, and of the same model without a teacher."""
+    import tensorflow_model_analysis as tfma
+
+    from tfx_pipelines.components.teacher import COMPARISON
+
+    folder = _latest(Path(places.artifacts) / COMPARISON / "evaluation")
+    if folder is None:
+        return {}
+    models = {"teacher": tfma.BASELINE_KEY, "undistilled": tfma.CANDIDATE_KEY}
+    found = {
+        name: _measured(tfma.load_eval_result(str(folder), model_name=key))[0]
+        for name, key in models.items()
+    }
+    return {"student": student, **found}
+
+
+def _evaluation(places: Places) -> tuple[dict[str, float], dict[str, dict[str, float]], list[str]]:
+    """Overall metrics, those of slices, and the missed thresholds of the latest evaluation."""
+    import tensorflow_model_analysis as tfma
+
+    folder = _latest(Path(places.artifacts) / "Evaluator" / "evaluation")
+    if folder is None:
+        return {}, {}, []
+    overall, slices = _measured(tfma.load_eval_result(str(folder)))
     refusals = []
     validation = tfma.load_validation_result(str(folder))
     for one in validation.metric_validations_per_slice:
@@ -186,7 +215,7 @@ def _evaluation(places: Places) -> tuple[dict[str, float], dict[str, dict[str, f
         for failure in one.failures:
             value = failure.metric_value.double_value.value
             refusals.append(
-                f"{names.get(failure.metric_key.name, failure.metric_key.name)} {value:.4f} "
+                f"{_NAMES.get(failure.metric_key.name, failure.metric_key.name)} {value:.4f} "
                 f"misses its threshold on {keys or 'all examples'}"
             )
     return overall, slices, refusals
@@ -226,6 +255,7 @@ def open_checked(config: RunConfig, data: str, features: str | None) -> Any:
     reader = open_source(data, features, entry.record_type, **config.data.options)
     reader.shards()
     spec, _ = with_long_history(config.features, reader.feature_spec())
+    with_teacher(config.distill, spec)
     names = {f.name for f in spec.features if f.kind != "opaque"}
     _check_slices(config, names | set(entry.load("task").slice_features))
     return reader
@@ -290,6 +320,7 @@ def run_pipeline(
         checks=checks,
         metrics=metrics,
         slices=slices,
+        comparison=_comparison(places, metrics) if config.distill.teacher is not None else {},
         pushed=None if pushed is None else f"{places.serving(config.name)}/{pushed}",
         seconds=time.perf_counter() - started,
         root=places.root,

@@ -9,7 +9,7 @@ from tfx import v1 as tfx
 from tfx.types.standard_artifacts import Model, ModelBlessing
 
 from tfrz.config import to_mapping
-from tfrz.data.features import Spec
+from tfrz.data.features import Spec, outcomes_of
 from tfrz.data.readers import Reader
 from tfrz.data.timelines import example_spec
 from tfrz.errors import InputError
@@ -17,6 +17,7 @@ from tfrz.operations import load_scann
 from tfrz.zoo import registry
 from tfrz.zoo.long_history import with_long_history
 from tfrz.zoo.run_config import RunConfig, run_config_to_mapping
+from tfrz.zoo.teacher import with_teacher
 from tfx_pipelines.components.blessing import LatestPassedModelStrategy
 from tfx_pipelines.components.example_gen import (
     HistoryExampleGen,
@@ -24,7 +25,8 @@ from tfx_pipelines.components.example_gen import (
     ReaderExampleGen,
     TimelineExampleGen,
 )
-from tfx_pipelines.configs import Places
+from tfx_pipelines.components.teacher import TeacherNodes
+from tfx_pipelines.configs import Places, pipeline_name
 
 
 def _beam_args(config: RunConfig) -> list[str]:
@@ -42,6 +44,8 @@ def _imported_schema(spec: Spec, folder: str) -> str:
         schema.feature.add(name=feature.name, type=kinds[feature.dtype])
     label = schema_pb2.BYTES if spec.label_dtype == tf.string else schema_pb2.FLOAT
     schema.feature.add(name=spec.label, type=label)
+    for name in outcomes_of(spec):
+        schema.feature.add(name=name, type=schema_pb2.FLOAT)
     path = f"{folder}/schema.pbtxt"
     try:
         tf.io.gfile.makedirs(folder)
@@ -77,6 +81,10 @@ def create_pipeline(
     spec, _ = with_long_history(config.features, reader.feature_spec())
     if config.data.timeline is not None:
         spec = example_spec(spec, config.data.timeline)
+    spec = with_teacher(config.distill, spec)
+    teacher = None
+    if config.distill.teacher is not None:
+        teacher = TeacherNodes(config, places, here)
     example_gens = {
         "impression": ReaderExampleGen,
         "history": HistoryExampleGen,
@@ -88,6 +96,10 @@ def create_pipeline(
         data, features, reader, config.data, places.corrupt_lines, config.features
     )
     examples = example_gen.outputs["examples"]
+    components = [example_gen]
+    if teacher is not None:
+        examples, more = teacher.ask(examples, spec)
+        components += more
     statistics_gen = tfx.components.StatisticsGen(examples=examples)
     statistics = statistics_gen.outputs["statistics"]
     if config.pipeline.schema == "imported":
@@ -109,7 +121,7 @@ def create_pipeline(
         },
         disable_statistics=True,
     )
-    components = [example_gen, statistics_gen, schema_gen, example_validator, transform]
+    components += [statistics_gen, schema_gen, example_validator, transform]
     custom_config = {
         "run_config": run_config_to_mapping(config),
         "feature_spec": to_mapping(spec),
@@ -138,10 +150,14 @@ def create_pipeline(
         tuner = tfx.components.Tuner(tuner_fn="tfx_pipelines.modules.tuner.tuner_fn", **trained)
         hyperparameters = tuner.outputs["best_hyperparameters"]
         components.append(tuner)
-    warm = config.trainer.warm_start == "latest_blessed"
+    base_model = None
+    if config.trainer.warm_start == "latest_blessed":
+        base_model = resolver.outputs["model"]
+    if teacher is not None:
+        base_model = teacher.base_model(spec) or base_model
     trainer = tfx.components.Trainer(
         run_fn="tfx_pipelines.modules.trainer.run_fn",
-        base_model=resolver.outputs["model"] if warm else None,
+        base_model=base_model,
         hyperparameters=hyperparameters,
         **trained,
     )
@@ -160,6 +176,9 @@ def create_pipeline(
         example_splits=["eval"],
     )
     components.append(evaluator)
+    if teacher is not None:
+        bare = task.eval_config(spec, has_baseline=True)
+        components += teacher.compare(trained, examples, bare)
     blessing = evaluator.outputs["blessing"]
     if stages is not None:
         blessing, more = stages.after_evaluation(model, examples, blessing)
@@ -175,7 +194,7 @@ def create_pipeline(
     )
     components.append(pusher)
     return tfx.dsl.Pipeline(
-        pipeline_name=config.name.replace("_", "-"),  # Kubeflow takes no underscore
+        pipeline_name=pipeline_name(config.name),
         pipeline_root=places.artifacts,
         components=components,
         enable_cache=config.pipeline.enable_cache,

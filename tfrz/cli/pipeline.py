@@ -52,6 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _compared(comparison: dict[str, dict[str, float]]) -> str:
+    """Models as rows, their common metrics as columns."""
+    from tfrz.cli.tables import format_table
+
+    everyone = list(comparison.values())
+    names = [n for n in everyone[0] if n != "example_count" and all(n in one for one in everyone)]
+    rows = [(who, *(f"{found[n]:.4f}" for n in names)) for who, found in comparison.items()]
+    return format_table(("model", *names), rows)
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs or compiles; 1 if the model was not blessed."""
     import json
@@ -96,6 +106,9 @@ def run(args: argparse.Namespace) -> int:
             [(n, f"{v:.4f}") for n, v in result.metrics.items() if n != "example_count"],
         )
     )
+    if result.comparison:
+        print()
+        print(_compared(result.comparison))
     for name, check in result.checks.items():
         shown = {k: v for k, v in check.items() if k not in ("passed", "refused_before", "reason")}
         values = ", ".join(

@@ -203,30 +203,37 @@ class LiveTeacher:
     model: keras.Model
 
 
-def load_teacher(
-    place: str,
-    student: Any,
-    inputs: Any,
-    vocabularies: Mapping[str, Sequence[str]],
-    transform: Any,
-    spec: Spec,
-    examples: Sequence[bytes],
-) -> LiveTeacher:
+@dataclasses.dataclass(frozen=True)
+class StudentData:
+    """What a live teacher must fit.
+
+    Attributes:
+      inputs: what the student's `build` takes.
+      vocabularies: transformed name to terms in the order of their ids from 1.
+      transform: raw sparse features to transformed ones.
+      spec: the raw features.
+      examples: some serialised raw examples: on them the teacher must answer as its SavedModel
+        does.
+    """
+
+    inputs: Any
+    vocabularies: Mapping[str, Sequence[str]]
+    transform: Any
+    spec: Spec
+    examples: Sequence[bytes]
+
+
+def load_teacher(place: str, student: Any, data: StudentData) -> LiveTeacher:
     """A trained model of the zoo, built anew for a student's inputs.
 
     Args:
       place: as `distill.teacher`.
       student: the student's task.
-      inputs: what the student's `build` takes.
-      vocabularies: the student's: transformed name to terms in the order of their ids from 1.
-      transform: the student's, raw sparse features to transformed ones.
-      spec: the raw features.
-      examples: some serialised raw examples: on them the teacher must answer as its SavedModel
-        does.
+      data: what the student learns from.
 
     Raises:
-      InputError: it is no model of the zoo, learns from other records, has other vocabularies, or
-        answers otherwise on the student's transformed features.
+      InputError: it is no model of the zoo, is another model than the student, has other
+        vocabularies, or answers otherwise on the student's transformed features.
     """
     from tfrz.zoo.run_config import run_config_from_mapping
 
@@ -244,17 +251,17 @@ def load_teacher(
             f"distill.teacher: {directory} holds {entry.name}, whose outputs are not those of "
             f"{own.name}: take a {own.name}"
         )
-    _check_vocabularies(directory, terms, vocabularies)
+    _check_vocabularies(directory, terms, data.vocabularies)
     task = entry.load("task")(entry, config)
-    model = task.build(inputs)
-    report = warm_start(model, task, vocabularies, directory)
+    model = task.build(data.inputs)
+    report = warm_start(model, task, data.vocabularies, directory)
     if report.fresh:
         raise InputError(
             f"distill.teacher: the weights {', '.join(report.fresh[:3])} of {directory} have "
             "another shape for these data (another length, other features?): train the teacher on "
             "the student's"
         )
-    _check_answers(directory, task, model, transform, spec, vocabularies, examples)
+    _check_answers(directory, task, model, data)
     return LiveTeacher(directory, task, model)
 
 
@@ -276,57 +283,43 @@ def _check_vocabularies(
             )
 
 
-def _check_answers(
-    directory: Path,
-    task: Any,
-    model: keras.Model,
-    transform: Any,
-    spec: Spec,
-    vocabularies: Mapping[str, Sequence[str]],
-    examples: Sequence[bytes],
-) -> None:
-    if not examples:
+def _check_answers(directory: Path, task: Any, model: keras.Model, data: StudentData) -> None:
+    """Holds the model, on the student's transformed features, to what its SavedModel says."""
+    if not data.examples:
         return
-    asked = tf.constant(list(examples[:_ASKED]), tf.string)
+    asked = tf.constant(list(data.examples[:_ASKED]), tf.string)
     expected = _loaded(directory).signatures["serving_default"](asked)
-    found = task.signatures(model, transform, spec, vocabularies)["serving_default"](asked)
+    signatures = task.signatures(model, data.transform, data.spec, data.vocabularies)
+    found = signatures["serving_default"](asked)
     for name, value in expected.items():
         if not value.dtype.is_floating:
             continue
-        same = np.allclose(found[name].numpy(), value.numpy(), rtol=1e-3, atol=1e-3)
-        if not same:
+        if not np.allclose(found[name].numpy(), value.numpy(), rtol=1e-3, atol=1e-3):
             raise InputError(
                 f"distill.teacher: {directory} gives other {name} on these data than it was "
                 "trained to give: its examples were made otherwise (length, scaling, contexts)"
             )
 
 
-def attach_teacher(
-    task: Any,
-    inputs: Any,
-    vocabularies: Mapping[str, Sequence[str]],
-    transform: Any,
-    spec: Spec,
-    examples: Sequence[bytes],
-    place: str | None = None,
-) -> None:
-    """Gives a task its live teacher, if its run has one; arguments as of `load_teacher`.
+def attach_teacher(task: Any, data: StudentData, place: str | None = None) -> None:
+    """Gives a task its live teacher, if its run has one.
 
     Args:
+      task: the student's; before its model is built.
+      data: what it learns from.
       place: of the teacher, where it is not that of the configuration.
 
     Raises:
+      InputError: the teacher does not fit.
       ConfigError: k is above the number of classes.
     """
     distill = task.config.distill
     if not distill.active or not hasattr(task, "teacher"):
         return
-    if hasattr(inputs, "num_items"):
-        distill.check_classes(inputs.num_items)
+    if hasattr(data.inputs, "num_items"):
+        distill.check_classes(data.inputs.num_items)
     if distill.teacher is not None:
-        task.teacher = load_teacher(
-            place or distill.teacher, task, inputs, vocabularies, transform, spec, examples
-        )
+        task.teacher = load_teacher(place or distill.teacher, task, data)
 
 
 def teacher_metrics(task: Any, batches: Batches) -> dict[str, float] | None:

@@ -79,7 +79,7 @@ def train(
     from tfrz.training.fit import build_model, evaluate, measured
     from tfrz.training.warm_start import warm_start
     from tfrz.zoo.long_history import check_warm_start, pinned
-    from tfrz.zoo.teacher import attach_teacher, find_teacher, teacher_metrics
+    from tfrz.zoo.teacher import StudentData, attach_teacher, find_teacher, teacher_metrics
 
     entry = registry.get(model)
     config = load_run_config(model, data.partition(":")[0], overrides)
@@ -110,11 +110,13 @@ def train(
 
     attach_teacher(
         task,
-        prepared.inputs,
-        prepared.vocabularies,
-        prepared.transform,
-        prepared.spec,
-        prepared.examples,
+        StudentData(
+            prepared.inputs,
+            prepared.vocabularies,
+            prepared.transform,
+            prepared.spec,
+            prepared.examples,
+        ),
     )
     keras_model = build_model(lambda: task.build(prepared.inputs), config.trainer)
     if config.trainer.warm_start is not None:

@@ -26,6 +26,7 @@ from tfrz.training.warm_start import warm_start
 from tfrz.zoo import registry
 from tfrz.zoo.long_history import check_warm_start
 from tfrz.zoo.run_config import RunConfig, run_config_from_mapping, with_override
+from tfrz.zoo.teacher import StudentData, attach_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -121,11 +122,19 @@ def run_fn(fn_args: Any) -> None:
     entry = registry.get(config.name)
     task, spec = workspace.task, workspace.spec
     inputs = workspace.inputs()
+    vocabularies = workspace.vocabularies()
+    warmup = task.warmup_examples(vocabularies, spec, config.export.warmup_examples)
+    transform = TransformGraph(workspace.transform)
+    taught_live = config.distill.teacher is not None and hasattr(task, "teacher")
+    attach_teacher(
+        task,
+        StudentData(inputs, vocabularies, transform, spec, warmup),
+        fn_args.base_model if taught_live else None,
+    )
     if hasattr(task, "check_training_set"):
         task.check_training_set(workspace.train, inputs)
     model = build_model(lambda: task.build(inputs), config.trainer)
-    vocabularies = workspace.vocabularies()
-    if fn_args.base_model:
+    if fn_args.base_model and not taught_live:
         check_warm_start(config, fn_args.base_model)
         report = warm_start(model, task, vocabularies, fn_args.base_model)
         Path(fn_args.model_run_dir).mkdir(parents=True, exist_ok=True)
@@ -153,11 +162,11 @@ def run_fn(fn_args: Any) -> None:
         Path(fn_args.serving_model_dir),
         model,
         task,
-        TransformGraph(workspace.transform),
+        transform,
         spec,
         config,
         vocabularies,
         card,
-        task.warmup_examples(vocabularies, spec, config.export.warmup_examples),
+        warmup,
         replace=True,
     )

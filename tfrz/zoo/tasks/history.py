@@ -35,8 +35,8 @@ from tfrz.training.batches import ArrayBatches
 from tfrz.training.compilation import compiles
 from tfrz.zoo.long_history import with_long_history
 from tfrz.zoo.tasks.prepared import Prepared
-from tfrz.zoo.teacher import LiveTeacher
 from tfrz.zoo.tasks.slices import in_words, rank_in_words
+from tfrz.zoo.teacher import LiveTeacher
 
 if TYPE_CHECKING:
     from tfrz.data.histories import HistoryConfig

@@ -41,8 +41,8 @@ from tfrz.models.seq2slate import LISTWISE
 from tfrz.training.batches import ArrayBatches
 from tfrz.zoo.run_config import SLATE_METRICS
 from tfrz.zoo.tasks.prepared import Prepared
-from tfrz.zoo.teacher import LiveTeacher
 from tfrz.zoo.tasks.slices import in_words, rank_in_words
+from tfrz.zoo.teacher import LiveTeacher
 
 if TYPE_CHECKING:
     from tfrz.data.lists import ListConfig

@@ -35,8 +35,8 @@ from tfrz.errors import InputError
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
 from tfrz.training.batches import ArrayBatches
 from tfrz.zoo.tasks.prepared import Prepared
-from tfrz.zoo.teacher import LiveTeacher
 from tfrz.zoo.tasks.slices import in_words
+from tfrz.zoo.teacher import LiveTeacher
 
 if TYPE_CHECKING:
     from tfrz.data.readers.base import Reader
