@@ -102,8 +102,10 @@ def to_examples(table: pa.Table, spec: Spec, limit: int) -> list[bytes]:
     for row in rows:
         example = tf.train.Example()
         for feature in spec.features:
+            values = row[feature.name]
+            if not values:  # An empty list is an error to those who expect one value or none.
+                continue
             stored = example.features.feature[feature.name]
-            values = row[feature.name] or []
             if feature.dtype == "string":
                 stored.bytes_list.value.extend(values)
             elif feature.dtype == "int64":

@@ -6,6 +6,7 @@ The zoo's own loop takes the same settings as the section `distill` of a run's c
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -222,22 +223,21 @@ class Distiller(keras.Model):
     ) -> None:
         super().__init__(**kwargs)
         self.student, self.config = student, config
-        # A tuple is not tracked: the teacher's weights are neither trained nor saved.
-        self._untracked = (teacher, class_vectors)
+        arguments = {"training": False} if isinstance(teacher, keras.Model) else {}
+        # Keras does not look into partial functions: what is in them is neither trained nor saved.
+        self._ask = None if teacher is None else functools.partial(teacher, **arguments)
+        self._of_classes = functools.partial(config.class_term, class_vectors=class_vectors)
 
     def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
         """The student's logits."""
         return self.student(inputs, training=training)
 
     def _taught(self, inputs: Any, labels: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        teacher = self._untracked[0]
-        if teacher is None:
-            labels, logits = labels
-        elif isinstance(teacher, keras.Model):
-            logits = teacher(inputs, training=False)
+        if self._ask is None:
+            labels, said = labels
         else:
-            logits = teacher(inputs)
-        return labels, tf.stop_gradient(logits)
+            said = self._ask(inputs)
+        return labels, tf.stop_gradient(said)
 
     def loss_of(self, logits: tf.Tensor, labels: tf.Tensor, teacher_logits: tf.Tensor) -> tf.Tensor:
         """A loss per example, `[batch]`."""
@@ -246,9 +246,7 @@ class Distiller(keras.Model):
             self.config.check_classes(classes)
             logits = tf.cast(logits, tf.float32)
             hard = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            vectors = self._untracked[1]
-            soft = self.config.class_term(logits, labels, teacher_logits, vectors)
-            return self.config.mixed(hard, soft)
+            return self.config.mixed(hard, self._of_classes(logits, labels, teacher_logits))
         self.config.check_clicks()
         flat = tf.cast(tf.reshape(logits, [-1]), tf.float32)
         clicks = tf.cast(tf.reshape(labels, [-1]), tf.float32)
