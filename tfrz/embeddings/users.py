@@ -83,7 +83,7 @@ class Grouped:
 @contextlib.contextmanager
 def writing_stream(path: Path, schema: pa.Schema, rows: int = _BATCH_ROWS) -> Iterator[Grouped]:
     """A file of an Arrow stream to be written, in batches of so many rows."""
-    options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+    options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
     with (
         pa.OSFile(str(path), "wb") as file,
         pa.ipc.new_stream(file, schema, options=options) as writer,
