@@ -47,7 +47,7 @@ from tfrz.embeddings.bucket import EncodeBucket, Plan
 from tfrz.embeddings.encoder import Encoder, model_facts
 from tfrz.embeddings.job import ExportOptions, export_embeddings
 from tfrz.embeddings.store import Manifest, Store, bucket_file
-from tfrz.embeddings.users import ChunkGrid
+from tfrz.embeddings.users import ChunkGrid, stream_batches
 
 MIB = 2**20
 _BUCKETS = 16
@@ -421,7 +421,9 @@ def measure_throughput(options: Options) -> Section:
             digests[processes] = digest(partial / "embeddings")
         sizes = {part: folder_bytes(partial / part) for part in ("embeddings", "sketches", "tail")}
         rows = sum(
-            pq.read_metadata(path).num_rows for path in (partial / "sketches").glob("*.parquet")
+            batch.num_rows
+            for bucket in range(_BUCKETS)
+            for batch in stream_batches(bucket_file(partial, "sketches", bucket))
         )
     figures = []
     for processes, run in runs.items():

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 if TYPE_CHECKING:
     from tfrz.data.features import TimelineSpec
@@ -165,6 +164,7 @@ class World:
         """
         from tfrz.data.timeline_transforms import buckets_of
         from tfrz.embeddings.store import bucket_file
+        from tfrz.embeddings.users import writing_stream
 
         bucket_of = buckets_of(pa.array(map(self.user, range(self.users))), buckets)
         schema, events = self.table(0).schema, 0
@@ -173,7 +173,7 @@ class World:
             for bucket in range(buckets):
                 path = bucket_file(folder, "events", bucket)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                files.append(stack.enter_context(_RowGroups(path, schema)))
+                files.append(stack.enter_context(writing_stream(path, schema)))
             for number in range(self.users):
                 table = self.table(number)
                 files[bucket_of[number]].add(table)
@@ -195,31 +195,3 @@ def _names(kind: str, count: int) -> pa.Array:
 def folder_bytes(folder: Path) -> int:
     """The size of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-class _RowGroups:
-    """A Parquet file in row groups of a chunk's events, whatever tables it is given."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        from tfrz.data.slicing import CHUNK_EVENTS
-
-        self._rows = CHUNK_EVENTS
-        self._writer = pq.ParquetWriter(path, schema)
-        self._held = schema.empty_table()
-
-    def add(self, table: pa.Table) -> None:
-        self._held = pa.concat_tables([self._held, table])
-        full = self._held.num_rows // self._rows * self._rows
-        self._write(self._held.slice(0, full))
-        self._held = self._held.slice(full)
-
-    def _write(self, table: pa.Table) -> None:
-        if table.num_rows:
-            self._writer.write_table(table, row_group_size=self._rows)
-
-    def __enter__(self) -> _RowGroups:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._write(self._held)
-        self._writer.close()

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import history, history_export, history_pooling, runner
@@ -23,6 +22,7 @@ from benchmarks.runner import Options
 from tfrz.data.slicing import CHUNK_EVENTS
 from tfrz.data.timelines import in_order
 from tfrz.embeddings.encoder import Encoder
+from tfrz.embeddings.users import stream_batches
 from tfrz.layers.quantize import pack4, unpack4
 from tfrz.zoo import registry
 
@@ -74,19 +74,19 @@ def test_users_that_are_not_active_stop_earlier() -> None:
     assert np.mean(last > world.end - 20 * DAY) == pytest.approx(0.34, abs=0.12)
 
 
-def test_files_of_buckets_hold_all_users_in_order_in_groups_of_a_chunk(tmp_path: Path) -> None:
+def test_files_of_buckets_hold_all_users_in_order_in_batches(tmp_path: Path) -> None:
     world = World(users=12, events=1500)
     assert world.write(tmp_path, 2)["events"] == 12 * 1500
     # What the job's first half writes: the reader's columns without outcomes.
     schema = history_export.WorldTimelines(world).schema
     written = pa.schema([field for field in schema if not field.name.startswith("label_")])
     users = []
-    for path in sorted(tmp_path.rglob("*.parquet")):
-        file = pq.ParquetFile(path)
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        assert set(sizes[:-1]) <= {CHUNK_EVENTS}
-        assert 0 < sizes[-1] <= CHUNK_EVENTS
-        table = file.read()
+    for path in sorted(tmp_path.rglob("*.arrows")):
+        batches = list(stream_batches(path))
+        sizes = [batch.num_rows for batch in batches]
+        assert len(set(sizes[:-1])) == 1
+        assert 0 < sizes[-1] <= sizes[0] <= CHUNK_EVENTS
+        table = pa.concat_tables(batches)
         assert table.schema.equals(written)
         mine = table["user"].unique().to_pylist()
         assert mine == sorted(mine)

@@ -228,10 +228,11 @@ class Events:
     Args:
       table: see the module.
       gamma: of the watch score.
+      once: they are asked one time: what a slice keeps of them is not kept here.
     """
 
-    def __init__(self, table: pa.Table | pa.RecordBatch, gamma: float) -> None:
-        self._table, self._gamma = table, gamma
+    def __init__(self, table: pa.Table | pa.RecordBatch, gamma: float, once: bool = False) -> None:
+        self._table, self._gamma, self._once = table, gamma, once
         self._ids: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._entries: dict[Slice, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self.time = whole(table["time"]).to_numpy()
@@ -302,12 +303,15 @@ class Events:
 
     def entries(self, rule: Slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """For each id of each event that a slice keeps: the event, the id's place, the weight."""
-        if rule not in self._entries:
-            rows, codes, _ = self.ids(rule.id)
-            mine = self.selected(rule)[rows]
-            rows, codes = rows[mine], codes[mine]
-            self._entries[rule] = rows, codes, self.weights(rule)[rows]
-        return self._entries[rule]
+        if rule in self._entries:
+            return self._entries[rule]
+        rows, codes, _ = self.ids(rule.id)
+        mine = self.selected(rule)[rows]
+        rows, codes = rows[mine], codes[mine]
+        found = rows, codes, self.weights(rule)[rows]
+        if not self._once:
+            self._entries[rule] = found
+        return found
 
     def ids_between(self, kind: str, first: int, end: int) -> np.ndarray:
         """The ids of the events `[first, end)`, in their order."""
@@ -333,22 +337,20 @@ class Events:
             rows, column = np.repeat(np.arange(len(column)), lengths), column.flatten()
         else:
             rows = np.arange(len(column))
-        if not pa.types.is_dictionary(column.type):
-            column = column.dictionary_encode()
-        codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-        terms = np.array(column.dictionary.to_pylist(), object)
-        distinct = set(terms.tolist())
-        if len(distinct) < len(terms):
-            return Events._coded(whole(column.dictionary_decode()))
+        if pa.types.is_dictionary(column.type):
+            # Its dictionary may repeat terms and hold some that are not used.
+            column = column.dictionary_decode()
+        coded = column.dictionary_encode()
+        codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        order = pc.array_sort_indices(coded.dictionary)
+        terms = np.array(coded.dictionary.take(order).to_pylist(), object)
+        # Missing ones, and the empty term, which would be the first, have places below 0.
+        empty = int(len(terms) and terms[0] == b"")
+        places = np.full(len(terms) + 1, -1)
+        places[order.to_numpy()] = np.arange(len(terms)) - empty
+        codes = places[codes]
         real = codes >= 0
-        if b"" in distinct:
-            real &= np.append(terms != b"", False)[codes]
-        rows, codes = rows[real], codes[real]
-        used, codes = np.unique(codes, return_inverse=True)
-        order = np.argsort(terms[used])
-        places = np.empty(len(order), np.int64)
-        places[order] = np.arange(len(order))
-        return rows, places[codes], terms[used][order]
+        return rows[real], codes[real], terms[empty:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -415,15 +417,23 @@ def sketch(
     visible = age > specification.gap
     if counted is not None:
         visible &= counted
+    there = {
+        "explicit": bool((visible & events.explicit).any()),
+        "implicit": bool((visible & ~events.explicit).any()),
+    }
+
+    def asked(rule: Slice) -> bool:
+        return there[rule.timeline] and bucketed in (None, rule.days is not None)
+
     found: dict[str, Sketch] = {}
     for table, places in specification.tables.items():
         rules = [specification.slices[place] for place in places]
-        if bucketed is not None and all((r.days is not None) != bucketed for r in rules):
+        if not any(map(asked, rules)):
             continue
         _, _, terms = events.ids(rules[0].id)
         weights = np.zeros((len(rules), len(terms)), np.int64)
         for i, rule in enumerate(rules):
-            if bucketed is not None and (rule.days is not None) != bucketed:
+            if not asked(rule):
                 continue
             kept = visible if rule.days is None else visible & (age <= rule.days * _DAY)
             rows, codes, weight = events.entries(rule)

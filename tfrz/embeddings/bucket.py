@@ -16,65 +16,27 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tfrz.data.columns import whole
-from tfrz.data.slicing import CHUNK_EVENTS, Events, Sketch, SliceSpecification, sketch
+from tfrz.data.slicing import CHUNK_EVENTS, Events, Sketch, SliceSpecification, merge, sketch
 from tfrz.embeddings.encoder import Encoder
 from tfrz.embeddings.store import EMBEDDINGS, Store, bucket_file
 from tfrz.embeddings.users import (
     SKETCHES,
     Chunk,
     ChunkGrid,
+    Grouped,
     StoredSketches,
     added,
     events_by_user,
     row_groups,
     runs_of_users,
     sketch_rows,
+    stream_batches,
+    stream_schema,
+    writing_stream,
 )
 from tfrz.files import atomic_file, atomic_write
 
-_ROWS_A_GROUP = 16_384
 _USERS_A_GROUP = 256
-
-
-class _Grouped:
-    """Writes tables to a Parquet file in groups of a size, whatever tables the rows come in.
-
-    Args:
-      path: of the file.
-      schema: of the tables.
-      rows: of a group; the last may be smaller.
-    """
-
-    def __init__(self, path: Path, schema: pa.Schema, rows: int) -> None:
-        self._writer = pq.ParquetWriter(path, schema)
-        self._schema, self._limit = schema, rows
-        self._held: list[pa.Table] = []
-        self._rows = 0
-
-    def add(self, table: pa.Table) -> None:
-        while table.num_rows:
-            part, table = (
-                table.slice(0, self._limit - self._rows),
-                table.slice(self._limit - self._rows),
-            )
-            self._held.append(part)
-            self._rows += part.num_rows
-            if self._rows == self._limit:
-                self._flush()
-
-    def _flush(self) -> None:
-        if self._held:
-            table = pa.concat_tables(self._held).cast(self._schema)
-            self._writer.write_table(table.combine_chunks(), row_group_size=table.num_rows)
-            self._held, self._rows = [], 0
-
-    def __enter__(self) -> _Grouped:
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is None:
-            self._flush()
-        self._writer.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +126,8 @@ class EncodeBucket(beam.DoFn):
 
     def setup(self) -> None:
         """Loads the model once for a worker."""
+        # What Arrow frees can then be had by all others; its own pools keep it to themselves.
+        pa.set_memory_pool(pa.system_memory_pool())
         self._encoder = Encoder(self._plan.model)
 
     def process(self, bucket: int) -> Iterator[dict[str, int]]:
@@ -178,15 +142,16 @@ class EncodeBucket(beam.DoFn):
 
     def _encode(self, folder: Path, bucket: int) -> dict[str, int]:
         events = bucket_file(folder, "events", bucket)
-        schema = pq.read_schema(events) if events.exists() else None
+        schema = stream_schema(events) if events.exists() else None
         tail_schema = self._tail_schema(schema, bucket)
         with (
             atomic_file(bucket_file(folder, "embeddings", bucket)) as rows_path,
             atomic_file(bucket_file(folder, "sketches", bucket)) as sketches_path,
             atomic_file(bucket_file(folder, "tail", bucket)) as tail_path,
-            _Grouped(rows_path, EMBEDDINGS, _USERS_A_GROUP) as rows,
-            _Grouped(sketches_path, SKETCHES, _ROWS_A_GROUP) as sketches,
-            _Grouped(tail_path, tail_schema, _ROWS_A_GROUP) as tail,
+            pq.ParquetWriter(rows_path, EMBEDDINGS) as writer,
+            Grouped(writer, EMBEDDINGS, _USERS_A_GROUP) as rows,
+            writing_stream(sketches_path, SKETCHES) as sketches,
+            writing_stream(tail_path, tail_schema) as tail,
         ):
             made = _Rows(self._plan, self._encoder)
             if self._plan.previous is None:
@@ -200,7 +165,7 @@ class EncodeBucket(beam.DoFn):
     def _tail_schema(self, schema: pa.Schema | None, bucket: int) -> pa.Schema:
         if schema is None and self._plan.previous is not None:
             previous = self._store.generation(self._plan.previous)
-            return pq.read_schema(bucket_file(previous, "tail", bucket))
+            return stream_schema(bucket_file(previous, "tail", bucket))
         fields = [("user", pa.binary())] if schema is None else list(schema)
         return pa.schema([*fields, ("rank", pa.int64())])
 
@@ -215,65 +180,88 @@ class EncodeBucket(beam.DoFn):
         longest = max([self._specification.gap, *self._specification.buckets])
         return math.floor(self._plan.as_of - longest)
 
-    def _sketched(self, table: pa.Table, bucketed: bool) -> dict[str, Sketch]:
-        events = Events(table, self._specification.gamma)
+    def _sketched(self, table: pa.Table, bucketed: bool | None = None) -> dict[str, Sketch]:
+        """The sketch of a chunk's events: of all slices, or of those with or without a time bucket.
+
+        Time buckets are not looked at where all events are too old for them.
+        """
+        buckets = self._specification.buckets
+        oldest = math.floor(self._plan.as_of - max(buckets, default=0))
+        if not buckets or pc.max(table["time"]).as_py() < oldest:
+            if bucketed:
+                return {}
+            bucketed = False
+        events = Events(table, self._specification.gamma, once=True)
         return sketch(self._specification, events, self._plan.as_of, bucketed)
 
-    def _timed(self, table: pa.Table) -> dict[str, Sketch]:
-        """The sketch of the slices with a time bucket; nothing if all events are too old."""
-        buckets = self._specification.buckets
-        if not buckets:
-            return {}
-        recent = pc.greater_equal(table["time"], math.floor(self._plan.as_of - buckets[-1]))
-        return self._sketched(table, True) if pc.any(recent).as_py() else {}
-
     def _full(
-        self, events: Path, made: _Rows, rows: _Grouped, sketches: _Grouped, tail: _Grouped
+        self, events: Path, made: _Rows, rows: Grouped, sketches: Grouped, tail: Grouped
     ) -> dict[str, int]:
-        read, users = 0, 0
+        counts = {"events_read": 0, "users": 0, "users_encoded": 0}
         for user, pieces in events_by_user(events):
-            users += 1
-            grid = ChunkGrid()
-            # Of each timeline no more chunks than count at the end.
-            held: dict[bool, list[tuple[int, list[Any]]]] = {True: [], False: []}
-            kept: list[pa.Table] = []
-            newest: int | None = None
-            for table in pieces:
-                read += table.num_rows
-                visible = pc.less(table["time"], self._visible_before)
-                seen = table.filter(visible)
-                if seen.num_rows:
-                    newest = int(seen["time"][-1].as_py())
-                self._encode_chunks(user, grid.add(seen), held, kept, sketches)
-                hidden = table.filter(pc.invert(visible))
-                self._keep(kept, hidden, pa.array(np.full(hidden.num_rows, -1)))
-            self._encode_chunks(user, grid.rest(), held, kept, sketches)
-            parts = [part for timeline in (True, False) for _, p in held[timeline] for part in p]
-            made.add(user, parts, grid.counts, newest, self._changes_at(kept))
-            tail.add(_by_time(kept))
+            counts["users"] += 1
+            counts["users_encoded"] += 1
+            counts["events_read"] += self._encode_user(user, pieces, made, sketches, tail)
             if len(made) >= _USERS_A_GROUP:
                 rows.add(made.take())
-        return {"events_read": read, "users": users, "users_encoded": users}
+        return counts
+
+    def _encode_user(
+        self,
+        user: bytes,
+        pieces: Iterator[pa.Table],
+        made: _Rows,
+        sketches: Grouped,
+        tail: Grouped,
+    ) -> int:
+        """Encodes a user from all of its events; gives their number."""
+        read = 0
+        grid = ChunkGrid()
+        # Of each timeline no more chunks than count at the end.
+        held: dict[bool, list[tuple[int, Any]]] = {True: [], False: []}
+        kept: list[pa.Table] = []
+        newest: int | None = None
+        for table in pieces:
+            read += table.num_rows
+            time = whole(table["time"]).to_numpy()
+            visible = int(np.searchsorted(time, self._visible_before))
+            seen = table.slice(0, visible)
+            if visible:
+                newest = int(time[visible - 1])
+            if time[-1] >= self._kept_from:
+                hidden = np.full(len(time) - visible, -1)
+                self._keep(kept, table, pa.array(np.concatenate([grid.ranks(seen), hidden])))
+            # What waits for its chunk to be full is only what slices ask for.
+            chunks = grid.add(seen.drop(["user", "position"]))
+            self._encode_chunks(user, chunks, held, sketches)
+        self._encode_chunks(user, grid.rest(), held, sketches)
+        parts = [part for timeline in (True, False) for _, part in held[timeline]]
+        made.add(user, parts, grid.counts, newest, self._changes_at(kept))
+        tail.add(_by_time(kept))
+        return read
 
     def _encode_chunks(
         self,
         user: bytes,
         chunks: Iterator[tuple[Chunk, pa.Table]],
-        held: dict[bool, list[tuple[int, list[Any]]]],
-        kept: list[pa.Table],
-        sketches: _Grouped,
+        held: dict[bool, list[tuple[int, Any]]],
+        sketches: Grouped,
     ) -> None:
-        """Adds the sums of a user's next chunks to `held`, what is not done with to `kept`."""
+        """Adds the sums of a user's next chunks to `held`."""
         for chunk, table in chunks:
             timeline, number = chunk
-            plain = self._sketched(table, False)
-            sketches.add(sketch_rows(self._specification, user, chunk, plain))
-            parts = [self._encoder.pool(part) for part in (plain, self._timed(table)) if part]
-            held[timeline].append((number, parts))
-            start = number * CHUNK_EVENTS
-            first = self._specification.first_chunk(start + table.num_rows)
+            if (part := self._pooled(user, chunk, table, sketches)) is not None:
+                held[timeline].append((number, part))
+            first = self._specification.first_chunk(number * CHUNK_EVENTS + table.num_rows)
             held[timeline] = [pair for pair in held[timeline] if pair[0] >= first]
-            self._keep(kept, table, pa.array(np.arange(start, start + table.num_rows)))
+
+    def _pooled(
+        self, user: bytes, chunk: Chunk, table: pa.Table, sketches: Grouped
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """The sums of a chunk, whose sketch is written; None if no slice has anything of it."""
+        found = self._sketched(table)
+        sketches.add(sketch_rows(self._specification, user, chunk, found))
+        return self._encoder.pool(found) if found else None
 
     def _keep(self, rows: list[pa.Table], table: pa.Table, ranks: pa.Array) -> None:
         """Adds to the tail what is not done with."""
@@ -287,9 +275,9 @@ class EncodeBucket(beam.DoFn):
         bucket: int,
         events: Path,
         made: _Rows,
-        rows: _Grouped,
-        sketches: _Grouped,
-        tail: _Grouped,
+        rows: Grouped,
+        sketches: Grouped,
+        tail: Grouped,
     ) -> dict[str, int]:
         plan, specification = self._plan, self._specification
         assert plan.previous is not None
@@ -305,8 +293,8 @@ class EncodeBucket(beam.DoFn):
         )
         known = _merged_users(
             runs_of_users(row_groups(bucket_file(folder, "embeddings", bucket))),
-            runs_of_users(row_groups(bucket_file(folder, "tail", bucket))),
-            runs_of_users(row_groups(events)),
+            runs_of_users(stream_batches(bucket_file(folder, "tail", bucket))),
+            runs_of_users(stream_batches(events)),
         )
         counts = {"events_read": 0, "users": 0, "users_encoded": 0}
         for user, (row, old, new) in known:
@@ -334,14 +322,11 @@ class EncodeBucket(beam.DoFn):
                 seen = recent.filter(pc.and_(visible, pc.less(recent["rank"], 0)))
                 if seen.num_rows:
                     newest = int(seen["time"][-1].as_py())
-                at = dict(grid.counts)
+                self._keep(kept, seen.drop(["rank"]), pa.array(grid.ranks(seen)))
                 for chunk, table in [*grid.add(seen), *grid.rest()]:
                     plain = self._sketched(table, False)
                     fresh[chunk] = plain
                     sketches.add(sketch_rows(specification, user, chunk, plain))
-                    ranks = np.arange(at[chunk[0]], at[chunk[0]] + table.num_rows)
-                    at[chunk[0]] += table.num_rows
-                    self._keep(kept, table.drop(["rank"]), pa.array(ranks))
                 ranked = recent.filter(pc.greater_equal(recent["rank"], 0))
                 hidden = recent.filter(pc.invert(visible))
                 for part in (ranked, hidden):
@@ -358,8 +343,10 @@ class EncodeBucket(beam.DoFn):
                     continue
                 both = [plain_of.get(chunk, {})]
                 if chunk in timed:
-                    both.append(self._timed(pa.concat_tables(timed[chunk])))
-                parts += [self._encoder.pool(part) for part in both if part]
+                    both.append(self._sketched(pa.concat_tables(timed[chunk]), True))
+                # One sketch of all slices, as a full run pools it: the same bits.
+                if together := merge(both):
+                    parts.append(self._encoder.pool(together))
             made.add(user, parts, grid.counts, newest, self._changes_at(kept))
             tail.add(_by_time(kept))
             if len(made) >= _USERS_A_GROUP:

@@ -22,6 +22,8 @@ from tfrz.errors import InputError
 from tfrz.layers.quantize import pack4
 
 _NEEDED = ("pool", "summarize")
+# Rows of embeddings that are in memory at once, of each table.
+_TERMS_AT_ONCE = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,15 +94,20 @@ class Encoder:
         """
         sums = np.zeros((len(self.slices.slices), self.dim))
         totals = np.zeros(len(self.slices.slices), np.int64)
-        inputs: dict[str, tf.Tensor] = {}
-        for table, nothing in self._nothing.items():
-            one = sketches.get(table, nothing)
-            inputs[f"terms_{table}"] = tf.constant(one.terms, tf.string, [len(one.terms)])
-            inputs[f"weights_{table}"] = tf.constant(one.floats, tf.float32)
+        for table, one in sketches.items():
             totals[list(self.slices.tables[table])] = one.weights.sum(axis=1)
-        outputs = self._pool(**inputs)
-        for table, places in self.slices.tables.items():
-            sums[list(places)] = outputs[f"sums_{table}"].numpy()
+        terms = max((len(one.terms) for one in sketches.values()), default=0)
+        for start in range(0, terms, _TERMS_AT_ONCE):
+            some = slice(start, start + _TERMS_AT_ONCE)
+            inputs: dict[str, tf.Tensor] = {}
+            for table, nothing in self._nothing.items():
+                one = sketches.get(table, nothing)
+                part = Sketch(one.terms[some], one.weights[:, some])
+                inputs[f"terms_{table}"] = tf.constant(part.terms, tf.string)
+                inputs[f"weights_{table}"] = tf.constant(part.floats, tf.float32)
+            outputs = self._pool(**inputs)
+            for table, places in self.slices.tables.items():
+                sums[list(places)] += outputs[f"sums_{table}"].numpy()
         return sums, totals
 
     def vectors(self, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, Any]:

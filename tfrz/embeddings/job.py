@@ -20,12 +20,10 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from tfrz.config import require, to_mapping
 from tfrz.data.readers.timelines import TimelineReader
-from tfrz.data.slicing import CHUNK_EVENTS
 from tfrz.data.timeline_transforms import Clean, by_bucket
 from tfrz.data.timelines import in_order
 from tfrz.data.transforms import CheckCorrupt, ReadRecords, input_error_in
@@ -33,6 +31,7 @@ from tfrz.embeddings.bucket import EncodeBucket, Plan
 from tfrz.embeddings.encoder import Encoder, model_facts
 from tfrz.embeddings.health import health_report, refuse_empty_slices
 from tfrz.embeddings.store import Manifest, Store, bucket_file, fingerprint_of
+from tfrz.embeddings.users import writing_stream
 from tfrz.errors import InputError
 from tfrz.files import atomic_file, atomic_write, require_writable_directory
 
@@ -95,7 +94,7 @@ class WriteTimelines(beam.DoFn):
         self._folder, self._store = folder, store
 
     def process(self, bucket: tuple[int, Iterable[pa.RecordBatch]]) -> None:
-        """Writes `events/<bucket>.parquet` and its counts."""
+        """Writes `events/<bucket>.arrows` and its counts."""
         number, batches = bucket
         table = pa.Table.from_batches(list(batches))
         rows = table.num_rows
@@ -103,8 +102,11 @@ class WriteTimelines(beam.DoFn):
         kept = table.num_rows
         labels = [name for name in table.column_names if name.startswith("label_")]
         table = in_order(table.drop(labels))
-        with atomic_file(bucket_file(self._folder, "events", number)) as path:
-            pq.write_table(table, path, row_group_size=CHUNK_EVENTS)
+        with (
+            atomic_file(bucket_file(self._folder, "events", number)) as path,
+            writing_stream(path, table.schema) as events,
+        ):
+            events.add(table)
         counts = {
             "events": table.num_rows,
             "forgotten": rows - kept,

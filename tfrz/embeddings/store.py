@@ -7,8 +7,8 @@
       manifest.json                     what it was made of, as of when, and counts
       health.json                       coverage, norms, ages, slices, drift
       embeddings/<bucket>.parquet       a row per user
-      sketches/<bucket>.parquet         what incremental runs add to
-      tail/<bucket>.parquet             events not done with: in the gap or in a time bucket
+      sketches/<bucket>.arrows          what incremental runs add to
+      tail/<bucket>.arrows              events not done with: in the gap or in a time bucket
     STORE/.<number>.partial/            a run that is not finished: resumed, never read
 
 Users are in buckets by a hash. A generation appears by one rename, and becomes current by another.
@@ -93,8 +93,9 @@ class Manifest:
 
 
 def bucket_file(folder: Path, part: str, bucket: int) -> Path:
-    """A bucket's file in a part of a generation."""
-    return folder / part / f"{bucket:05d}.parquet"
+    """A bucket's file in a part of a generation: Parquet for embeddings, else an Arrow stream."""
+    suffix = "parquet" if part == "embeddings" else "arrows"
+    return folder / part / f"{bucket:05d}.{suffix}"
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -1,15 +1,18 @@
 """Users of a bucket, one after the other, in bounded memory.
 
 Files of a bucket are sorted by user. Of a user's events no more than a chunk is held; of its
-sketches all, which the cap on events bounds.
+sketches all, which the cap on events bounds. What only this job reads is in Arrow streams: unlike
+those of Parquet, neither who writes nor who reads them holds more, the longer they are.
 """
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,8 +33,85 @@ SKETCHES = pa.schema(
     ]
 )
 
+# Of a batch of a stream: events and sketches are decompressed by the batch.
+_BATCH_ROWS = 1024
+
 # Timeline (explicit or not) and number of the chunk.
 Chunk = tuple[bool, int]
+
+
+class Grouped:
+    """Hands tables on in groups of a size, whatever tables the rows come in.
+
+    Args:
+      writer: gets the groups.
+      schema: of the tables.
+      rows: of a group; the last may be smaller.
+    """
+
+    def __init__(
+        self, writer: pq.ParquetWriter | pa.RecordBatchStreamWriter, schema: pa.Schema, rows: int
+    ) -> None:
+        self._writer, self._schema, self._limit = writer, schema, rows
+        self._held: list[pa.Table] = []
+        self._rows = 0
+
+    def add(self, table: pa.Table) -> None:
+        """Takes the next rows."""
+        while table.num_rows:
+            room = self._limit - self._rows
+            part, table = table.slice(0, room), table.slice(room)
+            self._held.append(part)
+            self._rows += part.num_rows
+            if self._rows == self._limit:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self._held:
+            table = pa.concat_tables(self._held).cast(self._schema)
+            self._writer.write_table(table.combine_chunks(), self._limit)
+            self._held, self._rows = [], 0
+
+    def __enter__(self) -> Grouped:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            self._flush()
+
+
+@contextlib.contextmanager
+def writing_stream(path: Path, schema: pa.Schema, rows: int = _BATCH_ROWS) -> Iterator[Grouped]:
+    """A file of an Arrow stream to be written, in batches of so many rows."""
+    options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
+    with (
+        pa.OSFile(str(path), "wb") as file,
+        pa.ipc.new_stream(file, schema, options=options) as writer,
+        Grouped(writer, schema, rows) as groups,
+    ):
+        yield groups
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[pa.RecordBatchStreamReader]:
+    options = pa.ipc.IpcReadOptions(use_threads=False)
+    # Not mapped into memory: what was read would be counted as held.
+    with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file, options=options) as stream:
+        yield stream
+
+
+def stream_schema(path: Path) -> pa.Schema:
+    """The schema of a file of an Arrow stream."""
+    with _opened(path) as stream:
+        return stream.schema
+
+
+def stream_batches(path: Path) -> Iterator[pa.Table]:
+    """The batches of a file of an Arrow stream; none if there is no file."""
+    if path.exists():
+        with _opened(path) as stream:
+            for batch in stream:
+                yield pa.Table.from_batches([batch])
 
 
 def runs_of_users(tables: Iterable[pa.Table]) -> Iterator[tuple[bytes, pa.Table]]:
@@ -58,7 +138,7 @@ def row_groups(path: Path) -> Iterator[pa.Table]:
 
 def events_by_user(path: Path) -> Iterator[tuple[bytes, Iterator[pa.Table]]]:
     """Users of a file of events in order, each with its events in pieces of at most a chunk."""
-    pieces = runs_of_users(row_groups(path))
+    pieces = runs_of_users(stream_batches(path))
     for user, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
         yield user, (table for _, table in group)
 
@@ -74,6 +154,16 @@ class ChunkGrid:
         self.counts = {True: counts[0], False: counts[1]}
         self._held: dict[bool, list[pa.Table]] = {True: [], False: []}
         self._rows = {True: 0, False: 0}
+
+    def ranks(self, table: pa.Table) -> np.ndarray:
+        """The places that the next events will have in their timelines."""
+        explicit = whole(table["explicit"]).to_numpy(zero_copy_only=False)
+        found = np.empty(len(explicit), np.int64)
+        for timeline in (True, False):
+            mine = explicit == timeline
+            start = self.counts[timeline] + self._rows[timeline]
+            found[mine] = np.arange(start, start + np.count_nonzero(mine))
+        return found
 
     def add(self, table: pa.Table) -> Iterator[tuple[Chunk, pa.Table]]:
         """Takes the next events, and gives the chunks that are full."""
@@ -106,14 +196,15 @@ class ChunkGrid:
 def sketch_rows(
     specification: SliceSpecification, user: bytes, chunk: Chunk, sketches: dict[str, Sketch]
 ) -> pa.Table:
-    """A chunk's sketches as rows of `SKETCHES`."""
+    """A chunk's sketches as rows of `SKETCHES`; those with a time bucket, which pass, left out."""
     tables, slices, ids, weights = [], [], [], []
-    for number, table in enumerate(specification.tables):
+    for number, (table, rules) in enumerate(specification.tables.items()):
         if (one := sketches.get(table)) is not None:
-            places, terms = np.nonzero(one.weights)
+            lasting = np.array([[specification.slices[rule].days is None] for rule in rules])
+            places, terms = np.nonzero(one.weights * lasting)
             tables.append(np.full(len(places), number, np.int32))
             slices.append(places.astype(np.int16))
-            ids.append(one.terms[terms])
+            ids.append(pa.array(one.terms, pa.binary()).take(pa.array(terms)))
             weights.append(one.weights[places, terms])
     if not tables:
         return SKETCHES.empty_table()
@@ -127,7 +218,7 @@ def sketch_rows(
             "chunk": pa.array(np.full(rows, chunk[1], np.int32)),
             "table": coded,
             "slice": pa.array(np.concatenate(slices)),
-            "id": pa.array(np.concatenate(ids).tolist(), pa.binary()),
+            "id": pa.concat_arrays(ids),
             "weight": pa.array(np.concatenate(weights)),
         },
         schema=SKETCHES,
@@ -169,7 +260,7 @@ class StoredSketches:
 
     def __init__(self, specification: SliceSpecification, paths: Iterable[Path]) -> None:
         self._specification = specification
-        rows = (runs_of_users(row_groups(path)) for path in paths)
+        rows = (runs_of_users(stream_batches(path)) for path in paths)
         merged = heapq.merge(*rows, key=lambda piece: piece[0])
         self._users = itertools.groupby(merged, key=lambda piece: piece[0])
         self._next = next(self._users, None)

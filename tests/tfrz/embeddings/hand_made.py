@@ -301,7 +301,7 @@ def write_generation(store: Store, one: Manifest, rows: Iterable[dict[str, Any]]
     """Writes rows, each at least with a `user`, into their buckets, and finishes."""
     from tfrz.data.timelines import buckets_of
     from tfrz.embeddings.store import EMBEDDINGS, bucket_file
-    from tfrz.embeddings.users import SKETCHES
+    from tfrz.embeddings.users import SKETCHES, writing_stream
 
     folder = store.partial(one.number)
     full = [
@@ -336,5 +336,9 @@ def write_generation(store: Store, one: Manifest, rows: Iterable[dict[str, Any]]
         ):
             path = bucket_file(folder, part, bucket)
             path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, path)
+            if part == "embeddings":
+                pq.write_table(table, path)
+            else:
+                with writing_stream(path, table.schema) as stream:
+                    stream.add(table)
     store.finish(one)

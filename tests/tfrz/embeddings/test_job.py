@@ -483,8 +483,12 @@ def _finished(store: Path) -> None:
         folder = Store(store).generation(number)
         names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir())
         parts = [
-            f"{part}/{b:05d}.parquet"
-            for part in ("embeddings", "sketches", "tail")
+            f"{part}/{b:05d}.{suffix}"
+            for part, suffix in (
+                ("embeddings", "parquet"),
+                ("sketches", "arrows"),
+                ("tail", "arrows"),
+            )
             for b in range(4)
         ]
         assert names == sorted([*parts, "health.json", "manifest.json"])
@@ -697,6 +701,7 @@ def test_forgotten_users_and_events_do_not_come_back(forgetful, tmp_path):
     for number in Store(forgetful).numbers():
         assert b"user_3" not in rows_of(forgetful, number)
     assert open_embeddings(forgetful).packed([b"user_3"]) == [None]
+    assert not list(forgetful.rglob("*.arrows"))
     for path in forgetful.rglob("*.parquet"):
         assert b"user_3" not in path.read_bytes()
     never = [e for e in SMALL if e[0] != "user_3" and (e[0].encode(), e[1]) != event]
