@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -126,6 +127,11 @@ def tune(
     entry = registry.get(model)
     config = load_run_config(model, data.partition(":")[0], overrides, config_file)
     check_search(config)
+    if "KERASTUNER_ORACLE_IP" in os.environ:
+        raise InputError(
+            "KERASTUNER_ORACLE_IP is set, for a search of several processes, and this is one: "
+            "unset it (docs/tuning.md)"
+        )
     open_source(data, features, entry.record_type, **config.data.options)
     if config.trainer.warm_start is not None:
         raise ConfigError(

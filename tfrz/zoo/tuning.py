@@ -212,7 +212,8 @@ class ConfigTuner(keras_tuner.Tuner):
         Raises:
           InputError: every trial failed.
         """
-        if self.results and all(result.error is not None for result in self.results):
+        here = isinstance(self.oracle, keras_tuner.Oracle)  # Else other workers have trials too.
+        if here and all(result.error is not None for result in self.results):
             raise InputError(f"every trial failed, the first because {self.results[0].error}")
 
     def _populate_initial_space(self) -> None:

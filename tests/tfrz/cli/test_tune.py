@@ -181,6 +181,13 @@ def test_an_error_of_the_program_is_no_failed_trial(tmp_path, monkeypatch):
     assert not list((tmp_path / "out").glob("trials/*"))
 
 
+def test_it_is_no_worker_of_another_search(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    assert main([*TUNE, "--out", str(tmp_path / "out")]) == 2
+    assert "KERASTUNER_ORACLE_IP is set" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 OUT = ("--out", "{tmp}/out", "--quiet")
 CASES = {
     "unknown model": (["tune", "dcn", *OUT], "unknown model 'dcn'"),
