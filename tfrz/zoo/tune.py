@@ -82,7 +82,7 @@ class PreparedSets:
         return prepared
 
 
-def _best_first(results: Iterable[TrialResult], direction: str) -> list[TrialResult]:
+def best_first(results: Iterable[TrialResult], direction: str) -> list[TrialResult]:
     """Failed trials last."""
     sign = 1.0 if direction == "min" else -1.0
 
@@ -154,7 +154,7 @@ def tune(
         tuner = ConfigTuner(config, task, state, out / "trials")
         tuner.search(sets_of=PreparedSets(data, features), progress=progress)
 
-    trials = _best_first(tuner.results, task.objective_direction)
+    trials = best_first(tuner.results, task.objective_direction)
     best = trials[0]
     result = {
         "model": model,

@@ -21,6 +21,7 @@ from tfrz.zoo.search_space import (
     stand_in,
     trial_config,
 )
+from tfrz.zoo.tune import best_first
 
 SPACE = "tuner.search_space={model.rank: [2, 4, 8], model.hidden_units: [[8], [8, 4]]}"
 
@@ -140,6 +141,15 @@ def test_tasks_say_which_values_decide_what_they_prepare(model):
     read = {name for name in noted if name.split(".")[0] not in ("data", "features")}
     assert {name for name in noted if name.startswith("data.")}
     assert read - shared - checked <= set(getattr(task, "prepare_reads", ())), read
+
+
+@pytest.mark.parametrize(("direction", "order"), [("min", [3, 1, 4, 2]), ("max", [1, 4, 3, 2])])
+def test_the_best_is_first_and_what_failed_last(direction, order):
+    from tfrz.zoo.tuning import TrialResult
+
+    objectives = [0.5, None, 0.25, 0.5]
+    results = [TrialResult(n, {}, value, {}, 1, 1.0) for n, value in enumerate(objectives, 1)]
+    assert [result.trial for result in best_first(results, direction)] == order
 
 
 def test_combinations_multiply():
