@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfx import v1 as tfx
 from tfx.types.standard_artifacts import Model, ModelBlessing
 
-from tfrz.config import to_mapping
+from tfrz.config import require, to_mapping
 from tfrz.data.features import Spec, outcomes_of
 from tfrz.data.readers import Reader
 from tfrz.data.timelines import example_spec
@@ -17,6 +17,7 @@ from tfrz.operations import load_scann
 from tfrz.zoo import registry
 from tfrz.zoo.long_history import with_long_history
 from tfrz.zoo.run_config import RunConfig, run_config_to_mapping
+from tfrz.zoo.search_space import check_search
 from tfrz.zoo.teacher import with_teacher
 from tfx_pipelines.components.blessing import LatestPassedModelStrategy
 from tfx_pipelines.components.example_gen import (
@@ -147,6 +148,13 @@ def create_pipeline(
     }
     hyperparameters = None
     if config.tuner.enabled:
+        check_search(config)
+        for name in config.tuner.search_space:
+            require(
+                name.partition(".")[0] not in ("data", "features"),
+                f"tuner.search_space.{name}",
+                "the examples are made before the Tuner runs: search it with 'tfrz tune'",
+            )
         tuner = tfx.components.Tuner(tuner_fn="tfx_pipelines.modules.tuner.tuner_fn", **trained)
         hyperparameters = tuner.outputs["best_hyperparameters"]
         components.append(tuner)

@@ -20,6 +20,7 @@ LIBRARIES = {
         '"@pip//aiohttp"',
         '"@pip//grpcio"',
         '"@pip//grpcio_health_checking"',
+        '"@pip//keras_tuner"',
         '"@pip//matplotlib"',
         '"@pip//pyyaml"',
         '"@pip//tensorflow"',
@@ -27,7 +28,7 @@ LIBRARIES = {
         '"@pip//tfx"',
         '"@pip//tqdm"',
     ],
-    "tfx_pipelines": ['"//tfrz"', '"@pip//keras_tuner"', '"@pip//tfx"'],
+    "tfx_pipelines": ['"//tfrz"', '"@pip//tfx"'],
     "benchmarks": ['"//tfrz"', '"@pip//tensorflow_recommenders"'],
 }
 

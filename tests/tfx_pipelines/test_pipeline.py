@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+import yaml
 
 from tfrz.errors import InputError
 from tfrz.zoo.run_config import load_run_config
@@ -202,6 +203,12 @@ def test_too_many_corrupt_lines_end_the_run_with_file_and_line(place, tmp_path):
     assert not (tmp_path / "root" / "serving").exists()
 
 
+def _trials(place) -> list[dict]:
+    """The trials of the Tuner's last run."""
+    stored = sorted((place.root / "artifacts" / "Tuner" / "tuner_results").glob("*/*"))
+    return json.loads(stored[-1].read_text())
+
+
 def test_the_tuner_finds_a_configuration_of_the_space(place, first):
     config = load_run_config(
         "dcn_v2",
@@ -211,7 +218,7 @@ def test_the_tuner_finds_a_configuration_of_the_space(place, first):
             "tuner.enabled=true",
             "tuner.max_trials=2",
             "trainer.epochs=1",
-            "tuner.search_space={model.rank: [1, 3], trainer.learning_rate: [0.01, 0.03]}",
+            "tuner.search_space={model.rank: [1, 3], model.hidden_units: [[8], [8, 4]]}",
         ],
     )
     result = run_pipeline(config, str(place.data), place.root, str(place.features), progress=False)
@@ -219,11 +226,21 @@ def test_the_tuner_finds_a_configuration_of_the_space(place, first):
     stored = sorted((place.root / "artifacts" / "Tuner" / "best_hyperparameters").glob("*/*"))
     values = json.loads(stored[-1].read_text())["values"]
     assert values["model.rank"] in (1, 3)
+    units = json.loads(values["model.hidden_units"])  # keras-tuner knows no lists.
+    assert units in ([8], [8, 4])
+    assert len(_trials(place)) == 2
     trained = sorted(
         (place.root / "artifacts" / "Trainer" / "model").glob("*"), key=lambda p: int(p.name)
     )
     used = (trained[-1] / "Format-Serving" / "assets" / "run_config.yaml").read_text()
     assert f"rank: {values['model.rank']}" in used
+    assert yaml.safe_load(used)["model"]["hidden_units"] == units
+
+
+def test_a_search_of_what_the_examples_are_made_with_is_refused(place):
+    space = "tuner.search_space={data.seed: [0, 1]}"
+    with pytest.raises(InputError, match=r"data\.seed: the examples are made before the Tuner"):
+        place.run("tuner.enabled=true", space)
 
 
 def test_the_pipeline_compiles_for_kubeflow(tmp_path):

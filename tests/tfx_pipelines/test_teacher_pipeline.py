@@ -80,7 +80,9 @@ def test_what_is_pushed_is_the_student_and_asks_for_no_teacher(student):
 def test_every_example_carries_what_the_teacher_serves(teacher, student):
     files = sorted(Path(student[0]).glob("artifacts/BulkInferrer/output_examples/*/Split-eval/*"))
     records = list(
-        tf.data.TFRecordDataset([str(f) for f in files], compression_type="GZIP").as_numpy_iterator()
+        tf.data.TFRecordDataset(
+            [str(f) for f in files], compression_type="GZIP"
+        ).as_numpy_iterator()
     )
     served = tf.saved_model.load(teacher[1].pushed).signatures["serving_default"]
     expected = served(tf.constant(records[:50]))["scores"].numpy()

@@ -24,6 +24,9 @@ def _common(parser: argparse.ArgumentParser) -> None:
         help="a configuration value, e.g. evaluator.min_auc=0.8",
     )
     parser.add_argument(
+        "--config", metavar="FILE", help="YAML over the model's configuration, under --set"
+    )
+    parser.add_argument(
         "--beam-arg",
         action="append",
         default=[],
@@ -74,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         overrides += [f"data.seed={args.seed}", f"trainer.seed={args.seed}"]
     if args.beam_arg:
         overrides.append(f"pipeline.beam_args={json.dumps(args.beam_arg)}")
-    config = load_run_config(args.model, args.data.partition(":")[0], overrides)
+    config = load_run_config(args.model, args.data.partition(":")[0], overrides, args.config)
     if args.action == "compile":
         from tfx_pipelines.kubeflow_runner import compile_pipeline
 

@@ -12,6 +12,11 @@ HELP = "train a model in this process"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
+    add_run_arguments(parser, "folder of the result; an unfinished run found there is resumed")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
+    """Adds the arguments of commands that train in this process; `out` tells of `--out`."""
     parser.add_argument("model", help="a name that 'tfrz list' shows")
     parser.add_argument(
         "--data",
@@ -19,10 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="simulated (default), NAME:PATH such as movielens-1m:ml-1m.zip, or a file of your own",
     )
     parser.add_argument("--features", help="feature spec (YAML) of a file of your own")
+    parser.add_argument("--out", required=True, help=out)
     parser.add_argument(
-        "--out",
-        required=True,
-        help="folder of the result; an unfinished run found there is resumed",
+        "--config", metavar="FILE", help="YAML over the model's configuration, under --set"
     )
     parser.add_argument(
         "--set",
@@ -37,28 +41,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no log")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Trains and prints the metrics."""
-    from tfrz.cli.tables import format_table
-    from tfrz.zoo.train import train
-
+def set_up_logging(quiet: bool) -> None:
+    """The log on standard error, without that of libraries."""
     logging.basicConfig(
-        level=logging.WARNING if args.quiet else logging.INFO,
+        level=logging.WARNING if quiet else logging.INFO,
         format="%(message)s",
         stream=sys.stderr,
     )
     for noisy in ("absl", "tensorflow", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """What `--set` and `--seed` set."""
     overrides = list(args.overrides)
     if args.seed is not None:
         overrides += [f"data.seed={args.seed}", f"trainer.seed={args.seed}"]
+    return overrides
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains and prints the metrics."""
+    from tfrz.cli.tables import format_table
+    from tfrz.zoo.train import train
+
+    set_up_logging(args.quiet)
     result = train(
         args.model,
         data=args.data,
         features=args.features,
         out=args.out,
-        overrides=overrides,
+        overrides=overrides_of(args),
         progress=not args.quiet,
+        config_file=args.config,
     )
     if args.json:
         print(json.dumps(result, indent=1))

@@ -6,6 +6,7 @@ from step s, and gets the very batches that the first run would have seen next.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -82,6 +83,12 @@ class ArrayBatches:
             name: column if isinstance(column, tf.RaggedTensor) else column.numpy()
             for name, column in self._columns.items()
         }
+
+    def recut(self, batch_size: int, seed: int) -> ArrayBatches:
+        """The same examples in batches of another size or order; the arrays are shared."""
+        other = copy.copy(self)
+        other.batch_size, other._seed = batch_size, seed
+        return other
 
     def _gather(self, rows: tf.Tensor) -> dict[str, tf.Tensor]:
         return {name: tf.gather(column, rows) for name, column in self._columns.items()}

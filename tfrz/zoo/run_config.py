@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from tfrz.config import apply_overrides, from_mapping, merge, read_yaml, require, to_mapping
@@ -11,6 +13,7 @@ from tfrz.data.histories import HistoryConfig
 from tfrz.data.lists import ListConfig
 from tfrz.data.slicing import load_slices
 from tfrz.data.timelines import TimelineConfig
+from tfrz.errors import ConfigError
 from tfrz.export.index import IndexConfig
 from tfrz.training.config import TrainerConfig
 from tfrz.training.density_weighting import WeightingConfig
@@ -164,30 +167,43 @@ class ExportConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TunerConfig:
-    """The search of the pipeline's Tuner.
+    """The search of `tfrz tune` and of the pipeline's Tuner.
 
     Attributes:
       enabled: whether the pipeline has a Tuner.
-      max_trials: configurations tried.
-      epochs_per_trial: epochs of each.
-      search_space: dotted names of this configuration to the values to try.
+      max_trials: configurations tried at most.
+      epochs_per_trial: epochs of each at most; null for `trainer.epochs`.
+      search_space: dotted names of this configuration to the values to try. A later space (of a
+        data set, a file, an override) takes the place of an earlier one.
     """
 
     enabled: bool = False
     max_trials: int = 8
-    epochs_per_trial: int = 1
+    epochs_per_trial: int | None = None
     search_space: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(self.max_trials >= 1, "tuner.max_trials", "must be at least 1")
-        require(self.epochs_per_trial >= 1, "tuner.epochs_per_trial", "must be at least 1")
+        require(
+            self.epochs_per_trial is None or self.epochs_per_trial >= 1,
+            "tuner.epochs_per_trial",
+            "must be at least 1, or null",
+        )
         require(
             not self.enabled or bool(self.search_space),
             "tuner.search_space",
             "is empty: name what to search, e.g. {model.rank: [8, 16]}",
         )
         for name, values in self.search_space.items():
-            require(bool(values), f"tuner.search_space.{name}", "has no values")
+            where = f"tuner.search_space.{name}"
+            require(bool(values), where, "has no values")
+            require(
+                name.partition(".")[0] not in ("name", "tuner", "evaluator", "pipeline"),
+                where,
+                "does not change how a model is trained: search values of model, trainer or data",
+            )
+            different = {json.dumps(value, default=str) for value in values}
+            require(len(different) == len(values), where, "has a value twice")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -434,10 +450,13 @@ def run_config_from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
             f"data.{section}",
             "must be given" if wanted else f"{entry.name} does not learn from {what}",
         )
-    for dotted in config.tuner.search_space:
+    for dotted, choices in config.tuner.search_space.items():
         # A misspelt name must not cost an evening of trials: build one configuration with each.
-        first = config.tuner.search_space[dotted][0]
-        with_override(config, dotted, first)
+        for value in choices:
+            try:
+                with_override(config, dotted, value)
+            except ConfigError as error:
+                raise ConfigError(f"tuner.search_space: {error}") from error
     return config
 
 
@@ -448,17 +467,39 @@ def run_config_to_mapping(config: RunConfig) -> dict[str, Any]:
 
 def with_override(config: RunConfig, dotted: str, value: Any) -> RunConfig:
     """A copy of `config` with one dotted name set to `value`, checked like every value."""
+    return with_values(config, {dotted: value})
+
+
+def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """A copy of `config` with dotted names set to values, checked together."""
     mapping = run_config_to_mapping(config)
-    mapping["tuner"]["search_space"] = {}
-    mapping["tuner"]["enabled"] = False
-    change: Any = value
-    for key in reversed(dotted.split(".")):
-        change = {key: change}
-    return run_config_from_mapping(merge(mapping, change))
+    del mapping["tuner"]  # Its space was checked, each value with a configuration of its own.
+    for dotted, value in values.items():
+        change: Any = value
+        for key in reversed(dotted.split(".")):
+            change = {key: change}
+        mapping = merge(mapping, change)
+    return dataclasses.replace(run_config_from_mapping(mapping), tuner=config.tuner)
+
+
+def _without_space(mapping: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`mapping` without its search space if `change` has one: spaces are not mixed."""
+    tuner = change.get("tuner")
+    if not isinstance(tuner, Mapping) or "search_space" not in tuner:
+        return mapping
+    return merge(mapping, {"tuner": {"search_space": None}})
+
+
+def _merged(mapping: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`mapping` with the values of a file over it."""
+    return merge(_without_space(mapping, change), change)
 
 
 def load_run_config(
-    model: str, dataset: str = "simulated", overrides: Iterable[str] = ()
+    model: str,
+    dataset: str = "simulated",
+    overrides: Iterable[str] = (),
+    config_file: str | Path | None = None,
 ) -> RunConfig:
     """The configuration of `model` on `dataset`, with overrides.
 
@@ -467,18 +508,31 @@ def load_run_config(
       dataset: the word of `--data` before the colon. A dataset without a file of its own takes
         `simulated.yaml`'s model and trainer sections only if there is no `default.yaml`.
       overrides: `section.key=value`, the value as YAML.
+      config_file: YAML over the configuration of `dataset` and under `overrides`.
 
     Raises:
       InputError: the model is unknown.
-      ConfigError: a key is unknown or a value is out of range.
+      ConfigError: a key is unknown or a value is out of range, or the file cannot be read or is of
+        another model.
     """
     entry = registry.get(model)
     directory = entry.config_directory
     mapping: dict[str, Any] = {}
-    for name in ("default", dataset):
-        path = directory / f"{name}.yaml"
-        if path.exists():
-            mapping = merge(mapping, read_yaml(path))
+    files = [directory / f"{name}.yaml" for name in ("default", dataset)]
+    for path in [path for path in files if path.exists()]:
+        mapping = _merged(mapping, read_yaml(path))
+    if config_file is not None:
+        change = read_yaml(config_file)
+        of = change.get("name", model)
+        require(of == model, f"--config {config_file}", f"is of the model {of!r}, not of {model!r}")
+        mapping = _merged(mapping, change)
     mapping["name"] = model
-    # Named slices first, so that an override may change a part of them.
-    return run_config_from_mapping(apply_overrides(_with_slices(mapping), overrides))
+    overrides = list(overrides)
+    mapping = _without_space(mapping, apply_overrides({}, overrides))
+    try:
+        # Named slices first, so that an override may change a part of them.
+        return run_config_from_mapping(apply_overrides(_with_slices(mapping), overrides))
+    except ConfigError as error:
+        if config_file is None:
+            raise
+        raise ConfigError(f"{error} (with --config {config_file})") from error

@@ -29,10 +29,16 @@ def _differing(old: Any, new: Any, where: str = "") -> list[str]:
     return [] if old == new else [where]
 
 
-def _claim(out: Path, described: dict[str, Any]) -> None:
-    """Makes `out` the folder of this run, or refuses to mix it with another."""
+def claim(out: Path, described: dict[str, Any], result: str = "metrics.json") -> None:
+    """Makes `out` the folder of this run, or refuses to mix it with another.
+
+    Args:
+      out: the folder.
+      described: what the run is; kept in `config.yaml`.
+      result: the file whose presence says that the run is finished.
+    """
     require_writable_directory(out)
-    if (out / "metrics.json").exists():
+    if (out / result).exists():
         raise InputError(f"{out} holds a finished run: choose another --out")
     stored = out / "config.yaml"
     if stored.exists():
@@ -53,6 +59,7 @@ def train(
     features: str | None = None,
     overrides: Iterable[str] = (),
     progress: bool = True,
+    config_file: str | Path | None = None,
 ) -> dict[str, Any]:
     """Trains `model` on `data` and exports it.
 
@@ -65,6 +72,7 @@ def train(
       features: feature spec of a file of the user's own.
       overrides: `section.key=value`.
       progress: show a bar on standard error.
+      config_file: YAML over the configuration of the data set, under `overrides`.
 
     Returns:
       What `metrics.json` holds: metrics per set, seconds per stage, the model's place.
@@ -82,7 +90,7 @@ def train(
     from tfrz.zoo.teacher import StudentData, attach_teacher, find_teacher, teacher_metrics
 
     entry = registry.get(model)
-    config = load_run_config(model, data.partition(":")[0], overrides)
+    config = load_run_config(model, data.partition(":")[0], overrides, config_file)
     reader = open_source(data, features, entry.record_type, **config.data.options)
     if config.trainer.warm_start == "latest_blessed":
         raise ConfigError(
@@ -94,7 +102,7 @@ def train(
         find_teacher(config.distill.teacher)
     if config.trainer.warm_start is not None:
         check_warm_start(config, config.trainer.warm_start)
-    _claim(out, {"data_source": data, **run_config_to_mapping(config)})
+    claim(out, {"data_source": data, **run_config_to_mapping(config)})
     task = entry.load("task")(entry, config)
     seconds: dict[str, float] = {}
 

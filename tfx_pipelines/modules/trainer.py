@@ -12,7 +12,6 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from tfrz.config import from_mapping
-from tfrz.data.features import Spec
 from tfrz.data.readers import open_source
 from tfrz.data.transform_analyzers import (
     vocabularies_from_transform,
@@ -25,7 +24,8 @@ from tfrz.training.fit import build_model, measured
 from tfrz.training.warm_start import warm_start
 from tfrz.zoo import registry
 from tfrz.zoo.long_history import check_warm_start
-from tfrz.zoo.run_config import RunConfig, run_config_from_mapping, with_override
+from tfrz.zoo.run_config import RunConfig, run_config_from_mapping, with_values
+from tfrz.zoo.search_space import chosen_values
 from tfrz.zoo.teacher import StudentData, attach_teacher
 
 logger = logging.getLogger(__name__)
@@ -107,11 +107,7 @@ def _with_hyperparameters(config: RunConfig, hyperparameters: dict[str, Any] | N
     """The configuration with what the Tuner found."""
     if not hyperparameters:
         return config
-    tuner, evaluator = config.tuner, config.evaluator
-    for name, value in hyperparameters["values"].items():
-        if "." in name and not name.startswith("tuner/"):
-            config = with_override(config, name, value)
-    return dataclasses.replace(config, tuner=tuner, evaluator=evaluator)
+    return with_values(config, chosen_values(config, hyperparameters["values"]))
 
 
 def run_fn(fn_args: Any) -> None:

@@ -25,7 +25,17 @@ def _tfrz(*arguments: str) -> subprocess.CompletedProcess:
 def test_help_names_every_command_and_each_explains_itself(capsys):
     assert main(["--help"]) == 0
     overview = capsys.readouterr().out
-    commands = ["list", "describe", "train", "pipeline", "serve", "predict", "reproduce", "data"]
+    commands = [
+        "list",
+        "describe",
+        "train",
+        "tune",
+        "pipeline",
+        "serve",
+        "predict",
+        "reproduce",
+        "data",
+    ]
     commands += ["serving-config", "bench"]
     for command in [*commands, "bench"]:
         assert f"\n  {command} " in overview

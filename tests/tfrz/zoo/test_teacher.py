@@ -106,7 +106,12 @@ def clicks(tmp_path_factory):
 
 
 SPEC = FeatureSpec(
-    (Feature("word"), Feature("tags", multivalent=True), numeric("size"), Feature("n", dtype="int64")),
+    (
+        Feature("word"),
+        Feature("tags", multivalent=True),
+        numeric("size"),
+        Feature("n", dtype="int64"),
+    ),
     outcomes=(TEACHER_SCORE,),
 )
 ROWS = pa.table(

@@ -80,6 +80,8 @@ class RetrievalTask(HistoryTask):
 
     objective = "ndcg_at_20"
     objective_direction = "max"
+    # Beside those of data and features: values of the configuration that decide what it prepares.
+    prepare_reads = ("model.item_features",)
 
     def __init__(self, entry: ModelEntry, config: RunConfig) -> None:
         super().__init__(entry, config)

@@ -1,0 +1,176 @@
+"""Searching for a model's best configuration on a source of records, in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfrz.config import write_yaml
+from tfrz.errors import ConfigError, InputError
+from tfrz.files import atomic_write
+from tfrz.zoo import registry
+from tfrz.zoo.run_config import RunConfig, load_run_config, run_config_to_mapping, with_values
+from tfrz.zoo.search_space import check_search, combinations
+from tfrz.zoo.train import claim
+
+if TYPE_CHECKING:
+    from tfrz.zoo.tasks.prepared import Prepared
+    from tfrz.zoo.tuning import TrialResult, TrialSets
+
+logger = logging.getLogger(__name__)
+
+
+class PreparedSets:
+    """The sets of each trial: prepared anew only where its values change the data.
+
+    Args:
+      data: as `--data` of the command line.
+      features: feature spec of a file of the user's own.
+    """
+
+    def __init__(self, data: str, features: str | None) -> None:
+        self._data, self._features = data, features
+        self._reads: dict[str, Any] | None = None
+        self._prepared: Prepared | None = None
+
+    def __call__(self, config: RunConfig) -> TrialSets:
+        """What `config` is trained with.
+
+        Raises:
+          InputError: as of the task's `prepare`.
+        """
+        from tfrz.training.batches import ArrayBatches
+        from tfrz.zoo.tuning import TrialSets
+
+        entry = registry.get(config.name)
+        task = entry.load("task")(entry, config)
+        reads = self._read_by(task, config)
+        if self._prepared is None or reads != self._reads:
+            self._reads, self._prepared = reads, self._prepare(task, config)
+        train, trainer = self._prepared.train, config.trainer
+        if isinstance(train, ArrayBatches):
+            train = train.recut(trainer.batch_size, trainer.seed)
+        return TrialSets(task, self._prepared.inputs, train, self._prepared.validation)
+
+    @staticmethod
+    def _read_by(task: Any, config: RunConfig) -> dict[str, Any]:
+        """The values of the configuration that decide what `prepare` gives."""
+        mapping = run_config_to_mapping(config)
+        reads = {"data": mapping["data"], "features": mapping["features"]}
+        for dotted in getattr(task, "prepare_reads", ()):
+            section, _, name = dotted.partition(".")
+            reads[dotted] = mapping[section][name]
+        return reads
+
+    def _prepare(self, task: Any, config: RunConfig) -> Prepared:
+        from tfrz.data.readers import open_source
+
+        record_type = registry.get(config.name).record_type
+        reader = open_source(self._data, self._features, record_type, **config.data.options)
+        prepared: Prepared = task.prepare(reader)
+        logger.info(
+            "%s: %s training, %s validation examples",
+            self._data,
+            *(f"{s.num_examples:,}" for s in (prepared.train, prepared.validation)),
+        )
+        return prepared
+
+
+def best_first(results: Iterable[TrialResult], direction: str) -> list[TrialResult]:
+    """Failed trials last."""
+    sign = 1.0 if direction == "min" else -1.0
+
+    def place(result: TrialResult) -> tuple[bool, float, int]:
+        failed = result.objective is None
+        return failed, 0.0 if result.objective is None else sign * result.objective, result.trial
+
+    return sorted(results, key=place)
+
+
+def tune(
+    model: str,
+    data: str = "simulated",
+    out: str | Path = "runs/tune",
+    features: str | None = None,
+    overrides: Iterable[str] = (),
+    progress: bool = True,
+    config_file: str | Path | None = None,
+) -> dict[str, Any]:
+    """Tries configurations of `model`'s search space on `data`.
+
+    Args:
+      model: a name of the registry.
+      data: as `--data` of the command line.
+      out: takes `config.yaml`, `trials/<number>.json`, `best.yaml` and, at the end, `trials.json`.
+        An unfinished search is resumed: trials that ended are not run again.
+      features: feature spec of a file of the user's own.
+      overrides: `section.key=value`.
+      progress: show a bar on standard error.
+      config_file: YAML over the configuration of the data set, under `overrides`.
+
+    Returns:
+      What `trials.json` holds: the objective, and the trials, the best first.
+
+    Raises:
+      InputError: bad input of any kind, or every trial failed.
+    """
+    # These pull in TensorFlow: a misspelt option above should be told in no time.
+    from tfrz.data.readers import open_source
+    from tfrz.zoo.long_history import pinned
+
+    entry = registry.get(model)
+    config = load_run_config(model, data.partition(":")[0], overrides, config_file)
+    check_search(config)
+    if "KERASTUNER_ORACLE_IP" in os.environ:
+        raise InputError(
+            "KERASTUNER_ORACLE_IP is set, for a search of several processes, and this is one: "
+            "unset it (docs/tuning.md)"
+        )
+    open_source(data, features, entry.record_type, **config.data.options)
+    if config.trainer.warm_start is not None:
+        raise ConfigError(
+            "trainer.warm_start: trials start from nothing: leave it out, and set it when you "
+            "train with the best configuration"
+        )
+    try:
+        from tfrz.zoo.tuning import ConfigTuner
+    except ImportError as error:
+        raise InputError(
+            f"a search needs keras-tuner ({error}): pip install 'tfrz[tfx]'"
+        ) from error
+
+    out = Path(out)
+    config = pinned(config, out)
+    described = {"command": "tune", "data_source": data, **run_config_to_mapping(config)}
+    claim(out, described, "trials.json")
+    task = entry.load("task")(entry, config)
+    with tempfile.TemporaryDirectory(prefix="tfrz-tune-") as state:
+        tuner = ConfigTuner(config, task, state, out / "trials")
+        tuner.search(sets_of=PreparedSets(data, features), progress=progress)
+
+    trials = best_first(tuner.results, task.objective_direction)
+    best = trials[0]
+    result = {
+        "model": model,
+        "data": data,
+        "objective": task.objective,
+        "direction": task.objective_direction,
+        "combinations": combinations(config),
+        "best": str(out / "best.yaml"),
+        "trials": [dataclasses.asdict(trial) for trial in trials],
+    }
+    comment = (
+        f"# The best of {len(trials)} trials of 'tfrz tune {model} --data {data}': "
+        f"{task.objective} {best.objective:.6g}.\n"
+    )
+    found = run_config_to_mapping(with_values(config, best.values))
+    atomic_write(out / "best.yaml", comment + write_yaml(found))
+    # Last: it says that the search is finished.
+    atomic_write(out / "trials.json", json.dumps(result, indent=1) + "\n")
+    return result
