@@ -211,7 +211,8 @@ def test_the_tuner_finds_a_configuration_of_the_space(place, first):
             "tuner.enabled=true",
             "tuner.max_trials=2",
             "trainer.epochs=1",
-            "tuner.search_space={model.rank: [1, 3], trainer.learning_rate: [0.01, 0.03]}",
+            "tuner.search_space={model.rank: [1, 3], low_rank.rank: [2, 3]}",
+            "low_rank.init=data",
         ],
     )
     result = run_pipeline(config, str(place.data), place.root, str(place.features), progress=False)
@@ -224,6 +225,12 @@ def test_the_tuner_finds_a_configuration_of_the_space(place, first):
     )
     used = (trained[-1] / "Format-Serving" / "assets" / "run_config.yaml").read_text()
     assert f"rank: {values['model.rank']}" in used
+    # The Trainer factorised the hidden layer at the rank that the Tuner found.
+    weights = tf.train.load_checkpoint(str(trained[-1] / "Format-Serving/variables/variables"))
+    factor = weights.get_tensor("weights/hidden_0-U/.ATTRIBUTES/VARIABLE_VALUE")
+    assert factor.shape[1] == values["low_rank.rank"]
+    reports = json.loads(next((place.root / "artifacts").rglob("low_rank.json")).read_text())
+    assert reports[-1]["rank"] == values["low_rank.rank"]
 
 
 def test_the_pipeline_compiles_for_kubeflow(tmp_path):

@@ -29,8 +29,8 @@ def _differing(old: Any, new: Any, where: str = "") -> list[str]:
     return [] if old == new else [where]
 
 
-def _claim(out: Path, described: dict[str, Any]) -> None:
-    """Makes `out` the folder of this run, or refuses to mix it with another."""
+def refuse_other_run(out: Path, described: dict[str, Any]) -> None:
+    """Refuses a folder that cannot be written, or holds another run or a finished one."""
     require_writable_directory(out)
     if (out / "metrics.json").exists():
         raise InputError(f"{out} holds a finished run: choose another --out")
@@ -42,8 +42,6 @@ def _claim(out: Path, described: dict[str, Any]) -> None:
                 f"{out} holds a run with another {', '.join(different[:3])}: repeat its "
                 "configuration to resume it, or choose another --out"
             )
-    else:
-        atomic_write(stored, write_yaml(described))
 
 
 def train(
@@ -61,7 +59,7 @@ def train(
       data: as `--data` of the command line.
       out: takes `config.yaml`, `metrics.json`, `curves.png`, `card.md`, `history.json`,
         `checkpoints/`, `tensorboard/`, `model/<version>/` and the task's own reports. An
-        unfinished run is resumed.
+        unfinished run is resumed. `low_rank.json` tells of layers of low rank, if asked for.
       features: feature spec of a file of the user's own.
       overrides: `section.key=value`.
       progress: show a bar on standard error.
@@ -76,8 +74,9 @@ def train(
     from tfrz.data.readers import open_source
     from tfrz.export.card import render_card
     from tfrz.export.saved_model import export_model
-    from tfrz.training.fit import build_model, evaluate, measured
+    from tfrz.training.fit import evaluate, measured
     from tfrz.training.warm_start import warm_start
+    from tfrz.zoo.building import build_for_training, layers_as_values, write_layers
     from tfrz.zoo.long_history import check_warm_start, pinned
     from tfrz.zoo.teacher import StudentData, attach_teacher, find_teacher, teacher_metrics
 
@@ -94,7 +93,8 @@ def train(
         find_teacher(config.distill.teacher)
     if config.trainer.warm_start is not None:
         check_warm_start(config, config.trainer.warm_start)
-    _claim(out, {"data_source": data, **run_config_to_mapping(config)})
+    resolved = {"data_source": data, **run_config_to_mapping(config)}
+    refuse_other_run(out, resolved)
     task = entry.load("task")(entry, config)
     seconds: dict[str, float] = {}
 
@@ -118,7 +118,10 @@ def train(
             prepared.examples,
         ),
     )
-    keras_model = build_model(lambda: task.build(prepared.inputs), config.trainer)
+    keras_model, layers = build_for_training(task, prepared.inputs, config, prepared.train)
+    # Not before the model is known to exist: who corrects a rank may keep the folder.
+    atomic_write(out / "config.yaml", write_yaml(resolved))
+    write_layers(layers, out)
     if config.trainer.warm_start is not None:
         warm_start(keras_model, task, prepared.vocabularies, config.trainer.warm_start)
     started = time.perf_counter()
@@ -138,7 +141,7 @@ def train(
 
     started = time.perf_counter()
     parameters = sum(int(w.shape.num_elements()) for w in keras_model.trainable_weights)
-    card = render_card(entry, config, prepared.spec, data, metrics, parameters)
+    card = render_card(entry, config, prepared.spec, data, metrics, parameters, layers)
     version = out / "model" / "1"
     # Left by a run that was stopped between the export and the metrics: the export is whole.
     if not version.exists():
@@ -168,5 +171,7 @@ def train(
         "seconds": seconds,
         "examples_per_second": steps * config.trainer.batch_size / max(seconds["fit"], 1e-9),
     }
+    if layers:
+        described["low_rank"] = layers_as_values(layers)
     atomic_write(out / "metrics.json", json.dumps(described, indent=1) + "\n")
     return described

@@ -21,9 +21,10 @@ from tfrz.data.transform_analyzers import (
 from tfrz.export.card import render_card
 from tfrz.export.saved_model import export_model
 from tfrz.training.batches import ExampleBatches
-from tfrz.training.fit import build_model, measured
+from tfrz.training.fit import measured
 from tfrz.training.warm_start import warm_start
 from tfrz.zoo import registry
+from tfrz.zoo.building import build_for_training, write_layers
 from tfrz.zoo.long_history import check_warm_start
 from tfrz.zoo.run_config import RunConfig, run_config_from_mapping, with_override
 from tfrz.zoo.teacher import StudentData, attach_teacher
@@ -133,13 +134,14 @@ def run_fn(fn_args: Any) -> None:
     )
     if hasattr(task, "check_training_set"):
         task.check_training_set(workspace.train, inputs)
-    model = build_model(lambda: task.build(inputs), config.trainer)
+    model, layers = build_for_training(task, inputs, config, workspace.train)
     if fn_args.base_model and not taught_live:
         check_warm_start(config, fn_args.base_model)
         report = warm_start(model, task, vocabularies, fn_args.base_model)
         Path(fn_args.model_run_dir).mkdir(parents=True, exist_ok=True)
         (Path(fn_args.model_run_dir) / "warm_start.txt").write_text(f"{report}\n")
     run_directory = Path(fn_args.model_run_dir)
+    write_layers(layers, run_directory)
     result = entry.load("recipe")(
         model,
         task,
@@ -157,6 +159,7 @@ def run_fn(fn_args: Any) -> None:
         fn_args.custom_config["data"],
         {"validation": measured(result.best)},
         parameters,
+        layers,
     )
     export_model(
         Path(fn_args.serving_model_dir),

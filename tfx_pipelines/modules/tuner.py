@@ -7,8 +7,8 @@ from typing import Any
 
 import keras_tuner
 
-from tfrz.training.fit import build_model
 from tfrz.zoo import registry
+from tfrz.zoo.building import build_for_training
 from tfrz.zoo.run_config import RunConfig, run_config_from_mapping, with_override
 from tfx_pipelines.modules.trainer import open_workspace
 
@@ -26,7 +26,7 @@ class ConfigTuner(keras_tuner.RandomSearch):
             config = with_override(config, name, trial.hyperparameters.get(name))
         workspace = open_workspace(fn_args, config)
         inputs = workspace.inputs()
-        model = build_model(lambda: workspace.task.build(inputs), config.trainer)
+        model, _ = build_for_training(workspace.task, inputs, config, workspace.train)
         result = registry.get(config.name).load("recipe")(
             model,
             workspace.task,
