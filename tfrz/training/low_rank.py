@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -79,8 +78,6 @@ _MEASURED = 8192
 
 # The layers that models of the zoo score with: a rank there takes from all that lies before it.
 _OUTPUTS = ("logit", "logits", "output_score")
-
-logger = logging.getLogger(__name__)
 
 Batch = Mapping[str, Any]
 Inputs = Batch | Batches | Sequence[Batch]
@@ -608,7 +605,7 @@ def _report(old: Any, new: Any, error: tuple[float, float] | None, skipped: str)
 def factorize_for_training(
     model: keras.Model, config: LowRankConfig, inputs: Inputs, where: str = "low_rank"
 ) -> tuple[Any, tuple[LayerReport, ...]]:
-    """`factorize` as a configuration asks for it; says what became of each layer in the log.
+    """`factorize` as a configuration asks for it.
 
     Args:
       model: built.
@@ -637,11 +634,4 @@ def factorize_for_training(
         raise ConfigError(
             f"{where}: no layer of this {type(model).__name__} gets smaller by it ({kept})"
         )
-    for r in reports:
-        if r.skipped:
-            logger.info("%s stays as it is: %s", r.name, r.skipped)
-            continue
-        error = "" if r.output_error is None else f", output error {r.output_error:.3f}"
-        counts = f"{r.parameters_after:,} of {r.parameters_before:,} parameters"
-        logger.info("%s, %d x %d, has rank %d: %s%s", r.name, *r.shape, r.rank, counts, error)
     return new, reports

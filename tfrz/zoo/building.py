@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from tfrz.training.low_rank import LayerReport, factorize_for_training, first_ex
 
 if TYPE_CHECKING:
     from tfrz.zoo.run_config import RunConfig
+
+logger = logging.getLogger(__name__)
 
 
 def build_for_training(
@@ -49,7 +52,24 @@ def build_for_training(
             model, reports = factorize_for_training(model, config.low_rank, examples)
         return model
 
-    return build_model(built, config.trainer), reports
+    model = build_model(built, config.trainer)
+    for r in reports:
+        if r.skipped:
+            logger.info("%s stays as it is: %s", r.name, r.skipped)
+            continue
+        counts = f"{r.parameters_after:,} of {r.parameters_before:,} parameters"
+        error = "" if r.output_error is None else f", output error {r.output_error:.3f}"
+        logger.info("%s, %d x %d, has rank %d: %s%s", r.name, *r.shape, r.rank, counts, error)
+    return model, reports
+
+
+def build_like(task: Any, inputs: Any, config: RunConfig) -> keras.Model:
+    """A model of the structure that `build_for_training` gives, to load trained weights into."""
+    model = task.build(inputs)
+    if config.low_rank.enabled:
+        plain = dataclasses.replace(config.low_rank, init="spectral", repair_scale=False)
+        model, _ = factorize_for_training(model, plain, [task.example_inputs(inputs)])
+    return model
 
 
 def layers_as_values(reports: Sequence[LayerReport]) -> list[dict[str, Any]]:
