@@ -37,18 +37,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no log")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Trains and prints the metrics."""
-    from tfrz.cli.tables import format_table
-    from tfrz.zoo.train import train
-
+def log_progress(quiet: bool) -> None:
+    """Sends the log to standard error, or only its warnings."""
     logging.basicConfig(
-        level=logging.WARNING if args.quiet else logging.INFO,
+        level=logging.WARNING if quiet else logging.INFO,
         format="%(message)s",
         stream=sys.stderr,
     )
     for noisy in ("absl", "tensorflow", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains and prints the metrics."""
+    from tfrz.cli.tables import format_table
+    from tfrz.zoo.train import train
+
+    log_progress(args.quiet)
     overrides = list(args.overrides)
     if args.seed is not None:
         overrides += [f"data.seed={args.seed}", f"trainer.seed={args.seed}"]

@@ -19,7 +19,12 @@ from tfrz.errors import ConfigError
 from tfrz.layers.cross import Cross
 from tfrz.layers.low_rank import LowRankDense
 from tfrz.models.dcn_v2 import DCNv2
-from tfrz.models.low_rank import low_rank_like, placed_layers, replace_layer
+from tfrz.models.low_rank import (
+    low_rank_layers,
+    low_rank_like,
+    placed_layers,
+    replace_layer,
+)
 from tfrz.training.batches import ArrayBatches, Batches
 from tfrz.training.config import LowRankConfig
 from tfrz.training.low_rank_factors import (
@@ -58,6 +63,7 @@ __all__ = [
     "first_examples",
     "frobenius_decay_gradients",
     "function_aware",
+    "low_rank_config",
     "rank_for_ratio",
     "refined",
     "relu_error",
@@ -635,3 +641,18 @@ def factorize_for_training(
             f"{where}: no layer of this {type(model).__name__} gets smaller by it ({kept})"
         )
     return new, reports
+
+
+def low_rank_config(model: keras.Model) -> LowRankConfig:
+    """With what, beside the model's own configuration, its structure is built again.
+
+    It is off for a DCN-V2, whose own configuration tells its ranks.
+    """
+    if isinstance(model, DCNv2):
+        return LowRankConfig()
+    layers = low_rank_layers(model).get("low_rank", {})
+    decays = [values["frobenius_decay"] for values in layers.values()]
+    return LowRankConfig(
+        layers={name: values["rank"] for name, values in layers.items()},
+        frobenius_decay=max(decays, default=0.0),
+    )

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -224,6 +224,18 @@ class StudentData:
     examples: Sequence[bytes]
 
 
+class Words(NamedTuple):
+    """How messages about a trained model that does not fit its data are worded."""
+
+    where: str = "distill.teacher"
+    model: str = "teacher"
+    data: str = "student"
+    remedy: str = "train both on the same data"
+
+
+_WORDS = Words()
+
+
 def load_teacher(place: str, student: Any, data: StudentData) -> LiveTeacher:
     """A trained model of the zoo, built anew for a student's inputs.
 
@@ -245,7 +257,7 @@ def load_teacher(place: str, student: Any, data: StudentData) -> LiveTeacher:
             f"{own.name}: take a {own.name}"
         )
     task = student.entry.load("task")(own, config)
-    return load_trained(directory, task, data, "distill.teacher")
+    return load_trained(directory, task, data)
 
 
 def trained_config(directory: Path, where: str) -> Any:
@@ -267,11 +279,7 @@ def trained_config(directory: Path, where: str) -> Any:
 
 
 def load_trained(
-    directory: Path,
-    task: Any,
-    data: StudentData,
-    where: str,
-    names: tuple[str, str] = ("teacher", "student"),
+    directory: Path, task: Any, data: StudentData, words: Words = _WORDS
 ) -> LiveTeacher:
     """A trained model of the zoo, built anew for the same data or such with its vocabularies.
 
@@ -279,8 +287,7 @@ def load_trained(
       directory: its SavedModel.
       task: with its own configuration.
       data: what it is to read.
-      where: what named it, for messages.
-      names: of the trained model and of the data, for messages.
+      words: of messages.
 
     Raises:
       InputError: it has other vocabularies or shapes, or answers otherwise than its SavedModel.
@@ -288,17 +295,18 @@ def load_trained(
     try:
         terms = json.loads((directory / "assets" / "vocabularies.json").read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{where}: {directory} is no model that tfrz exported: {error}") from error
-    _check_vocabularies(directory, terms, data.vocabularies, where, names)
+        raise InputError(
+            f"{words.where}: {directory} is no model that tfrz exported: {error}"
+        ) from error
+    _check_vocabularies(directory, terms, data.vocabularies, words)
     model = build_like(task, data.inputs, task.config)
     report = warm_start(model, task, data.vocabularies, directory)
     if report.fresh:
         raise InputError(
-            f"{where}: the weights {', '.join(report.fresh[:3])} of {directory} have another shape "
-            f"for these data (another length, other features?): train the {names[0]} on the "
-            f"{names[1]}'s"
+            f"{words.where}: the weights {', '.join(report.fresh[:3])} of {directory} have another "
+            f"shape for these data (another length, other features?): {words.remedy}"
         )
-    _check_answers(directory, task, model, data, where)
+    _check_answers(directory, task, model, data, words.where)
     return LiveTeacher(directory, task, model)
 
 
@@ -306,21 +314,20 @@ def _check_vocabularies(
     directory: Path,
     theirs: Mapping[str, Sequence[str]],
     ours: Mapping[str, Sequence[str]],
-    where: str,
-    names: tuple[str, str],
+    words: Words,
 ) -> None:
     for name in sorted({*theirs, *ours}):
         old, new = theirs.get(name), ours.get(name)
         if old is None or new is None:
-            which = names[old is None]
-            raise InputError(f"{where}: only the {which} reads {name}: {directory}")
+            which = words.data if old is None else words.model
+            raise InputError(f"{words.where}: only the {which} reads {name}: {directory}")
         alone = sorted(set(old) ^ set(new))
         if alone:
-            which = names[alone[0] not in set(old)]
+            which = words.model if alone[0] in set(old) else words.data
             raise InputError(
-                f"{where}: the vocabulary of {name} in {directory} is another, "
+                f"{words.where}: the vocabulary of {name} in {directory} is another, "
                 f"{len(old):,} terms against {len(new):,}; only the {which} has {alone[0]!r}: "
-                "train both on the same data"
+                f"{words.remedy}"
             )
 
 

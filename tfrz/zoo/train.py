@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfrz.config import read_yaml, write_yaml
 from tfrz.errors import ConfigError, InputError
 from tfrz.files import atomic_write, require_writable_directory
 from tfrz.zoo import registry
-from tfrz.zoo.run_config import load_run_config, run_config_to_mapping
+from tfrz.zoo.run_config import RunConfig, load_run_config, run_config_to_mapping
+
+if TYPE_CHECKING:
+    from tfrz.training.low_rank import LayerReport
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,53 @@ def refuse_other_run(out: Path, described: dict[str, Any]) -> None:
             )
 
 
+def export_run(
+    out: Path,
+    model: Any,
+    task: Any,
+    config: RunConfig,
+    prepared: Any,
+    data: str,
+    metrics: Mapping[str, Mapping[str, float]],
+    layers: Sequence[LayerReport] = (),
+) -> int:
+    """Writes `out/model/1`, `out/card.md` and the task's own reports; gives the parameters.
+
+    Args:
+      out: folder of the run.
+      model: the trained model.
+      task: of the run.
+      config: that the SavedModel is to carry.
+      prepared: what the task made of the data.
+      data: as `--data` of the command line.
+      metrics: set name to metric names and values.
+      layers: what became of each layer, where some are of low rank.
+    """
+    from tfrz.export.card import render_card
+    from tfrz.export.saved_model import export_model
+
+    entry = registry.get(config.name)
+    parameters = sum(int(w.shape.num_elements()) for w in model.trainable_weights)
+    card = render_card(entry, config, prepared.spec, data, metrics, parameters, layers)
+    version = out / "model" / "1"
+    # Left by a run that was stopped between the export and the metrics: the export is whole.
+    if not version.exists():
+        export_model(
+            version,
+            model,
+            task,
+            prepared.transform,
+            prepared.spec,
+            config,
+            prepared.vocabularies,
+            card,
+            prepared.examples[: config.export.warmup_examples],
+        )
+    atomic_write(out / "card.md", card)
+    task.report(model, prepared, out)
+    return parameters
+
+
 def train(
     model: str,
     data: str = "simulated",
@@ -72,8 +122,6 @@ def train(
     """
     # These pull in TensorFlow: a misspelt option above should be told in no time.
     from tfrz.data.readers import open_source
-    from tfrz.export.card import render_card
-    from tfrz.export.saved_model import export_model
     from tfrz.training.fit import evaluate, measured
     from tfrz.training.warm_start import warm_start
     from tfrz.zoo.building import build_for_training, layers_as_values, write_layers
@@ -140,28 +188,11 @@ def train(
             metrics[f"teacher, {name}"] = taught
 
     started = time.perf_counter()
-    parameters = sum(int(w.shape.num_elements()) for w in keras_model.trainable_weights)
-    card = render_card(entry, config, prepared.spec, data, metrics, parameters, layers)
-    version = out / "model" / "1"
-    # Left by a run that was stopped between the export and the metrics: the export is whole.
-    if not version.exists():
-        export_model(
-            version,
-            keras_model,
-            task,
-            prepared.transform,
-            prepared.spec,
-            config,
-            prepared.vocabularies,
-            card,
-            prepared.examples[: config.export.warmup_examples],
-        )
-    atomic_write(out / "card.md", card)
-    task.report(keras_model, prepared, out)
+    parameters = export_run(out, keras_model, task, config, prepared, data, metrics, layers)
     seconds["export"] = time.perf_counter() - started
     steps = result.steps_run - result.resumed_from
     described = {
-        "model": str(version),
+        "model": str(out / "model" / "1"),
         "metrics": metrics,
         "parameters": parameters,
         "steps": result.steps_run,
