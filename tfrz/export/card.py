@@ -62,7 +62,7 @@ def render_card(
         lines.append("Measured by the pipeline's Evaluator, after this card was written.")
     if layers:
         lines += ["", "## Layers of low rank", ""]
-        lines += ["| layer | shape | rank | parameters | as a full matrix | kept because it |"]
+        lines += ["| layer | shape | rank | parameters | as a full matrix | stays full: it |"]
         lines += ["| --- " * 6 + "|"]
         for r in layers:
             counts = f"{r.parameters_after:,} | {r.parameters_before:,}"
