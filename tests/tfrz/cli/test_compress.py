@@ -119,7 +119,7 @@ def test_the_tables_of_a_run_with_fine_tuning(trained, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["dcn_v2", "m3"])
 def test_the_exported_configuration_builds_the_compressed_model_again(
-    name, compressed, m3, tmp_path
+    name, compressed, m3, tmp_path, capsys
 ):
     out = compressed
     if name == "m3":
@@ -144,8 +144,10 @@ def test_the_exported_configuration_builds_the_compressed_model_again(
     examples = tf.constant(prepared.examples[:8])
     expected = own["serving_default"](examples)["scores"]
     np.testing.assert_allclose(served(examples=examples)["scores"], expected, atol=1e-6)
-    # It is a run like any other: what is full still, can be compressed; here nothing is.
+    # It is read like any other model: what is full still, can be compressed; here nothing is.
+    capsys.readouterr()
     assert main(["compress", str(out), "--rank", "3", "--out", str(tmp_path / "less")]) == 2
+    assert "0: is of low rank already)" in capsys.readouterr().err
 
 
 def test_the_better_weights_are_kept(trained, compressed, tmp_path):

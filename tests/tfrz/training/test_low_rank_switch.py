@@ -20,7 +20,7 @@ from tfrz.models.low_rank import low_rank_layers, with_low_rank
 from tfrz.training import fit as loop
 from tfrz.training.batches import ArrayBatches
 from tfrz.training.config import LowRankConfig
-from tfrz.training.low_rank import factorize, first_examples
+from tfrz.training.low_rank import data_whitened, factorize, first_examples
 from tfrz.training.warm_start import warm_start
 from tfrz.zoo import registry
 from tfrz.zoo.building import build_for_training
@@ -343,6 +343,22 @@ def test_measured_inputs_beat_the_spectrum_whatever_the_activation(towers):
         for init in ("spectral", "data")
     )
     assert all(data[name] < linear[name] for name in linear)
+
+
+@pytest.mark.parametrize("name", ["listed_0", "listed_1"])
+def test_only_the_units_of_a_relu_are_weighted(towers, name):
+    model, x = towers
+    new, _ = factorize(model, {name: 2}, "data", x)
+    layer = model.listed[int(name[-1])]
+    read = model.first(tf.constant(x["x"], tf.float32))
+    read = read if layer is model.listed[0] else model.listed[0](read)
+    output, read = layer(read).numpy(), np.asarray(read, np.float64)
+    weights = (output > 0).mean(axis=0) if layer.activation is keras.activations.relu else None
+    U, V = data_whitened(
+        layer.kernel.numpy(), 2, read.T @ read / len(read), read.mean(axis=0), weights
+    )
+    made = new.listed[int(name[-1])]
+    np.testing.assert_allclose(made.U.numpy() @ made.V.numpy().T, U @ V.T, atol=1e-4)
 
 
 def test_a_model_of_any_class_is_saved_whole_and_by_checkpoint(towers, tmp_path):
