@@ -218,7 +218,9 @@ def test_the_tuner_finds_a_configuration_of_the_space(place, first):
             "tuner.enabled=true",
             "tuner.max_trials=2",
             "trainer.epochs=1",
-            "tuner.search_space={model.rank: [1, 3], model.hidden_units: [[8], [8, 4]]}",
+            "tuner.search_space={model.rank: [1, 3], model.hidden_units: [[8], [8, 4]],"
+            " low_rank.rank: [2, 3]}",
+            "low_rank.init=data",
         ],
     )
     result = run_pipeline(config, str(place.data), place.root, str(place.features), progress=False)
@@ -235,6 +237,12 @@ def test_the_tuner_finds_a_configuration_of_the_space(place, first):
     used = (trained[-1] / "Format-Serving" / "assets" / "run_config.yaml").read_text()
     assert f"rank: {values['model.rank']}" in used
     assert yaml.safe_load(used)["model"]["hidden_units"] == units
+    # The Trainer factorised the hidden layer at the rank that the Tuner found.
+    weights = tf.train.load_checkpoint(str(trained[-1] / "Format-Serving/variables/variables"))
+    factor = weights.get_tensor("weights/hidden_0-U/.ATTRIBUTES/VARIABLE_VALUE")
+    assert factor.shape[1] == values["low_rank.rank"]
+    reports = json.loads(next((place.root / "artifacts").rglob("low_rank.json")).read_text())
+    assert reports[0]["rank"] == values["low_rank.rank"]
 
 
 def test_a_search_of_what_the_examples_are_made_with_is_refused(place):

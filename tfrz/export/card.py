@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfrz.config import write_yaml
 from tfrz.data.features import Spec
 
 if TYPE_CHECKING:
+    from tfrz.training.low_rank import LayerReport
     from tfrz.zoo.registry import ModelEntry
 
 
@@ -19,6 +20,7 @@ def render_card(
     data: str,
     metrics: Mapping[str, Mapping[str, float]],
     num_parameters: int,
+    layers: Sequence[LayerReport] = (),
 ) -> str:
     """The card of one trained model, as Markdown.
 
@@ -29,6 +31,7 @@ def render_card(
       data: where the data came from, as given to `--data`.
       metrics: set name ("validation", "test") to metric names and values.
       num_parameters: trainable parameters, embeddings included.
+      layers: what became of each layer, where some were made of low rank.
     """
     lines = [
         f"# {entry.name}: {entry.title}",
@@ -57,6 +60,14 @@ def render_card(
             lines.append(f"| {set_name} | {cells} |")
     else:
         lines.append("Measured by the pipeline's Evaluator, after this card was written.")
+    if layers:
+        lines += ["", "## Layers of low rank", ""]
+        lines += ["| layer | shape | rank | parameters | as a full matrix | stays full: it |"]
+        lines += ["| --- " * 6 + "|"]
+        for r in layers:
+            counts = f"{r.parameters_after:,} | {r.parameters_before:,}"
+            shape = " x ".join(map(str, r.shape))
+            lines.append(f"| {r.name} | {shape} | {r.rank or 'full'} | {counts} | {r.skipped} |")
     lines += ["", "## Signatures", ""]
     lines += [f"- `{signature}`" for signature in entry.signatures]
     lines += ["", "## Configuration", "", "```yaml", write_yaml(run_config).rstrip(), "```", ""]

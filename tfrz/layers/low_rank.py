@@ -172,3 +172,13 @@ class LowRankDense(keras.layers.Layer):
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
         }
+
+
+def frobenius_penalty(model: keras.Model) -> tf.Tensor:
+    """The penalties of a model's layers of low rank from their weights alone, a scalar.
+
+    For losses that do not add `model.losses`, which depends on what was called last, and where.
+    """
+    layers = [m for m in model.submodules if isinstance(m, LowRankDense) and m.frobenius_decay]
+    penalties = [tf.cast(m.frobenius_decay * m.squared_norm(), tf.float32) / 2 for m in layers]
+    return tf.add_n(penalties) if penalties else tf.constant(0.0)

@@ -17,6 +17,7 @@ from tfrz.layers.history import (
     MultiSlicePooling,
     pooled_mean,
 )
+from tfrz.models.low_rank import low_rank_layers, with_low_rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,6 +346,7 @@ class DV365(keras.Model):
             "num_tasks": self.num_tasks,
             "name": self.name,
             "dtype": self._policy(),
+            **low_rank_layers(self),
         }
 
     @classmethod
@@ -353,4 +355,5 @@ class DV365(keras.Model):
         del custom_objects
         values = dict(config)
         values["config"] = from_mapping(DV365Config, values["config"], "model")
-        return cls(**values)
+        low_rank = values.pop("low_rank", {})
+        return with_low_rank(cls(**values), low_rank)

@@ -24,6 +24,7 @@ from tfrz.layers.pointer import (
     roll,
     step_log_probabilities,
 )
+from tfrz.models.low_rank import low_rank_layers, with_low_rank
 
 LISTWISE = ("softmax", "approx_ndcg", "lambda_rank")
 
@@ -392,6 +393,7 @@ class Seq2Slate(keras.Model):
             "num_context": self.num_context,
             "name": self.name,
             "dtype": self._policy(),
+            **low_rank_layers(self),
         }
 
     @classmethod
@@ -400,4 +402,5 @@ class Seq2Slate(keras.Model):
         del custom_objects
         values = dict(config)
         values["config"] = from_mapping(Seq2SlateConfig, values["config"], "model")
-        return cls(**values)
+        low_rank = values.pop("low_rank", {})
+        return with_low_rank(cls(**values), low_rank)

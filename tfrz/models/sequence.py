@@ -10,6 +10,7 @@ import keras
 from tfrz.config import from_mapping, require, to_mapping
 from tfrz.data.features import LongHistory
 from tfrz.layers.history import LongHistoryAdapter
+from tfrz.models.low_rank import low_rank_layers, with_low_rank
 
 
 class SequenceModel(keras.Model):
@@ -82,6 +83,7 @@ class SequenceModel(keras.Model):
             "padding": self.padding,
             "name": self.name,
             "dtype": self._policy(),
+            **low_rank_layers(self),
         }
         if self.long_history is not None:
             values["long_history"] = to_mapping(self.long_history)
@@ -96,4 +98,5 @@ class SequenceModel(keras.Model):
         values["config"] = from_mapping(cls.config_class, values["config"], "model")
         if "long_history" in values:
             values["long_history"] = from_mapping(LongHistory, values["long_history"])
-        return cls(**values)
+        low_rank = values.pop("low_rank", {})
+        return with_low_rank(cls(**values), low_rank)

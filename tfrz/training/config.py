@@ -9,6 +9,51 @@ from tfrz.config import require
 
 
 @dataclasses.dataclass(frozen=True)
+class LowRankConfig:
+    """Dense and cross layers as products of two thin matrices, from the start of training.
+
+    At most one of `rank`, `target_parameters` and `layers` is given; without one, no layer is.
+
+    Attributes:
+      rank: of every layer that it makes smaller; null for none.
+      target_parameters: of the matrices of all layers that can be of low rank, together: one scale
+        for their ranks is found that meets it.
+      layers: name of a layer to its rank; the others stay as they are.
+      init: where the factors start from a full matrix that is drawn first: spectral (the nearest),
+        function (nearest in what a ReLU layer computes) or data (on what the layers read of
+        training examples).
+      repair_scale: multiply the factors by the measured gain that keeps the size of the outputs.
+      frobenius_decay: lambda of the penalty `lambda / 2 * |U V^T|_F^2` of each such dense layer.
+        DCN-V2 takes it for `model.deep_decay`, which also counts hidden layers that stay dense.
+    """
+
+    rank: int | None = None
+    target_parameters: int | None = None
+    layers: dict[str, int] = dataclasses.field(default_factory=dict)
+    init: Literal["spectral", "function", "data"] = "spectral"
+    repair_scale: bool = False
+    frobenius_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        given = (self.rank is not None, self.target_parameters is not None, bool(self.layers))
+        require(sum(given) <= 1, "low_rank", "takes one of rank, target_parameters and layers")
+        require(self.rank is None or self.rank >= 1, "low_rank.rank", "must be at least 1")
+        require(
+            self.target_parameters is None or self.target_parameters >= 1,
+            "low_rank.target_parameters",
+            "must be at least 1",
+        )
+        for name, rank in self.layers.items():
+            require(rank >= 1, f"low_rank.layers.{name}", "must be at least 1")
+        require(self.frobenius_decay >= 0, "low_rank.frobenius_decay", "must not be negative")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether any layer is asked for."""
+        return self.rank is not None or self.target_parameters is not None or bool(self.layers)
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainerConfig:
     """How a model is trained.
 

@@ -334,7 +334,7 @@ def _boundaries(steps_per_epoch: int, per_epoch: int, total: int) -> Callable[[i
     return following
 
 
-def _objective(task: Trainable, config: TrainerConfig) -> tuple[str, float]:
+def objective_of(task: Trainable, config: TrainerConfig) -> tuple[str, float]:
     """The metric that chooses the weights, and 1 if it is to be small, -1 if large."""
     name = config.early_stopping_metric
     if name is None or name == task.objective:
@@ -445,7 +445,7 @@ def fit(
                     }
                 )
                 state.loss_sum, state.loss_steps = 0.0, 0
-                _judge(loop, state, _objective(task, config), patience)
+                _judge(loop, state, objective_of(task, config), patience)
                 bar.set_postfix({k: f"{v:.4f}" for k, v in metrics.items()})
                 if writer is not None:
                     with writer.as_default(step=state.step):

@@ -1,12 +1,13 @@
-"""Low-rank training: which ranks, which factors, and a trained model's layers replaced by them.
+"""Low-rank training: which ranks, which factors, and a model's layers replaced by them.
 
 The mathematics is in `tfrz.training.low_rank_factors`; its names are here too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -16,8 +17,16 @@ import tensorflow as tf
 from tfrz.config import did_you_mean, require
 from tfrz.errors import ConfigError
 from tfrz.layers.cross import Cross
+from tfrz.layers.low_rank import LowRankDense
 from tfrz.models.dcn_v2 import DCNv2
+from tfrz.models.low_rank import (
+    low_rank_layers,
+    low_rank_like,
+    placed_layers,
+    replace_layer,
+)
 from tfrz.training.batches import ArrayBatches, Batches
+from tfrz.training.config import LowRankConfig
 from tfrz.training.low_rank_factors import (
     Factors,
     activation_gain,
@@ -40,6 +49,7 @@ from tfrz.training.low_rank_factors import (
 
 __all__ = [
     "LayerReport",
+    "LowRankConfig",
     "RankSchedule",
     "activation_gain",
     "balanced",
@@ -49,8 +59,11 @@ __all__ = [
     "diagonal_weighted",
     "factorizable_layers",
     "factorize",
+    "factorize_for_training",
+    "first_examples",
     "frobenius_decay_gradients",
     "function_aware",
+    "low_rank_config",
     "rank_for_ratio",
     "refined",
     "relu_error",
@@ -64,7 +77,16 @@ __all__ = [
 
 INITS = ("spectral", "function", "data")
 
-_BATCH = 4096
+# Rows that a model is asked for at a time: some score all their items for each.
+_BATCH = 512
+
+_MEASURED = 8192
+
+# The layers that models of the zoo score with: a rank there takes from all that lies before it.
+_OUTPUTS = ("logit", "logits", "output_score")
+
+Batch = Mapping[str, Any]
+Inputs = Batch | Batches | Sequence[Batch]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,21 +193,39 @@ def _matrix(layer: Any) -> np.ndarray:
     return _value(layer.W).T if isinstance(layer, Cross) else _value(layer.kernel)
 
 
-def _check_model(model: Any) -> DCNv2:
-    if not isinstance(model, DCNv2):
-        raise ConfigError(
-            f"model: a {type(model).__name__} cannot be factorised as a whole; DCNv2 can"
-        )
-    return model
-
-
-def _layers(model: DCNv2) -> dict[str, Any]:
-    """The layers that have a matrix between embeddings and logit, by name."""
-    return {layer.name: layer for layer in (*model.cross_layers, *model.hidden_layers)}
+def _layers(model: Any) -> dict[str, Any]:
+    """The layers that have a matrix between embeddings and output, by name."""
+    if isinstance(model, keras.Sequential):
+        raise ConfigError("model: a Sequential cannot be factorised: its layers have no attributes")
+    if isinstance(model, DCNv2):
+        return {layer.name: layer for layer in (*model.cross_layers, *model.hidden_layers)}
+    dense = (keras.layers.Dense, LowRankDense)
+    found = [m for m in (*placed_layers(model), *model.submodules) if isinstance(m, dense)]
+    return {layer.name: layer for layer in found if layer.built}
 
 
 def _is_full(layer: Any) -> bool:
     return isinstance(layer, Cross | keras.layers.Dense)
+
+
+def _refused(model: Any, layers: Mapping[str, Any]) -> dict[str, str]:
+    """Full layers that cannot be replaced, and why."""
+    if isinstance(model, DCNv2):
+        return {}
+    places = [id(layer) for layer in placed_layers(model)]
+    reasons = {}
+    for name, layer in layers.items():
+        if not _is_full(layer):
+            continue
+        if name in _OUTPUTS:
+            reasons[name] = "gives the model's output"
+        elif id(layer) not in places:
+            reasons[name] = "is inside another layer"
+        elif places.count(id(layer)) > 1:
+            reasons[name] = "is shared: it stands in two places"
+        elif layer.kernel_regularizer is not None or layer.kernel_constraint is not None:
+            reasons[name] = "has a regulariser or constraint of its matrix"
+    return reasons
 
 
 def _shape(layer: Any) -> tuple[int, int]:
@@ -203,18 +243,27 @@ def _shape(layer: Any) -> tuple[int, int]:
 def factorizable_layers(model: keras.Model) -> dict[str, tuple[int, int]]:
     """The full layers of a model that `factorize` could replace, name to `(dim, units)`.
 
-    Hidden and cross layers of a DCN-V2; neither its embeddings, which are low-rank maps of one-hot
-    inputs already, nor its logit.
+    Hidden and cross layers of a DCN-V2; of other models the `keras.layers.Dense` in their
+    attributes. Neither embeddings, which are low-rank maps of one-hot inputs already, nor logits,
+    nor the matrices of recurrent cells and attention.
 
     Raises:
-      ConfigError: a model of another class.
+      ConfigError: a model that does not hold its layers in attributes.
     """
-    layers = _layers(_check_model(model))
-    return {name: _shape(layer) for name, layer in layers.items() if _is_full(layer)}
+    layers = _layers(model)
+    refused = _refused(model, layers)
+    return {
+        name: _shape(layer)
+        for name, layer in layers.items()
+        if _is_full(layer) and name not in refused
+    }
 
 
 def _wanted(
-    layers: Mapping[str, Any], ranks: int | Mapping[str, int], beyond: bool
+    layers: Mapping[str, Any],
+    refused: Mapping[str, str],
+    ranks: int | Mapping[str, int],
+    beyond: bool,
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Name to rank, and name to why there is none."""
     shapes = {name: _shape(layer) for name, layer in layers.items()}
@@ -223,13 +272,14 @@ def _wanted(
             require(name in layers, f"ranks.{name}", f"no such layer{did_you_mean(name, layers)}")
         asked = dict(ranks)
     else:
-        full = max((min(shape) for shape in shapes.values()), default=0)
+        able = [min(shape) for name, shape in shapes.items() if name not in refused]
+        full = max(able, default=ranks)
         require(1 <= ranks <= full, "rank", f"{ranks} is not 1 to {full}, the full rank")
         asked = dict.fromkeys(layers, ranks)
     wanted, skipped = {}, {}
     for name, layer in layers.items():
-        if name not in asked:
-            skipped[name] = "no rank was asked for"
+        if name in refused or name not in asked:
+            skipped[name] = refused.get(name, "no rank was asked for")
             continue
         rank, full = asked[name], min(shapes[name])
         if isinstance(ranks, Mapping):
@@ -253,18 +303,46 @@ def _wanted(
 _Traced = tuple[str, tuple[tf.Tensor, ...], tf.Tensor]
 
 
-def _trace(model: DCNv2, batch: Mapping[str, Any]) -> Iterator[_Traced]:
-    """What each layer reads and gives, dropout off: the model's `interact`, step by step."""
-    x0 = x = model.embed(batch)
-    for layer in model.cross_layers:
-        after = layer(x0, x)
-        yield layer.name, (x0, x), after
-        x = after
-    h = x0 if model.config.structure == "parallel" else x
-    for layer in model.hidden_layers:
-        after = layer(h)
-        yield layer.name, (h,), after
-        h = after
+@contextlib.contextmanager
+def _listening(layers: Mapping[str, Any]) -> Iterator[list[_Traced]]:
+    """Takes down every call of some layers, for as long as the block lasts."""
+    heard: list[_Traced] = []
+
+    def listened(name: str, call: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+        def heard_call(*read: tf.Tensor, **options: Any) -> tf.Tensor:
+            output = call(*read, **options)
+            heard.append((name, read, output))
+            return output
+
+        return heard_call
+
+    try:
+        for name, layer in layers.items():
+            layer.call = listened(name, layer.call)
+        yield heard
+    finally:
+        for layer in layers.values():
+            vars(layer).pop("call", None)
+
+
+def _trace(model: keras.Model, layers: Mapping[str, Any], batch: Batch) -> list[_Traced]:
+    """What layers read and give while the model answers a batch, dropout off."""
+    with _listening(layers) as heard:
+        model(batch, training=False)
+    return heard
+
+
+def _batches(inputs: Inputs) -> Iterable[Batch]:
+    """Batches that can be gone through again and again."""
+    if isinstance(inputs, Mapping):
+        return ArrayBatches(inputs, _BATCH).once()
+    return inputs if isinstance(inputs, Sequence) else inputs.once()
+
+
+def first_examples(train: Batches, count: int = _MEASURED) -> list[Batch]:
+    """About so many examples of a training set's first epoch, held in memory in small batches."""
+    batches = -(-count // train.batch_size)
+    return list(train.epoch(0).take(batches).rebatch(min(_BATCH, train.batch_size)))
 
 
 @dataclasses.dataclass
@@ -280,39 +358,54 @@ class _Moments:
 
 
 def _float(tensor: tf.Tensor) -> np.ndarray:
-    return np.asarray(tf.cast(tensor, tf.float32), np.float64)
+    """Its values as rows `[rows, dim]`."""
+    values = np.asarray(tf.cast(tensor, tf.float32), np.float64)
+    return values.reshape(-1, values.shape[-1])
 
 
-def _measure(model: DCNv2, inputs: Batches) -> dict[str, _Moments]:
-    sums: dict[str, tuple[np.ndarray, ...]] = {}
-    rows = 0
-    for batch in inputs.once():
-        for name, read, output in _trace(model, batch):
-            x = _float(read[-1])
-            units = np.square(_float(read[0])) if len(read) == 2 else _float(output) > 0
-            found = (x.T @ x, x.sum(axis=0), units.sum(axis=0))
+def _unit_weights(layer: Any, read: tuple[tf.Tensor, ...], output: tf.Tensor) -> np.ndarray:
+    """What an error of each unit counts in each row."""
+    if isinstance(layer, Cross):
+        return np.square(_float(read[0]))
+    values = _float(output)
+    is_relu = layer.activation is keras.activations.relu
+    return (values > 0).astype(np.float64) if is_relu else np.ones_like(values)
+
+
+def _measure(
+    model: keras.Model, layers: Mapping[str, Any], batches: Iterable[Batch]
+) -> dict[str, _Moments]:
+    sums: dict[str, tuple[Any, ...]] = {}
+    for batch in batches:
+        for name, read, output in _trace(model, layers, batch):
+            x, units = _float(read[-1]), _unit_weights(layers[name], read, output)
+            found = (x.T @ x, x.sum(axis=0), units.sum(axis=0), len(x))
             old = sums.get(name)
             sums[name] = tuple(a + b for a, b in zip(old, found, strict=True)) if old else found
-        rows += len(x)
-    return {name: _Moments(*(total / rows for total in found)) for name, found in sums.items()}
+    return {
+        name: _Moments(*(total / rows for total in found)) for name, (*found, rows) in sums.items()
+    }
 
 
 def _compare(
-    model: DCNv2, inputs: Batches, layers: Mapping[str, Any]
+    model: keras.Model,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    batches: Iterable[Batch],
 ) -> dict[str, tuple[float, float]]:
     """By name: the error of a new layer's outputs, and by how much its outputs are too small."""
-    sums = {name: np.zeros(3) for name in layers}
-    for batch in inputs.once():
-        for name, read, output in _trace(model, batch):
-            if name in layers:
-                before, after = _float(output), _float(layers[name](*read))
-                sums[name] += [np.square(v).sum() for v in (after - before, before, after)]
-    found = {}
+    sums: dict[str, Any] = {}
+    for batch in batches:
+        for name, read, output in _trace(model, old, batch):
+            before, after = _float(output), _float(new[name](*read))
+            found = [np.square(v).sum() for v in (after - before, before, after)]
+            sums[name] = sums.get(name, 0.0) + np.array(found)
+    errors = {}
     for name, (error, before, after) in sums.items():
         relative = float(np.sqrt(error / before)) if before else 0.0
         gain = float(np.sqrt(before / after)) if before and after else 1.0
-        found[name] = (relative, gain)
-    return found
+        errors[name] = (relative, gain)
+    return errors
 
 
 def _cross_factors(W: np.ndarray, rank: int, first: bool, moments: _Moments | None) -> Factors:
@@ -339,7 +432,7 @@ def _assign(new: Any, old: Any, init: str, first: bool, moments: _Moments | None
             U, V = data_whitened(W, rank, moments.second, mean, moments.weights)
             if bias is not None:
                 bias = bias + bias_shift(W, U, V, moments.mean)
-        elif init == "function":
+        elif init == "function" and old.activation is keras.activations.relu:
             U, V = function_aware(W, rank, None if moments is None else moments.second)
         else:
             U, V = spectral(W, rank)
@@ -349,14 +442,19 @@ def _assign(new: Any, old: Any, init: str, first: bool, moments: _Moments | None
         new.b.assign(bias)
 
 
-def _successor(model: DCNv2, wanted: Mapping[str, int]) -> DCNv2:
+def _dcn_v2_successor(model: DCNv2, wanted: Mapping[str, int], decay: float) -> DCNv2:
     """A model with low-rank layers in the wanted places and the old weights in all others."""
     config = model.config
+    require(
+        not (decay and config.deep_decay),
+        "low_rank.frobenius_decay",
+        "model.deep_decay means the same: give one of them",
+    )
     hidden = tuple(
         wanted.get(layer.name, rank)
         for layer, rank in zip(model.hidden_layers, config.hidden_ranks, strict=True)
     )
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"deep_decay": decay / 2} if decay else {}
     if any(layer.name in wanted for layer in model.hidden_layers):
         changes["hidden_rank"] = hidden
     crosses = [wanted[layer.name] for layer in model.cross_layers if layer.name in wanted]
@@ -379,73 +477,106 @@ def _successor(model: DCNv2, wanted: Mapping[str, int]) -> DCNv2:
     return new
 
 
+def _successor(
+    model: keras.Model,
+    wanted: Mapping[str, int],
+    decay: float,
+    batch: Batch | None,
+) -> tuple[keras.Model, dict[str, str]]:
+    """The same of a model of any class; and the layers that turned out not to be replaceable."""
+    new = type(model).from_config(model.get_config())
+    if batch is not None:
+        new(batch, training=False)
+    new.set_weights(model.get_weights())
+    dense, refused = _layers(new), {}
+    for name, rank in wanted.items():
+        made = low_rank_like(dense[name], rank, decay)
+        replace_layer(new, dense[name], made)
+        try:
+            if batch is not None:
+                new(batch, training=False)
+        except AttributeError:
+            replace_layer(new, made, dense[name])
+            refused[name] = "its owner reads its weights by itself"
+    return new, refused
+
+
 def factorize(
     model: keras.Model,
     ranks: int | Mapping[str, int],
     init: Literal["spectral", "function", "data"] = "spectral",
-    inputs: Mapping[str, Any] | Batches | None = None,
+    inputs: Inputs | None = None,
     repair_scale: bool = False,
     beyond_break_even: bool = False,
     say: Callable[[str], None] | None = None,
-) -> tuple[DCNv2, tuple[LayerReport, ...]]:
+    frobenius_decay: float = 0.0,
+) -> tuple[Any, tuple[LayerReport, ...]]:
     """A model's full layers as products of two thin matrices.
 
-    Works on a `DCNv2` before or after training: its hidden layers become `LowRankDense`, its
-    full-rank cross layers `LowRankCross`. Embeddings and logit are left alone. `model` itself is
-    not changed.
+    Works before or after training. The hidden layers of a `DCNv2` become `LowRankDense`, its
+    full-rank cross layers `LowRankCross`; of any other model, the `keras.layers.Dense` in its
+    attributes become `LowRankDense` of the same name (see `factorizable_layers`). Embeddings and
+    logits are left alone. `model` itself is not changed.
 
     - spectral: the nearest matrix in the Frobenius norm.
-    - function: `function_aware`, of hidden layers, under Gaussian inputs; of the measured second
-      moment if there are inputs. Cross layers have no ReLU: spectral.
-    - data: `data_whitened`. Of hidden layers, units weighted by how often they are not 0, and the
-      bias moved; of cross layers, rows weighted by the mean square of x0. For trained layers this
-      is the one.
+    - function: `function_aware`, of ReLU layers, under Gaussian inputs; of the measured second
+      moment if there are inputs. Layers without a ReLU: spectral.
+    - data: `data_whitened`. The bias is moved; of ReLU layers, units are weighted by how often they
+      are not 0; of cross layers, rows by the mean square of x0. For trained layers this is the one.
+      A layer that reads nothing of the inputs: spectral.
 
     Without data, the first cross layer, whose two inputs are the same, has its diagonal weighted.
 
     Args:
-      model: a built `DCNv2`.
+      model: built. A class of one's own needs `get_config` and `from_config`, and to hold its
+        layers in attributes, lists or dicts.
       ranks: one for all layers, or name of the layer to rank (see `factorizable_layers` and
         `scheduled_ranks`); cross layers share one.
       init: spectral, function or data.
       inputs: raw inputs of the model, name to array, or batches of them: some thousand examples,
-        of the training set. What each layer reads is measured on them, in the model as it was.
+        of the training set. What each layer reads is measured on them, in the model as it was;
+        padding counts like any other step.
       repair_scale: multiply the factors of each hidden layer by its measured gain (see
         `activation_gain`), for models that are to be trained from here; `init="data"` needs none.
       beyond_break_even: also factorise layers that do not get smaller by it.
       say: takes a line for each layer that is skipped.
+      frobenius_decay: of the new dense layers, see `LowRankDense`; 0 for what the model has. A
+        `DCNv2` takes it for its `deep_decay`.
 
     Returns:
-      The new model, and a report of each hidden and cross layer, those that were skipped among
+      The new model, and a report of each dense and cross layer, those that were skipped among
       them.
 
     Raises:
       ConfigError: another model, a rank below 1 or above the full one, an unknown layer or init,
         cross layers with different ranks, or data to be measured and no inputs.
     """
-    model = _check_model(model)
     require(init in INITS, "init", f"{init!r} is none of {', '.join(INITS)}")
     require(init != "data" or inputs is not None, "init", "data needs inputs to measure")
     require(not repair_scale or inputs is not None, "repair_scale", "needs inputs to measure")
     old = _layers(model)
-    wanted, skipped = _wanted(old, ranks, beyond_break_even)
-    batches = None
-    if inputs is not None:
-        batches = ArrayBatches(inputs, _BATCH) if isinstance(inputs, Mapping) else inputs
-    moments = _measure(model, batches) if batches is not None and init != "spectral" else {}
-    new = _successor(model, wanted)
-    fresh = {name: layer for name, layer in _layers(new).items() if name in wanted}
-    first = model.cross_layers[0].name if model.cross_layers else None
+    wanted, skipped = _wanted(old, _refused(model, old), ranks, beyond_break_even)
+    batches = None if inputs is None else _batches(inputs)
+    if isinstance(model, DCNv2):
+        new: keras.Model = _dcn_v2_successor(model, wanted, frobenius_decay)
+    else:
+        first_batch = None if batches is None else next(iter(batches))
+        new, refused = _successor(model, wanted, frobenius_decay, first_batch)
+        skipped |= refused
+    fresh = {name: layer for name, layer in _layers(new).items() if name not in skipped}
+    full = {name: old[name] for name in fresh}
+    moments = _measure(model, full, batches) if batches is not None and init != "spectral" else {}
+    first = model.cross_layers[0].name if isinstance(model, DCNv2) and model.cross_layers else None
     for name, layer in fresh.items():
-        _assign(layer, old[name], init, name == first, moments.get(name))
-    errors = _compare(model, batches, fresh) if batches is not None else {}
+        _assign(layer, full[name], init, name == first, moments.get(name))
+    errors = _compare(model, full, fresh, batches) if batches is not None else {}
     if repair_scale and batches is not None:
         for name, layer in fresh.items():
-            if not isinstance(old[name], Cross):
+            if not isinstance(full[name], Cross) and name in errors:
                 root = np.sqrt(errors[name][1])
                 for factor in (layer.U, layer.V):
                     factor.assign(_value(factor) * root)
-        errors = _compare(model, batches, fresh)
+        errors = _compare(model, full, fresh, batches)
     reports = []
     for name, layer in old.items():
         report = _report(layer, fresh.get(name), errors.get(name), skipped.get(name, ""))
@@ -474,4 +605,54 @@ def _report(old: Any, new: Any, error: tuple[float, float] | None, skipped: str)
         None if error is None else error[0],
         lost,
         skipped,
+    )
+
+
+def factorize_for_training(
+    model: keras.Model, config: LowRankConfig, inputs: Inputs, where: str = "low_rank"
+) -> tuple[Any, tuple[LayerReport, ...]]:
+    """`factorize` as a configuration asks for it.
+
+    Args:
+      model: built.
+      config: which ranks, and where the factors start; enabled.
+      inputs: some thousand examples of the training set, see `first_examples`.
+      where: what the ranks were asked for with, for messages.
+
+    Raises:
+      ConfigError: no layer gets smaller by it; or as of `factorize`.
+    """
+    ranks: int | dict[str, int] = config.layers if config.rank is None else config.rank
+    shapes = factorizable_layers(model)
+    if config.target_parameters is not None and shapes:
+        ranks = scheduled_ranks(shapes, config.target_parameters).ranks
+    new, reports = factorize(
+        model,
+        ranks,
+        config.init,
+        inputs,
+        config.repair_scale,
+        frobenius_decay=config.frobenius_decay,
+    )
+    if not any(report.rank for report in reports):
+        kept = "; ".join(f"{r.name}: {r.skipped}" for r in reports)
+        kept = kept or "it has no dense layer; embeddings, recurrent cells and attention stay whole"
+        raise ConfigError(
+            f"{where}: no layer of this {type(model).__name__} gets smaller by it ({kept})"
+        )
+    return new, reports
+
+
+def low_rank_config(model: keras.Model) -> LowRankConfig:
+    """With what, beside the model's own configuration, its structure is built again.
+
+    It is off for a DCN-V2, whose own configuration tells its ranks.
+    """
+    if isinstance(model, DCNv2):
+        return LowRankConfig()
+    layers = low_rank_layers(model).get("low_rank", {})
+    decays = [values["frobenius_decay"] for values in layers.values()]
+    return LowRankConfig(
+        layers={name: values["rank"] for name, values in layers.items()},
+        frobenius_decay=max(decays, default=0.0),
     )

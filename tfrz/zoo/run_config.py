@@ -15,7 +15,7 @@ from tfrz.data.slicing import load_slices
 from tfrz.data.timelines import TimelineConfig
 from tfrz.errors import ConfigError
 from tfrz.export.index import IndexConfig
-from tfrz.training.config import TrainerConfig
+from tfrz.training.config import LowRankConfig, TrainerConfig
 from tfrz.training.density_weighting import WeightingConfig
 from tfrz.training.distillation import DistillConfig
 from tfrz.zoo import registry
@@ -356,6 +356,7 @@ class RunConfig:
       model: an instance of the configuration class of that model.
       weighting: how training examples are weighted; for two-tower models.
       distill: who teaches the model.
+      low_rank: which layers are of low rank from the start.
       evaluator: an `EvaluatorConfig`, a `RankingEvaluatorConfig` for history records, a
         `SlateEvaluatorConfig` for list records, a `PolicyEvaluatorConfig` for logged actions, or a
         `TimelineEvaluatorConfig` for timelines.
@@ -368,6 +369,7 @@ class RunConfig:
     trainer: TrainerConfig = TrainerConfig()
     weighting: WeightingConfig = WeightingConfig()
     distill: DistillConfig = DistillConfig()
+    low_rank: LowRankConfig = LowRankConfig()
     export: ExportConfig = ExportConfig()
     tuner: TunerConfig = TunerConfig()
     evaluator: Any = EvaluatorConfig()

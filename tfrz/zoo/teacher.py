@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -28,7 +28,7 @@ from tfrz.training.batches import Batches
 from tfrz.training.distillation import DistillConfig
 from tfrz.training.fit import evaluate
 from tfrz.training.warm_start import warm_start
-from tfrz.zoo import registry
+from tfrz.zoo.building import build_like
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +38,13 @@ _ROWS_AT_ONCE = 65_536
 _ASKED = 16
 
 
-def find_teacher(place: str | Path) -> Path:
+def find_teacher(place: str | Path, where: str = "distill.teacher") -> Path:
     """The SavedModel that a `distill.teacher` names.
 
     Args:
       place: a SavedModel; the folder of its versions, of which the newest counts; a run of
         `tfrz train`; or the root of a pipeline that serves one model.
+      where: what named it, for messages.
 
     Raises:
       InputError: there is none, or a root has models of several names.
@@ -60,7 +61,7 @@ def find_teacher(place: str | Path) -> Path:
         if newest is not None:
             return newest
     raise InputError(
-        f"distill.teacher: no SavedModel in {folder}: name one, the folder of its versions, a run "
+        f"{where}: no SavedModel in {folder}: name one, the folder of its versions, a run "
         "of tfrz train, or the root of a pipeline that pushed one"
     )
 
@@ -222,6 +223,23 @@ class StudentData:
     spec: Spec
     examples: Sequence[bytes]
 
+    @classmethod
+    def of(cls, prepared: Any) -> StudentData:
+        """What a task prepared of a source in this process."""
+        return cls(*(getattr(prepared, field.name) for field in dataclasses.fields(cls)))
+
+
+class Words(NamedTuple):
+    """How messages about a trained model that does not fit its data are worded."""
+
+    where: str = "distill.teacher"
+    model: str = "teacher"
+    data: str = "student"
+    remedy: str = "train both on the same data"
+
+
+_WORDS = Words()
+
 
 def load_teacher(place: str, student: Any, data: StudentData) -> LiveTeacher:
     """A trained model of the zoo, built anew for a student's inputs.
@@ -235,56 +253,93 @@ def load_teacher(place: str, student: Any, data: StudentData) -> LiveTeacher:
       InputError: it is no model of the zoo, is another model than the student, has other
         vocabularies, or answers otherwise on the student's transformed features.
     """
-    from tfrz.zoo.run_config import run_config_from_mapping
-
     directory = find_teacher(place)
-    try:
-        config = run_config_from_mapping(read_yaml(directory / "assets" / "run_config.yaml"))
-        terms = json.loads((directory / "assets" / "vocabularies.json").read_text())
-    except (OSError, InputError) as error:
+    config = trained_config(directory, "distill.teacher")
+    own = student.entry
+    if config.name != own.name:
         raise InputError(
-            f"distill.teacher: {directory} is no model that tfrz exported: {error}"
-        ) from error
-    entry, own = registry.get(config.name), student.entry
-    if entry.name != own.name:
-        raise InputError(
-            f"distill.teacher: {directory} holds {entry.name}, whose outputs are not those of "
+            f"distill.teacher: {directory} holds {config.name}, whose outputs are not those of "
             f"{own.name}: take a {own.name}"
         )
-    _check_vocabularies(directory, terms, data.vocabularies)
-    task = entry.load("task")(entry, config)
-    model = task.build(data.inputs)
+    task = student.entry.load("task")(own, config)
+    return load_trained(directory, task, data)
+
+
+def trained_config(directory: Path, where: str) -> Any:
+    """The configuration that a SavedModel was trained with.
+
+    Args:
+      directory: the SavedModel.
+      where: what named it, for messages.
+
+    Raises:
+      InputError: it is no model of the zoo.
+    """
+    from tfrz.zoo.run_config import run_config_from_mapping
+
+    try:
+        return run_config_from_mapping(read_yaml(directory / "assets" / "run_config.yaml"))
+    except InputError as error:
+        raise InputError(f"{where}: {directory} is no model that tfrz exported: {error}") from error
+
+
+def load_trained(
+    directory: Path, task: Any, data: StudentData, words: Words = _WORDS
+) -> LiveTeacher:
+    """A trained model of the zoo, built anew for the same data or such with its vocabularies.
+
+    Args:
+      directory: its SavedModel.
+      task: with its own configuration.
+      data: what it is to read.
+      words: of messages.
+
+    Raises:
+      InputError: it has other vocabularies or shapes, or answers otherwise than its SavedModel.
+    """
+    try:
+        terms = json.loads((directory / "assets" / "vocabularies.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{words.where}: {directory} is no model that tfrz exported: {error}"
+        ) from error
+    _check_vocabularies(directory, terms, data.vocabularies, words)
+    model = build_like(task, data.inputs, task.config)
     report = warm_start(model, task, data.vocabularies, directory)
     if report.fresh:
         raise InputError(
-            f"distill.teacher: the weights {', '.join(report.fresh[:3])} of {directory} have "
-            "another shape for these data (another length, other features?): train the teacher on "
-            "the student's"
+            f"{words.where}: the weights {', '.join(report.fresh[:3])} of {directory} have another "
+            f"shape for these data (another length, other features?): {words.remedy}"
         )
-    _check_answers(directory, task, model, data)
+    _check_answers(directory, task, model, data, words.where)
     return LiveTeacher(directory, task, model)
 
 
 def _check_vocabularies(
-    directory: Path, theirs: Mapping[str, Sequence[str]], ours: Mapping[str, Sequence[str]]
+    directory: Path,
+    theirs: Mapping[str, Sequence[str]],
+    ours: Mapping[str, Sequence[str]],
+    words: Words,
 ) -> None:
     for name in sorted({*theirs, *ours}):
         old, new = theirs.get(name), ours.get(name)
         if old is None or new is None:
-            which = "the student" if old is None else "the teacher"
-            raise InputError(f"distill.teacher: only {which} reads {name}: {directory}")
+            which = words.data if old is None else words.model
+            raise InputError(f"{words.where}: only the {which} reads {name}: {directory}")
         alone = sorted(set(old) ^ set(new))
         if alone:
-            which = "teacher" if alone[0] in set(old) else "student"
+            which = words.model if alone[0] in set(old) else words.data
             raise InputError(
-                f"distill.teacher: the vocabulary of {name} in {directory} is another, "
+                f"{words.where}: the vocabulary of {name} in {directory} is another, "
                 f"{len(old):,} terms against {len(new):,}; only the {which} has {alone[0]!r}: "
-                "train both on the same data"
+                f"{words.remedy}"
             )
 
 
-def _check_answers(directory: Path, task: Any, model: keras.Model, data: StudentData) -> None:
-    """Holds the model, on the student's transformed features, to what its SavedModel says."""
+def _check_answers(
+    directory: Path, task: Any, model: keras.Model, data: StudentData, where: str
+) -> None:
+    """Holds the model, on these transformed features, to what its SavedModel says."""
     if not data.examples:
         return
     asked = tf.constant(list(data.examples[:_ASKED]), tf.string)
@@ -296,7 +351,7 @@ def _check_answers(directory: Path, task: Any, model: keras.Model, data: Student
             continue
         if not np.allclose(found[name].numpy(), value.numpy(), rtol=1e-3, atol=1e-3):
             raise InputError(
-                f"distill.teacher: {directory} gives other {name} on these data than it was "
+                f"{where}: {directory} gives other {name} on these data than it was "
                 "trained to give: its examples were made otherwise (length, scaling, contexts)"
             )
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfrz.config import read_yaml, write_yaml
 from tfrz.errors import ConfigError, InputError
 from tfrz.files import atomic_write, require_writable_directory
 from tfrz.zoo import registry
-from tfrz.zoo.run_config import load_run_config, run_config_to_mapping
+from tfrz.zoo.run_config import RunConfig, load_run_config, run_config_to_mapping
+
+if TYPE_CHECKING:
+    from tfrz.training.low_rank import LayerReport
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +32,12 @@ def _differing(old: Any, new: Any, where: str = "") -> list[str]:
     return [] if old == new else [where]
 
 
-def claim(out: Path, described: dict[str, Any], result: str = "metrics.json") -> None:
-    """Makes `out` the folder of this run, or refuses to mix it with another.
+def refuse_other_run(out: Path, described: dict[str, Any], result: str = "metrics.json") -> None:
+    """Refuses a folder that cannot be written, or holds another run or a finished one.
 
     Args:
       out: the folder.
-      described: what the run is; kept in `config.yaml`.
+      described: what the run is; `config.yaml` there must say the same.
       result: the file whose presence says that the run is finished.
     """
     require_writable_directory(out)
@@ -48,8 +51,53 @@ def claim(out: Path, described: dict[str, Any], result: str = "metrics.json") ->
                 f"{out} holds a run with another {', '.join(different[:3])}: repeat its "
                 "configuration to resume it, or choose another --out"
             )
-    else:
-        atomic_write(stored, write_yaml(described))
+
+
+def export_run(
+    out: Path,
+    model: Any,
+    task: Any,
+    config: RunConfig,
+    prepared: Any,
+    data: str,
+    metrics: Mapping[str, Mapping[str, float]],
+    layers: Sequence[LayerReport] = (),
+) -> int:
+    """Writes `out/model/1`, `out/card.md` and the task's own reports; gives the parameters.
+
+    Args:
+      out: folder of the run.
+      model: the trained model.
+      task: of the run.
+      config: that the SavedModel is to carry.
+      prepared: what the task made of the data.
+      data: as `--data` of the command line.
+      metrics: set name to metric names and values.
+      layers: what became of each layer, where some are of low rank.
+    """
+    from tfrz.export.card import render_card
+    from tfrz.export.saved_model import export_model
+
+    entry = registry.get(config.name)
+    parameters = sum(int(w.shape.num_elements()) for w in model.trainable_weights)
+    card = render_card(entry, config, prepared.spec, data, metrics, parameters, layers)
+    version = out / "model" / "1"
+    # Left by a run that was stopped between the export and the metrics: the export is whole.
+    if not version.exists():
+        export_model(
+            version,
+            model,
+            task,
+            prepared.transform,
+            prepared.spec,
+            config,
+            prepared.vocabularies,
+            card,
+            prepared.examples[: config.export.warmup_examples],
+        )
+    atomic_write(out / "card.md", card)
+    task.report(model, prepared, out)
+    return parameters
 
 
 def train(
@@ -68,7 +116,7 @@ def train(
       data: as `--data` of the command line.
       out: takes `config.yaml`, `metrics.json`, `curves.png`, `card.md`, `history.json`,
         `checkpoints/`, `tensorboard/`, `model/<version>/` and the task's own reports. An
-        unfinished run is resumed.
+        unfinished run is resumed. `low_rank.json` tells of layers of low rank, if asked for.
       features: feature spec of a file of the user's own.
       overrides: `section.key=value`.
       progress: show a bar on standard error.
@@ -82,10 +130,9 @@ def train(
     """
     # These pull in TensorFlow: a misspelt option above should be told in no time.
     from tfrz.data.readers import open_source
-    from tfrz.export.card import render_card
-    from tfrz.export.saved_model import export_model
-    from tfrz.training.fit import build_model, evaluate, measured
+    from tfrz.training.fit import evaluate, measured
     from tfrz.training.warm_start import warm_start
+    from tfrz.zoo.building import build_for_training, layers_as_values, write_layers
     from tfrz.zoo.long_history import check_warm_start, pinned
     from tfrz.zoo.teacher import StudentData, attach_teacher, find_teacher, teacher_metrics
 
@@ -102,7 +149,8 @@ def train(
         find_teacher(config.distill.teacher)
     if config.trainer.warm_start is not None:
         check_warm_start(config, config.trainer.warm_start)
-    claim(out, {"data_source": data, **run_config_to_mapping(config)})
+    resolved = {"data_source": data, **run_config_to_mapping(config)}
+    refuse_other_run(out, resolved)
     task = entry.load("task")(entry, config)
     seconds: dict[str, float] = {}
 
@@ -116,17 +164,11 @@ def train(
         seconds["data"],
     )
 
-    attach_teacher(
-        task,
-        StudentData(
-            prepared.inputs,
-            prepared.vocabularies,
-            prepared.transform,
-            prepared.spec,
-            prepared.examples,
-        ),
-    )
-    keras_model = build_model(lambda: task.build(prepared.inputs), config.trainer)
+    attach_teacher(task, StudentData.of(prepared))
+    keras_model, layers = build_for_training(task, prepared.inputs, config, prepared.train)
+    # Not before the model is known to exist: who corrects a rank may keep the folder.
+    atomic_write(out / "config.yaml", write_yaml(resolved))
+    write_layers(layers, out)
     if config.trainer.warm_start is not None:
         warm_start(keras_model, task, prepared.vocabularies, config.trainer.warm_start)
     started = time.perf_counter()
@@ -145,28 +187,11 @@ def train(
             metrics[f"teacher, {name}"] = taught
 
     started = time.perf_counter()
-    parameters = sum(int(w.shape.num_elements()) for w in keras_model.trainable_weights)
-    card = render_card(entry, config, prepared.spec, data, metrics, parameters)
-    version = out / "model" / "1"
-    # Left by a run that was stopped between the export and the metrics: the export is whole.
-    if not version.exists():
-        export_model(
-            version,
-            keras_model,
-            task,
-            prepared.transform,
-            prepared.spec,
-            config,
-            prepared.vocabularies,
-            card,
-            prepared.examples[: config.export.warmup_examples],
-        )
-    atomic_write(out / "card.md", card)
-    task.report(keras_model, prepared, out)
+    parameters = export_run(out, keras_model, task, config, prepared, data, metrics, layers)
     seconds["export"] = time.perf_counter() - started
     steps = result.steps_run - result.resumed_from
     described = {
-        "model": str(version),
+        "model": str(out / "model" / "1"),
         "metrics": metrics,
         "parameters": parameters,
         "steps": result.steps_run,
@@ -176,5 +201,7 @@ def train(
         "seconds": seconds,
         "examples_per_second": steps * config.trainer.batch_size / max(seconds["fit"], 1e-9),
     }
+    if layers:
+        described["low_rank"] = layers_as_values(layers)
     atomic_write(out / "metrics.json", json.dumps(described, indent=1) + "\n")
     return described

@@ -17,7 +17,7 @@ from tfrz.files import atomic_write
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import RunConfig, load_run_config, run_config_to_mapping, with_values
 from tfrz.zoo.search_space import check_search, combinations
-from tfrz.zoo.train import claim
+from tfrz.zoo.train import refuse_other_run
 
 if TYPE_CHECKING:
     from tfrz.zoo.tasks.prepared import Prepared
@@ -46,6 +46,7 @@ class PreparedSets:
           InputError: as of the task's `prepare`.
         """
         from tfrz.training.batches import ArrayBatches
+        from tfrz.zoo.teacher import StudentData, attach_teacher
         from tfrz.zoo.tuning import TrialSets
 
         entry = registry.get(config.name)
@@ -53,6 +54,7 @@ class PreparedSets:
         reads = self._read_by(task, config)
         if self._prepared is None or reads != self._reads:
             self._reads, self._prepared = reads, self._prepare(task, config)
+        attach_teacher(task, StudentData.of(self._prepared))
         train, trainer = self._prepared.train, config.trainer
         if isinstance(train, ArrayBatches):
             train = train.recut(trainer.batch_size, trainer.seed)
@@ -63,6 +65,7 @@ class PreparedSets:
         """The values of the configuration that decide what `prepare` gives."""
         mapping = run_config_to_mapping(config)
         reads = {"data": mapping["data"], "features": mapping["features"]}
+        reads["teacher"] = mapping["distill"]["teacher"]
         for dotted in getattr(task, "prepare_reads", ()):
             section, _, name = dotted.partition(".")
             reads[dotted] = mapping[section][name]
@@ -148,7 +151,8 @@ def tune(
     out = Path(out)
     config = pinned(config, out)
     described = {"command": "tune", "data_source": data, **run_config_to_mapping(config)}
-    claim(out, described, "trials.json")
+    refuse_other_run(out, described, "trials.json")
+    atomic_write(out / "config.yaml", write_yaml(described))
     task = entry.load("task")(entry, config)
     with tempfile.TemporaryDirectory(prefix="tfrz-tune-") as state:
         tuner = ConfigTuner(config, task, state, out / "trials")

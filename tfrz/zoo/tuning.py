@@ -18,8 +18,9 @@ from keras_tuner.engine.trial import TrialStatus
 from tfrz.errors import InputError
 from tfrz.files import atomic_write
 from tfrz.training.batches import Batches
-from tfrz.training.fit import build_model, measured
+from tfrz.training.fit import measured
 from tfrz.zoo import registry
+from tfrz.zoo.building import build_for_training
 from tfrz.zoo.run_config import RunConfig
 from tfrz.zoo.search_space import chosen_values, draw, stand_in, trial_config
 
@@ -189,7 +190,7 @@ class ConfigTuner(keras_tuner.Tuner):
         objective = sets.task.objective
         started = time.perf_counter()
         try:
-            model = build_model(lambda: sets.task.build(sets.inputs), config.trainer)
+            model, _ = build_for_training(sets.task, sets.inputs, config, sets.train)
             fitted = registry.get(config.name).load("recipe")(
                 model, sets.task, sets.train, sets.validation, config.trainer, None, progress
             )

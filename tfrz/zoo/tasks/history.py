@@ -29,6 +29,7 @@ from tfrz.data.preprocessing import Analyzers, densify, transform_table
 from tfrz.data.splits import SPLITS
 from tfrz.errors import InputError
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse, without_opaque
+from tfrz.layers.low_rank import frobenius_penalty
 from tfrz.losses.retrieval import softmax_loss
 from tfrz.metrics.ranking import at_rank, parse, rank_of
 from tfrz.training.batches import ArrayBatches
@@ -265,7 +266,7 @@ class HistoryTask:
     def dense_loss(
         self, model: keras.Model, looked_up: dict[str, tf.Tensor]
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """A loss per example whose mean is that of all weighted steps, and no regularisation."""
+        """A loss per example whose mean is that of all weighted steps, and the regularisation."""
         hidden = model.encode(looked_up, training=True)
         targets, weights = looked_up["targets"], looked_up["weights"]
         counted = looked_up.get("counted")
@@ -292,7 +293,7 @@ class HistoryTask:
             loss = tf.scatter_nd(counted, loss, tf.shape(weights, out_type=tf.int64))
         total = tf.maximum(tf.reduce_sum(weights), 1.0)
         rows = tf.cast(tf.shape(weights)[0], tf.float32)
-        return tf.reduce_sum(loss * weights, axis=1) * rows / total, tf.constant(0.0)
+        return tf.reduce_sum(loss * weights, axis=1) * rows / total, frobenius_penalty(model)
 
     def _soft(
         self,

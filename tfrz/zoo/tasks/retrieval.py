@@ -24,6 +24,7 @@ from tfrz.errors import InputError
 from tfrz.export.index import RecommendationIndex, recommending
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
 from tfrz.files import atomic_write
+from tfrz.layers.low_rank import frobenius_penalty
 from tfrz.losses.retrieval import (
     candidate_logits,
     candidate_softmax_loss,
@@ -229,7 +230,7 @@ class RetrievalTask(HistoryTask):
     def dense_loss(
         self, model: keras.Model, looked_up: dict[str, tf.Tensor]
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """A loss per example, and the penalty on queries that agree."""
+        """A loss per example, and the penalties: on queries that agree, on layers of low rank."""
         config = model.config
         users = model.encode(looked_up, training=True)
         items = model.encode_items(looked_up["candidate_vectors"])
@@ -246,8 +247,10 @@ class RetrievalTask(HistoryTask):
             distill = self.config.distill
             losses = distill.mixed(losses, distill.class_term(logits, own, said))
         losses = looked_up["weights"] * losses
-        penalty = config.disagreement * model.disagreement() if config.disagreement else 0.0
-        return losses, tf.convert_to_tensor(penalty)
+        penalty = frobenius_penalty(model)
+        if config.disagreement:
+            penalty += config.disagreement * model.disagreement()
+        return losses, penalty
 
     def predict(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Rank and loss of each target, its group, and the items listed first."""

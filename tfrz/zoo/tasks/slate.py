@@ -25,6 +25,7 @@ from tfrz.data.preprocessing import Analyzers, closed_up, densify, transform_tab
 from tfrz.data.splits import SPLITS
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
 from tfrz.files import atomic_write
+from tfrz.layers.low_rank import frobenius_penalty
 from tfrz.losses.slate import (
     average_precision_reward,
     clicks_reward,
@@ -257,7 +258,7 @@ class SlateTask:
     def dense_loss(
         self, model: keras.Model, looked_up: dict[str, tf.Tensor]
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """A loss per list and no regularisation; lists without a positive have a loss of 0."""
+        """A loss per list and the regularisation; lists without a positive have a loss of 0."""
         config, labels = model.config, looked_up["label"]
         if config.loss in (*LISTWISE, "sigmoid"):
             loss = self._of_tf_ranking(model, looked_up)
@@ -277,7 +278,7 @@ class SlateTask:
             loss = steps[:, 0] * step_weights(1, config.step_weights)[0]
         if "taught" in looked_up:
             loss = self.config.distill.mixed(loss, self._soft(model, looked_up))
-        return loss, tf.constant(0.0)
+        return loss, frobenius_penalty(model)
 
     def _soft(self, model: keras.Model, looked_up: dict[str, tf.Tensor]) -> tf.Tensor:
         """How improbable the first places of the teacher's slate are, `[batch]`."""

@@ -33,6 +33,7 @@ from tfrz.data.timelines import (
 )
 from tfrz.errors import InputError
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
+from tfrz.layers.low_rank import frobenius_penalty
 from tfrz.training.batches import ArrayBatches
 from tfrz.zoo.tasks.prepared import Prepared
 from tfrz.zoo.tasks.slices import in_words
@@ -246,7 +247,7 @@ class TimelineTask:
     def dense_loss(
         self, model: keras.Model, looked_up: dict[str, tf.Tensor]
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The tasks' losses, summed; each the mean over the candidates with an outcome."""
+        """The tasks' losses, summed, each the mean over the candidates with one; a penalty."""
         outputs = tf.cast(model.interact(looked_up, training=True), tf.float32)
         label = looked_up["label"]
         known = tf.math.is_finite(label)
@@ -273,7 +274,7 @@ class TimelineTask:
         means = tf.math.divide_no_nan(
             tf.reduce_sum(losses * weights, axis=1), tf.reduce_sum(weights, axis=1)
         )
-        return tf.reduce_sum(means, axis=1), tf.constant(0.0)
+        return tf.reduce_sum(means, axis=1), frobenius_penalty(model)
 
     def predict(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Outputs and outcomes, `[batch, candidates, tasks]` each."""

@@ -1,0 +1,91 @@
+"""Dense layers of a model replaced by layers of low rank, whatever class the model has.
+
+Layers are found where models of the zoo keep them: in public attributes, and in lists and dicts
+there. A model whose `get_config` and `from_config` call `low_rank_layers` and `with_low_rank` is
+saved and made again with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import keras
+
+from tfrz.layers.low_rank import LowRankDense
+from tfrz.layers.temporal import policy_of
+
+Model = TypeVar("Model", bound=keras.Model)
+
+
+def _layers_in(value: Any) -> Iterator[keras.layers.Layer]:
+    if isinstance(value, keras.layers.Layer):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _layers_in(part)
+
+
+def _attributes(model: keras.Model) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in vars(model).items() if not name.startswith("_")]
+
+
+def placed_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers in a model's public attributes; one that is in two places comes twice."""
+    return [layer for _, value in _attributes(model) for layer in _layers_in(value)]
+
+
+def replace_layer(model: keras.Model, old: keras.layers.Layer, new: keras.layers.Layer) -> None:
+    """Puts a layer in the place of another, wherever `placed_layers` finds that."""
+
+    def changed(value: Any) -> Any:
+        if value is old:
+            return new
+        if isinstance(value, Mapping):
+            return {name: changed(part) for name, part in value.items()}
+        if isinstance(value, list | tuple):
+            parts = [changed(part) for part in value]
+            return tuple(parts) if isinstance(value, tuple) else parts
+        return value
+
+    for name, value in _attributes(model):
+        if any(layer is old for layer in _layers_in(value)):
+            # The whole attribute: Keras saves no list of which an element was replaced.
+            setattr(model, name, changed(value))
+
+
+def low_rank_like(
+    dense: keras.layers.Dense, rank: int, frobenius_decay: float = 0.0
+) -> LowRankDense:
+    """A built layer of low rank with a dense layer's name, shape, activation and dtype."""
+    layer = LowRankDense(
+        dense.units,
+        rank,
+        activation=dense.activation,
+        use_bias=dense.use_bias,
+        frobenius_decay=frobenius_decay,
+        kernel_initializer=keras.initializers.serialize(dense.kernel_initializer),
+        bias_initializer=keras.initializers.serialize(dense.bias_initializer),
+        name=dense.name,
+        dtype=policy_of(dense),
+    )
+    layer.build((None, int(dense.kernel.shape[0])))
+    return layer
+
+
+def low_rank_layers(model: keras.Model) -> dict[str, Any]:
+    """What `get_config` adds: `low_rank`, name of a layer to its rank and decay; or nothing."""
+    found = {
+        layer.name: {"rank": layer.rank, "frobenius_decay": layer.frobenius_decay}
+        for layer in placed_layers(model)
+        if isinstance(layer, LowRankDense)
+    }
+    return {"low_rank": found} if found else {}
+
+
+def with_low_rank(model: Model, low_rank: Mapping[str, Mapping[str, Any]]) -> Model:
+    """The model as `from_config` made it, its dense layers replaced as `low_rank_layers` says."""
+    dense = {layer.name: layer for layer in placed_layers(model)}
+    for name, values in low_rank.items():
+        replace_layer(model, dense[name], low_rank_like(dense[name], **values))
+    return model

@@ -1,0 +1,213 @@
+"""A trained model made smaller: its layers as products of two thin matrices, then fine-tuned."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import keras
+
+from tfrz.config import read_yaml, require, to_mapping, write_yaml
+from tfrz.data.readers import open_source
+from tfrz.files import atomic_write
+from tfrz.training.config import LowRankConfig, TrainerConfig
+from tfrz.training.distillation import DistillConfig
+from tfrz.training.fit import evaluate, fit, make_strategy, objective_of
+from tfrz.training.low_rank import factorize_for_training, first_examples, low_rank_config
+from tfrz.zoo import registry
+from tfrz.zoo.building import layers_as_values
+from tfrz.zoo.run_config import RunConfig, TunerConfig, run_config_to_mapping
+from tfrz.zoo.teacher import StudentData, Words, find_teacher, load_trained, trained_config
+from tfrz.zoo.train import export_run, refuse_other_run
+
+if TYPE_CHECKING:
+    from tfrz.zoo.tasks.prepared import Prepared
+
+logger = logging.getLogger(__name__)
+
+_COMMAND = "compress"
+_WORDS = Words(_COMMAND, "model", "data", "name the data that it was trained on")
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """How good and how large a model is.
+
+    Attributes:
+      stage: before, compressed or fine-tuned.
+      metrics: set name to metric names and values.
+      parameters: that training changes.
+      dense_parameters: of them those outside tables of embeddings.
+    """
+
+    stage: str
+    metrics: dict[str, dict[str, float]]
+    parameters: int
+    dense_parameters: int
+
+
+def _quality(stage: str, model: keras.Model, task: Any, prepared: Prepared) -> Quality:
+    tables = {
+        id(weight)
+        for layer in model.submodules
+        if isinstance(layer, keras.layers.Embedding)
+        for weight in layer.weights
+    }
+    sizes = {id(w): int(w.shape.num_elements()) for w in model.trainable_weights}
+    metrics = {"validation": evaluate(model, task, prepared.validation)}
+    if prepared.test.num_examples:
+        metrics["test"] = evaluate(model, task, prepared.test)
+    dense = sum(size for weight, size in sizes.items() if weight not in tables)
+    return Quality(stage, metrics, sum(sizes.values()), dense)
+
+
+def _data_of(source: Path) -> str:
+    """What the run that exported a SavedModel was trained on."""
+    stored = source.parent.parent / "config.yaml"
+    data = read_yaml(stored).get("data_source") if stored.exists() else None
+    require(data is not None, "--data", f"no run of tfrz train is around {source}: name its data")
+    return str(data)
+
+
+def _better(task: Any, trainer: TrainerConfig, new: Quality, old: Quality) -> bool:
+    """Whether the validation set prefers one model to another, by what training goes by."""
+    name, sign = objective_of(task, trainer)
+    after, before = (q.metrics["validation"][name] for q in (new, old))
+    return sign * after < sign * before
+
+
+def _described(config: RunConfig, model: Any) -> RunConfig:
+    """The configuration from which the compressed model is built again."""
+    return dataclasses.replace(
+        config,
+        model=getattr(model, "config", config.model),
+        low_rank=low_rank_config(model),
+        # Its names and values are of the model as it was searched for.
+        tuner=TunerConfig(),
+        trainer=dataclasses.replace(config.trainer, warm_start=None),
+    )
+
+
+def compress(
+    directory: str | Path,
+    out: str | Path,
+    rank: int | None = None,
+    target_parameters: int | None = None,
+    data: str | None = None,
+    features: str | None = None,
+    init: Literal["spectral", "function", "data"] = "data",
+    repair_scale: bool = False,
+    fine_tune_steps: int = 0,
+    learning_rate: float | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Compresses a trained model and exports it.
+
+    Args:
+      directory: a run of `tfrz train`, or a SavedModel that tfrz exported.
+      out: takes what `tfrz train` leaves, and `compression.json`.
+      rank: of every layer that it makes smaller.
+      target_parameters: instead: of the matrices of all layers that can be of low rank, together.
+      data: as `--data` of the command line; what the run was trained on if left out.
+      features: feature spec of a file of the user's own.
+      init: where the factors come from; see `tfrz.training.low_rank.factorize`.
+      repair_scale: multiply them by the measured gain.
+      fine_tune_steps: of training after that; 0 for none. The weights that the validation set
+        prefers, before or after, are kept.
+      learning_rate: of fine-tuning; that of the configuration if left out.
+      progress: show a bar on standard error.
+
+    Returns:
+      What `compression.json` holds: each layer, the quality of each stage, which one was kept.
+
+    Raises:
+      InputError: bad input of any kind, before anything is written.
+    """
+    given = [value for value in (rank, target_parameters) if value is not None]
+    require(len(given) == 1, "--rank", "give a rank, or --target-parameters, one of them")
+    name = "--target-parameters" if rank is None else "--rank"
+    require(given[0] >= 1, name, f"must be at least 1, not {given[0]}")
+    require(fine_tune_steps >= 0, "--fine-tune-steps", "must not be negative")
+    wanted = LowRankConfig(rank, target_parameters, init=init, repair_scale=repair_scale)
+    source = find_teacher(directory, _COMMAND)
+    config = trained_config(source, _COMMAND)
+    # Who taught the model need not be asked again; here is the place to name `source` as a teacher.
+    config = dataclasses.replace(config, distill=DistillConfig())
+    trainer = dataclasses.replace(
+        config.trainer,
+        max_steps=fine_tune_steps or None,
+        learning_rate=config.trainer.learning_rate if learning_rate is None else learning_rate,
+    )
+    entry = registry.get(config.name)
+    data = _data_of(source) if data is None else data
+    reader = open_source(data, features, entry.record_type, **config.data.options)
+    out = Path(out)
+    described = {
+        "data_source": data,
+        "compressed": {
+            "source": str(source),
+            **to_mapping(wanted),
+            "fine_tune_steps": fine_tune_steps,
+            "learning_rate": trainer.learning_rate,
+        },
+        **run_config_to_mapping(config),
+    }
+    refuse_other_run(out, described)
+    started = time.perf_counter()
+    task = entry.load("task")(entry, config)
+    prepared = task.prepare(reader)
+    read = StudentData(
+        prepared.inputs,
+        prepared.vocabularies,
+        prepared.transform,
+        prepared.spec,
+        prepared.examples,
+    )
+    with make_strategy(trainer.strategy).scope():
+        original = load_trained(source, task, read, _WORDS).model
+        examples = first_examples(prepared.train)
+        model, layers = factorize_for_training(original, wanted, examples, name)
+    atomic_write(out / "config.yaml", write_yaml(described))
+    stages = [
+        _quality("before", original, task, prepared),
+        _quality("compressed", model, task, prepared),
+    ]
+    kept = stages[-1]
+    if fine_tune_steps:
+        weights = model.get_weights()
+        epochs = math.ceil(fine_tune_steps / prepared.train.steps_per_epoch)
+        trainer = dataclasses.replace(trainer, epochs=epochs)
+        fit(model, task, prepared.train, prepared.validation, trainer, out, progress)
+        stages.append(_quality("fine-tuned", model, task, prepared))
+        if _better(task, trainer, stages[-1], kept):
+            kept = stages[-1]
+        else:
+            model.set_weights(weights)
+    metrics = dict(kept.metrics)
+    metrics |= {f"before, {name}": values for name, values in stages[0].metrics.items()}
+    final = _described(config, model)
+    export_run(out, model, task, final, prepared, data, metrics, layers)
+    result = {
+        "model": str(out / "model" / "1"),
+        "source": str(source),
+        "data": data,
+        "kept": kept.stage,
+        "layers": layers_as_values(layers),
+        "quality": [dataclasses.asdict(quality) for quality in stages],
+        "seconds": time.perf_counter() - started,
+    }
+    atomic_write(out / "compression.json", json.dumps(result, indent=1) + "\n")
+    summary = {
+        "model": result["model"],
+        "metrics": metrics,
+        "parameters": kept.parameters,
+        "dense_parameters": kept.dense_parameters,
+        "compressed_from": result["source"],
+    }
+    atomic_write(out / "metrics.json", json.dumps(summary, indent=1) + "\n")
+    return result
