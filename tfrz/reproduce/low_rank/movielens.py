@@ -51,7 +51,7 @@ def _file(folder: Path, key: Mapping[str, Any]) -> Path:
 
 
 def _original(folder: Path, key: dict[str, Any], sets: Any) -> dict[str, Any]:
-    task = movielens_1m.task_of({**ORIGINAL, **key["trainer"], "trainer.seed": key["seed"]})
+    task = movielens_1m.task_of({**key["model"], **key["trainer"], "trainer.seed": key["seed"]})
     columns = sets.train.columns()
     model, best = movielens_1m.train(task, sets, columns)
     scores = tf.sigmoid(movielens_1m.logits(model, columns)).numpy()
@@ -66,7 +66,7 @@ def _original(folder: Path, key: dict[str, Any], sets: Any) -> dict[str, Any]:
 
 def _restored(folder: Path, key: Mapping[str, Any], sets: Any) -> tuple[keras.Model, np.ndarray]:
     """An original as it was trained, and its probabilities of the training rows."""
-    model = movielens_1m.task_of(ORIGINAL).build(sets.inputs)
+    model = movielens_1m.task_of(key["model"]).build(sets.inputs)
     with np.load(_file(folder, key)) as kept:
         model.set_weights([kept[f"w{i}"] for i in range(len(model.weights))])
         return model, kept["scores"]
@@ -86,13 +86,13 @@ def _compressed(folder: Path, key: dict[str, Any], sets: Any) -> dict[str, Any]:
         inputs = {name: values[:_MEASURED] for name, values in columns.items()}
         for init in _INITS:
             model, _ = factorize(original, key["rank"], init, inputs)
-            found[init] = _judged(model, movielens_1m.task_of(ORIGINAL), sets)
+            found[init] = _judged(model, movielens_1m.task_of(key["model"]), sets)
         prefix = "data"
     start = model.get_weights()
     for name, changes in _FURTHER.items():
         model.set_weights(start)
         task = movielens_1m.task_of(
-            {**ORIGINAL, **key["trainer"], "trainer.seed": key["seed"], **changes}
+            {**key["model"], **key["trainer"], "trainer.seed": key["seed"], **changes}
         )
         before = evaluate(model, task, sets.validation)
         _, after = movielens_1m.train(task, sets, columns, model)
@@ -107,8 +107,8 @@ def train_one(folder: Path, key: dict[str, Any]) -> dict[str, Any]:
 
     Args:
       folder: of the weights.
-      key: `data`, `split`, `seed` and overrides of the `trainer`; of what becomes of an original
-        the `rank`, None for none.
+      key: `data`, `split`, `seed`, overrides of the `model` and of the `trainer`; of what becomes
+        of an original the `rank`, None for none.
     """
     sets = movielens_1m.sets(key["data"], key["split"])
     started = time.perf_counter()
@@ -119,15 +119,21 @@ def train_one(folder: Path, key: dict[str, Any]) -> dict[str, Any]:
     return {**row, "seconds": seconds, "device": device_name(), "says": says}
 
 
-def forward_times(folder: Path, key: dict[str, Any], ranks: list[int], rounds: int) -> Any:
+def forward_times(key: dict[str, Any], ranks: list[int], rounds: int) -> dict[str, list[float]]:
     """Seconds of a forward pass on the CPU by rank, 0 for the original, a round each.
 
-    Every round has each model once, in an order of its own.
+    Every round has each model once, in an order of its own. Weights are as they are drawn.
     """
     sets = movielens_1m.sets(key["data"], key["split"])
     with tf.device("CPU:0"):
-        original, _ = _restored(folder, key, sets)
-        models = {0: original} | {rank: factorize(original, rank)[0] for rank in ranks}
+        changes: dict[int, dict[str, Any]] = {0: {}} | {
+            rank: {"model.cross": "low_rank", "model.rank": rank, "model.hidden_rank": rank}
+            for rank in ranks
+        }
+        models = {
+            rank: movielens_1m.task_of({**key["model"], **changed}).build(sets.inputs)
+            for rank, changed in changes.items()
+        }
         columns = sets.test.columns()
         batch = {name: tf.constant(columns[name][:_BATCH]) for name in sets.inputs.names}
         passes = {
@@ -206,7 +212,7 @@ def _run(context: Context) -> Outcome:
     folder = context.work / ("movielens_1m.quick" if context.quick else "movielens_1m")
     runs = Runs(folder / "runs.jsonl")
     train = functools.partial(train_one, folder)
-    base = {"data": path, "split": context.seed}
+    base = {"data": path, "split": context.seed, "model": ORIGINAL}
     keys = [{**base, "seed": seed, "trainer": trainer} for seed in seeds]
     originals = runs.all(train, keys, context.jobs, context.say)
     keys = [
@@ -221,7 +227,7 @@ def _run(context: Context) -> Outcome:
     timed = runs.get(key)
     if timed is None:
         # With nothing else running.
-        times = forward_times(folder, key, ranks, rounds)
+        times = forward_times(key, ranks, rounds)
         timed = runs.add(key, {"times": times})
     times = {int(rank): np.array(values) for rank, values in timed["times"].items()}
 
