@@ -215,7 +215,7 @@ def _run(context: Context) -> Outcome:
         "student": STUDENT,
         "search": SEARCH,
         "tuned": tuned,
-        # Far below the test log loss: the teacher knows these rows by heart.
+        # Below the test log loss, where a teacher knows the rows that it scores.
         "log loss of the scores that were taught": {
             SEEN: [row["taught"] for row in whole],
             UNSEEN: [row["taught"] for row in halves],
