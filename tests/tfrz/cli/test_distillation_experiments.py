@@ -1,12 +1,16 @@
 """The experiments of knowledge distillation: their world, their training, their judgement."""
 
+from collections import Counter
+
 import keras
 import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
 
-from tfrz.reproduce.distillation import EXPERIMENTS, factors
+from tfrz.errors import InputError
+from tfrz.reproduce import movielens_1m
+from tfrz.reproduce.distillation import EXPERIMENTS, factors, movielens
 from tfrz.reproduce.distillation.classes import (
     CLASSES,
     STUDENTS,
@@ -16,12 +20,13 @@ from tfrz.reproduce.distillation.classes import (
     spearman,
 )
 from tfrz.reproduce.distillation.training import fit_together, rows_of_steps
-from tfrz.reproduce.experiment import experiments
+from tfrz.reproduce.experiment import Context, experiments
+from tfrz.reproduce.runs import Runs
 
 
 def test_the_group_is_listed():
     names = {experiment.name for experiment in EXPERIMENTS}
-    parts = ("factors", "reweighting", "failure_modes", "clicks")
+    parts = ("factors", "reweighting", "failure_modes", "clicks", "movielens_1m")
     assert names == {f"distillation/{part}" for part in parts}
     assert names <= set(experiments())
 
@@ -137,3 +142,101 @@ def test_the_parts_add_up_to_the_whole():
     added = factors.decomposition(found)
     np.testing.assert_allclose(sum(added.values()), found["full"] - found["hard"])
     np.testing.assert_allclose(added["partial"], found["partial"] - found["label_smoothing"])
+
+
+# MovieLens-1M.
+
+
+def test_a_quick_run_on_ratings_holds_and_is_resumed(ratings_1m, tmp_path, monkeypatch):
+    says = []
+    context = Context(True, 0, str(ratings_1m), tmp_path, says.append)
+    outcome = movielens.EXPERIMENT.run(context)
+    assert outcome.held, [check for check in outcome.checks if not check.held]
+    assert all(type(check.held) is bool for check in outcome.checks)
+    assert all(len(row) == len(outcome.columns) for row in outcome.rows)
+    assert [row[0] for row in outcome.rows] == [
+        "teacher",
+        "teacher of half the rows",
+        *(f"student, {arm}" for arm in movielens.ARMS),
+    ]
+    assert len(says) == 3 + len(movielens.ARMS)
+    # Nothing is trained twice.
+    monkeypatch.setattr(movielens_1m, "train", None)
+    assert movielens.EXPERIMENT.run(context) == outcome
+
+
+def test_ratings_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"no\.zip does not exist"):
+        movielens.EXPERIMENT.run(Context(True, 0, "no.zip", tmp_path, print))
+
+
+def _recorded(monkeypatch):
+    """What each call of the training learned from, and by which configuration."""
+    seen = []
+
+    def train(task, sets, columns, model=None):
+        seen.append((task.config, columns))
+        return task.build(sets.inputs), {"log_loss": 0.5, "epoch": 1.0}
+
+    monkeypatch.setattr(movielens_1m, "train", train)
+    return seen
+
+
+def test_a_cross_fitted_teacher_scores_the_rows_that_it_has_not_seen(
+    ratings_1m, tmp_path, monkeypatch
+):
+    seen = _recorded(monkeypatch)
+    key = {"data": str(ratings_1m), "split": 0, "seed": 3, "trainer": {}}
+    whole = movielens_1m.sets(key["data"], 0).train.columns()
+
+    def rows(columns, where=slice(None)):
+        return Counter(zip(columns["user_id_xf"][where], columns["movie_id_xf"][where]))
+
+    halves = movielens._folds(len(whole["label_xf"]), 0)
+    assert abs(int(halves.sum()) * 2 - len(halves)) <= 1
+    for fold in (None, 0, 1):
+        movielens.train_one(tmp_path, {**key, "fold": fold})
+        learned = rows(seen[-1][1])
+        if fold is None:
+            assert learned == rows(whole)
+        else:
+            assert not learned & rows(whole, halves == fold)
+            assert learned + rows(whole, halves == fold) == rows(whole)
+        assert seen[-1][0].trainer.seed == 3 and seen[-1][0].model.embedding_dim == 30
+    # Each score is beside its row.
+    for fold in (0, 1):
+        at = np.flatnonzero(halves == fold)
+        np.save(movielens._scores(tmp_path, key, fold), (at / 1e6).astype("float32"))
+    scores = movielens._taught(tmp_path, key, movielens.UNSEEN, len(halves))
+    np.testing.assert_allclose(scores, np.arange(len(halves)) / 1e6, rtol=1e-5)
+
+
+def test_a_student_gets_the_teachers_scores(ratings_1m, tmp_path, monkeypatch):
+    seen = _recorded(monkeypatch)
+    key = {"data": str(ratings_1m), "split": 0, "seed": 0, "trainer": {}}
+    movielens.train_one(tmp_path, {**key, "fold": None})
+    scores = np.load(movielens._scores(tmp_path, key, None))
+    key |= {"student": movielens.STUDENT, "values": {"learning_rate": 0.004}}
+    for arm in ("no teacher", "lambda 0.5", "lambda 1"):
+        movielens.train_one(tmp_path, {**key, "arm": arm})
+        config, columns = seen[-1]
+        assert config.trainer.learning_rate == 0.004 and config.model.embedding_dim == 4
+        if arm == "no teacher":
+            assert not config.distill.active and "teacher_score_xf" not in columns
+        else:
+            assert config.distill.active
+            assert config.distill.weight == movielens.ARMS[arm][0]
+            np.testing.assert_array_equal(columns["teacher_score_xf"], scores)
+
+
+def test_each_arm_takes_its_best_values_by_validation(tmp_path):
+    best = dict(zip(movielens.ARMS, (0, 2, 1, 2), strict=True))
+
+    def train(key):
+        lost = float(key["values"]["x"] != best[key["arm"]])
+        return {"validation": {"log_loss": lost}, "test": {"log_loss": -lost}}
+
+    grid = [{"x": x} for x in range(3)]
+    context = Context(False, 0, None, tmp_path, lambda line: None)
+    tuned = movielens._tuned(Runs(tmp_path / "runs.jsonl"), train, {}, grid, context)
+    assert tuned == {arm: {"x": x} for arm, x in best.items()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import numpy as np
+
 USERS_1M = "1::F::1::10::48067\n2::M::56::16::70072-1234\n"
 MOVIES_1M = "1::Amélie (2001)::Comedy|Romance\n3::Heat (1995)::Crime\n"
 RATINGS_1M = "1::1::5::978300760\n1::3::3::978302109\n2::1::2::978301968\n2::3::4::978300275\n"
@@ -27,6 +29,27 @@ def movielens_1m_zip(folder: Path, ratings: str = RATINGS_1M) -> Path:
     with zipfile.ZipFile(target, "w") as archive:
         for file in sorted((source / "ml-1m").iterdir()):
             archive.write(file, f"ml-1m/{file.name}")
+    return target
+
+
+def many_ratings_1m_zip(folder: Path, users: int, movies: int) -> Path:
+    """The archive with every user's rating of every movie, none of them a 3."""
+    rng = np.random.default_rng(0)
+    taste = rng.normal(size=users)[:, None] + rng.normal(size=movies)
+    stars = np.select([taste < -1, taste < 0, taste < 1], [1, 2, 4], 5)
+    lines = {
+        "users": [f"{u}::{'FM'[u % 2]}::25::{u % 21}::{48000 + u}" for u in range(1, users + 1)],
+        "movies": [f"{m}::Film {m} (1995)::Drama" for m in range(1, movies + 1)],
+        "ratings": [
+            f"{u + 1}::{m + 1}::{stars[u, m]}::{978300000 + m}"
+            for u in range(users)
+            for m in range(movies)
+        ],
+    }
+    target = folder / "ml-1m.zip"
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, rows in lines.items():
+            archive.writestr(f"ml-1m/{name}.dat", "\n".join(rows) + "\n")
     return target
 
 

@@ -5,16 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfrz.errors import InputError
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
 from tfrz.reproduce.runs import Runs
-
-_DEFAULT_DATA = "../shared/data/ml-1m/ml-1m.zip"
 
 # Model to its overrides, the paper's log loss and AUC (Table 6), and its parameters there.
 MODELS: dict[str, tuple[dict[str, Any], float, float, str]] = {
@@ -53,17 +49,14 @@ _TRAINER = {
 
 
 def _run(context: Context) -> Outcome:
-
     from tfrz.data.readers import open_source
+    from tfrz.reproduce.movielens_1m import data_path, parameters
     from tfrz.training.batches import ArrayBatches
     from tfrz.training.fit import build_model, evaluate, fit
     from tfrz.zoo import registry
     from tfrz.zoo.run_config import load_run_config
 
-    data = context.data or _DEFAULT_DATA
-    if not Path(data).exists():
-        raise InputError(f"{data} does not exist: name MovieLens-1M with --data PATH")
-    reader = open_source(f"movielens-1m:{data}", genres=False)
+    reader = open_source(f"movielens-1m:{data_path(context)}", genres=False)
     entry = registry.get("dcn_v2")
 
     def configure(model: str, values: dict[str, Any], seed: int) -> Any:
@@ -94,12 +87,7 @@ def _run(context: Context) -> Outcome:
         network = build_model(lambda: task.build(prepared.inputs), config.trainer)
         batches = ArrayBatches(columns, config.trainer.batch_size, seed)
         best = fit(network, task, batches, prepared.validation, config.trainer, None, False).best
-        dense = sum(
-            int(w.shape.num_elements())
-            for w in network.trainable_weights
-            if "embeddings" not in w.name
-        )
-        row = {"validation": best, "dense_parameters": dense}
+        row = {"validation": best, "dense_parameters": parameters(network)["dense"]}
         if test:
             row["test"] = evaluate(network, task, prepared.test)
         row["seconds"] = round(time.perf_counter() - started, 1)

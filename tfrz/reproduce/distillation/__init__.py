@@ -1,10 +1,11 @@
 """Knowledge distillation: what a teacher's help is made of."""
 
-from tfrz.reproduce.distillation import clicks, factors, failure_modes, reweighting
+from tfrz.reproduce.distillation import clicks, factors, failure_modes, movielens, reweighting
 
 EXPERIMENTS = (
     factors.EXPERIMENT,
     reweighting.EXPERIMENT,
     failure_modes.EXPERIMENT,
     clicks.EXPERIMENT,
+    movielens.EXPERIMENT,
 )

@@ -4,6 +4,11 @@ The paper's own figures were not at hand. What stands beside the results is the 
 specification that this was written from.
 """
 
-from tfrz.reproduce.low_rank import compression, functions, training
+from tfrz.reproduce.low_rank import compression, functions, movielens, training
 
-EXPERIMENTS = (*functions.EXPERIMENTS, *training.EXPERIMENTS, *compression.EXPERIMENTS)
+EXPERIMENTS = (
+    *functions.EXPERIMENTS,
+    *training.EXPERIMENTS,
+    *compression.EXPERIMENTS,
+    movielens.EXPERIMENT,
+)
