@@ -43,6 +43,9 @@ CANDIDATES = (1, 500)
 
 _PLAIN, _CACHED, _LIVE = "plain", "cached teacher", "live teacher"
 TEACHER, SMALL, STUDENT = "teacher", "small model", "distilled student"
+# Name to what it is compressed from.
+COMPRESSED = {"compressed teacher": TEACHER, "compressed student": STUDENT}
+RANK = 8
 _UNITS = {"SavedModel": "KiB", "p50": "ms", "p99": "ms"}
 DENSE, REQUEST = "dense", "request without a model"
 
@@ -343,14 +346,18 @@ def measure_curve(options: Options) -> Section:
     )
 
 
-def train_models(data: str, overrides: Sequence[str], out: Path) -> dict[str, dict[str, Any]]:
-    """The models of the table, trained one after the other; what each `metrics.json` holds.
+def make_models(
+    data: str, overrides: Sequence[str], fine_tune_steps: int, out: Path
+) -> dict[str, dict[str, Any]]:
+    """The models of the table, made one after the other; what each `metrics.json` holds.
 
     Args:
       data: DATA of them all.
       overrides: `key=value` of them all.
-      out: takes a run of `tfrz train` for each.
+      fine_tune_steps: of those that are compressed.
+      out: takes a run of `tfrz train` or `tfrz compress` for each.
     """
+    from tfrz.zoo.compress import compress
     from tfrz.zoo.train import train
 
     taught = [f"distill.teacher={out / TEACHER}", f"distill.weight={WEIGHT}"]
@@ -360,19 +367,23 @@ def train_models(data: str, overrides: Sequence[str], out: Path) -> dict[str, di
         STUDENT: [*settings(STUDENT_MODEL), *taught],
     }
     common = ["trainer.tensorboard=false", *overrides]
+    for name, own in wanted.items():
+        train("dcn_v2", data, out / name, overrides=[*common, *own], progress=False)
+    for name, source in COMPRESSED.items():
+        compress(out / source, out / name, RANK, fine_tune_steps=fine_tune_steps, progress=False)
     return {
-        name: train("dcn_v2", data, out / name, overrides=[*common, *own], progress=False)
-        for name, own in wanted.items()
+        name: json.loads((out / name / "metrics.json").read_text())
+        for name in (*wanted, *COMPRESSED)
     }
 
 
 def measure_serving(options: Options) -> Section:
     """Quality, size and latency of a teacher and of what is made of it, in one table."""
-    rounds = 3 if options.quick else 500
+    rounds, fine_tune_steps = (3, 3) if options.quick else (500, 1000)
     data, overrides, notes = data_of(options)
     overrides = [*overrides, f"data.seed={options.seed}", f"trainer.seed={options.seed}"]
     with tempfile.TemporaryDirectory(prefix="tfrz-bench-") as folder:
-        runs = train_models(data, overrides, Path(folder))
+        runs = make_models(data, overrides, fine_tune_steps, Path(folder))
         bases = {name: Path(folder) / name / "model" for name in runs}
         table: dict[str, dict[str, float]] = {
             name: {"test log loss": found["log_loss"], "test AUC": found["auc"], **sizes_of(base)}
@@ -408,12 +419,16 @@ def measure_serving(options: Options) -> Section:
             "teacher": TEACHER_MODEL,
             "student": STUDENT_MODEL,
             "weight": WEIGHT,
+            "rank": RANK,
+            "fine_tune_steps": fine_tune_steps,
         },
         timings=times[most].summary(TEACHER),
         figures=tuple(figures),
         notes=(
             *notes,
             f"One server has all models, and they take turns. The table is of {most} candidates",
+            f"Compressed: all layers at rank {RANK} where that makes them smaller, then "
+            f"{fine_tune_steps:,} steps on the labels, kept if they help on the validation set",
         ),
         details={"table": table, "runs": runs},
     )

@@ -77,6 +77,12 @@ def test_quick_run_of_serving() -> None:
     for what in ("parameters", "dense parameters"):
         assert student[what] == small[what] < teacher[what]
     assert student["test log loss"] != small["test log loss"]
+    for name, source in distill.COMPRESSED.items():
+        assert table[name]["dense parameters"] < table[source]["dense parameters"]
+        embeddings = {
+            table[one]["parameters"] - table[one]["dense parameters"] for one in (name, source)
+        }
+        assert len(embeddings) == 1
 
 
 def test_quick_run_of_the_curve() -> None:
