@@ -154,7 +154,7 @@ def make_history_steps(
 
 def measure_step(options: Options) -> Section:
     """A DCN-V2 with cached scores of a teacher, and an M3 with a live one, against plain steps."""
-    clicks = {"batch": 1024, "steps": 20, "rounds": 25}
+    clicks = {"batch": 1024, "steps": 20, "rounds": 75}
     events = {"batch": 64, "length": 50, "dim": 32, "items": 3706, "steps": 1, "rounds": 9}
     if options.quick:
         clicks = {"batch": 16, "steps": 1, "rounds": 2}
@@ -379,7 +379,7 @@ def make_models(
 
 def measure_serving(options: Options) -> Section:
     """Quality, size and latency of a teacher and of what is made of it, in one table."""
-    rounds, fine_tune_steps = (3, 3) if options.quick else (500, 1000)
+    rounds, fine_tune_steps = (3, 3) if options.quick else (1000, 1000)
     data, overrides, notes = data_of(options)
     overrides = [*overrides, f"data.seed={options.seed}", f"trainer.seed={options.seed}"]
     with tempfile.TemporaryDirectory(prefix="tfrz-bench-") as folder:
