@@ -28,13 +28,17 @@ def _runner() -> ModuleType:
     return importlib.import_module("benchmarks.runner")
 
 
+# Suites of recipes, which apply to every model and so have no row of the registry.
+RECIPES = ("distill",)
+
+
 def suites() -> dict[str, list[str]]:
     """The names of all suites, with the models whose registry rows name them."""
     found: dict[str, list[str]] = {}
     for model in registry.names():
         for suite in registry.get(model).bench:
             found.setdefault(suite, []).append(model)
-    return found
+    return {**found, **{suite: ["recipe"] for suite in RECIPES}}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
