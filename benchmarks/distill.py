@@ -370,7 +370,15 @@ def make_models(
     for name, own in wanted.items():
         train("dcn_v2", data, out / name, overrides=[*common, *own], progress=False)
     for name, source in COMPRESSED.items():
-        compress(out / source, out / name, RANK, fine_tune_steps=fine_tune_steps, progress=False)
+        compress(
+            out / source,
+            out / name,
+            RANK,
+            fine_tune_steps=fine_tune_steps,
+            learning_rate=0.0005,
+            distill=0.5,
+            progress=False,
+        )
     return {
         name: json.loads((out / name / "metrics.json").read_text())
         for name in (*wanted, *COMPRESSED)

@@ -40,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--learning-rate", type=float, metavar="X", help="of these steps (the run's own)"
     )
+    parser.add_argument(
+        "--distill",
+        type=float,
+        default=0.0,
+        metavar="WEIGHT",
+        help="of these steps, 0 to 1: learn from the model as it was (0)",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no log")
 
@@ -99,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
         repair_scale=args.repair_scale,
         fine_tune_steps=args.fine_tune_steps,
         learning_rate=args.learning_rate,
+        distill=args.distill,
         progress=not args.quiet,
     )
     if args.json:

@@ -104,6 +104,7 @@ def compress(
     repair_scale: bool = False,
     fine_tune_steps: int = 0,
     learning_rate: float | None = None,
+    distill: float = 0.0,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Compresses a trained model and exports it.
@@ -120,6 +121,7 @@ def compress(
       fine_tune_steps: of training after that; 0 for none. The weights that the validation set
         prefers, before or after, are kept.
       learning_rate: of fine-tuning; that of the configuration if left out.
+      distill: of fine-tuning, the weight of a teacher: the model as it was.
       progress: show a bar on standard error.
 
     Returns:
@@ -133,11 +135,18 @@ def compress(
     name = "--target-parameters" if rank is None else "--rank"
     require(given[0] >= 1, name, f"must be at least 1, not {given[0]}")
     require(fine_tune_steps >= 0, "--fine-tune-steps", "must not be negative")
+    require(0 <= distill <= 1, "--distill", f"must be 0 to 1, not {distill}")
+    require(
+        not distill or fine_tune_steps > 0,
+        "--distill",
+        "teaches in fine-tuning: give --fine-tune-steps too",
+    )
     wanted = LowRankConfig(rank, target_parameters, init=init, repair_scale=repair_scale)
     source = find_teacher(directory, _COMMAND)
     config = trained_config(source, _COMMAND)
-    # Who taught the model need not be asked again; here is the place to name `source` as a teacher.
-    config = dataclasses.replace(config, distill=DistillConfig())
+    # Who taught the model need not be asked again.
+    taught = DistillConfig(str(source), weight=distill) if distill else DistillConfig()
+    config = dataclasses.replace(config, distill=taught)
     trainer = dataclasses.replace(
         config.trainer,
         max_steps=fine_tune_steps or None,
@@ -154,6 +163,7 @@ def compress(
             **to_mapping(wanted),
             "fine_tune_steps": fine_tune_steps,
             "learning_rate": trainer.learning_rate,
+            "distill": distill,
         },
         **run_config_to_mapping(config),
     }
@@ -161,15 +171,11 @@ def compress(
     started = time.perf_counter()
     task = entry.load("task")(entry, config)
     prepared = task.prepare(reader)
-    read = StudentData(
-        prepared.inputs,
-        prepared.vocabularies,
-        prepared.transform,
-        prepared.spec,
-        prepared.examples,
-    )
     with make_strategy(trainer.strategy).scope():
-        original = load_trained(source, task, read, _WORDS).model
+        loaded = load_trained(source, task, StudentData.of(prepared), _WORDS)
+        original = loaded.model
+        if distill and hasattr(task, "teacher"):
+            task.teacher = loaded
         examples = first_examples(prepared.train)
         model, layers = factorize_for_training(original, wanted, examples, name)
     atomic_write(out / "config.yaml", write_yaml(described))

@@ -257,3 +257,34 @@ def test_models_that_do_not_fit_are_one_line(trained, tmp_path, capsys):
     ) in said(str(copy), *data)
     (copy / "assets" / "run_config.yaml").unlink()
     assert f"compress: {copy} is no model that tfrz exported" in said(str(copy), *data)
+
+
+@pytest.mark.parametrize("model", ["dcn_v2", "m3"])
+def test_the_model_as_it_was_teaches_in_fine_tuning(model, trained, m3, tmp_path):
+    source = trained if model == "dcn_v2" else m3
+    common = ["compress", str(source), "--rank", "2", "--fine-tune-steps", "6", "--quiet"]
+    found = {}
+    for weight in ("0", "0.9"):
+        out = tmp_path / weight
+        assert main([*common, "--distill", weight, "--out", str(out)]) == 0
+        stages = read(out / "compression.json")["quality"]
+        found[weight] = {stage["stage"]: stage["metrics"]["validation"] for stage in stages}
+    assert found["0"]["compressed"] == found["0.9"]["compressed"]
+    assert found["0"]["fine-tuned"] != found["0.9"]["fine-tuned"]
+    config = read_yaml(tmp_path / "0.9" / "model" / "1" / "assets" / "run_config.yaml")
+    assert config["distill"]["teacher"] == str(source / "model" / "1")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--distill", "2", "--fine-tune-steps", "5"], "--distill: must be 0 to 1"),
+        (["--distill", "0.5"], "give --fine-tune-steps too"),
+    ],
+)
+def test_a_wrong_weight_is_one_line(options, words, trained, tmp_path, capsys):
+    command = ["compress", str(trained), "--rank", "2", "--out", str(tmp_path / "x"), *options]
+    assert main(command) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and words in lines[0]
+    assert not (tmp_path / "x").exists()
