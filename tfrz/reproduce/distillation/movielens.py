@@ -37,7 +37,7 @@ ARMS: dict[str, tuple[float, str | None]] = {
     "lambda 1, cross-fitted": (1.0, UNSEEN),
 }
 # The same values are tried for every arm.
-SEARCH = {"embedding_l2": (0.0, 0.01, 0.03), "learning_rate": (0.002, 0.004)}
+SEARCH = {"embedding_l2": (0.0, 0.01), "learning_rate": (0.004, 0.008)}
 _TEMPERATURE, _FOLDS, _RATIO = 1.0, 2, 10
 _COLUMN = transformed_name(TEACHER_SCORE)
 
