@@ -436,7 +436,7 @@ def measure_serving(options: Options) -> Section:
             *notes,
             f"One server has all models, and they take turns. The table is of {most} candidates",
             f"Compressed: all layers at rank {RANK} where that makes them smaller, then "
-            f"{fine_tune_steps:,} steps on the labels, kept if they help on the validation set",
+            f"{fine_tune_steps:,} steps taught by the model as it was, kept if they help",
         ),
         details={"table": table, "runs": runs},
     )

@@ -89,5 +89,8 @@ def run(args: argparse.Namespace) -> int:
         f"{result['seconds']['fit']:.1f} s of training at "
         f"{result['examples_per_second']:,.0f} examples per second"
     )
+    if "teaching" in result:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in result["teaching"].items())
+        print(f"what the teacher adds to the labels: {shares} ({args.out}/teaching.png)")
     print(f"model: {result['model']}\ncard:  {args.out}/card.md")
     return 0

@@ -134,6 +134,7 @@ def train(
     from tfrz.training.warm_start import warm_start
     from tfrz.zoo.building import build_for_training, layers_as_values, write_layers
     from tfrz.zoo.long_history import check_warm_start, pinned
+    from tfrz.zoo.tasks.teaching import teaching_report
     from tfrz.zoo.teacher import StudentData, attach_teacher, find_teacher, teacher_metrics
 
     entry = registry.get(model)
@@ -186,6 +187,8 @@ def train(
         if taught is not None:
             metrics[f"teacher, {name}"] = taught
 
+    teaching = teaching_report(task, keras_model, prepared.validation, out)
+
     started = time.perf_counter()
     parameters = export_run(out, keras_model, task, config, prepared, data, metrics, layers)
     seconds["export"] = time.perf_counter() - started
@@ -201,6 +204,8 @@ def train(
         "seconds": seconds,
         "examples_per_second": steps * config.trainer.batch_size / max(seconds["fit"], 1e-9),
     }
+    if teaching:
+        described["teaching"] = teaching["shares"]
     if layers:
         described["low_rank"] = layers_as_values(layers)
     atomic_write(out / "metrics.json", json.dumps(described, indent=1) + "\n")
