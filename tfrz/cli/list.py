@@ -13,6 +13,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
+_RECIPES = [
+    (
+        "distillation",
+        "--set distill.teacher=PLACE",
+        "Knowledge distillation: a teacher, and what of it is kept (arXiv 2002.03532)",
+    ),
+    (
+        "low rank",
+        "--set low_rank.rank=N",
+        "Layers as products of thin matrices, in training or by tfrz compress (arXiv 2202.00834)",
+    ),
+]
+
+
 def run(args: argparse.Namespace) -> int:
     """Prints one row per model."""
     from tfrz.cli.tables import format_table
@@ -40,4 +54,5 @@ def run(args: argparse.Namespace) -> int:
             header, [(e.name, e.record_type, ", ".join(e.datasets), e.title) for e in entries]
         )
     )
+    print(f"\nrecipes that apply across the zoo:\n{format_table(('recipe', 'switch', 'title'), _RECIPES)}")
     return 0
