@@ -309,6 +309,7 @@ def run_pipeline(
     blessing = _latest(Path(places.artifacts) / "Evaluator" / "blessing")
     evaluated = blessing is not None and (blessing / "BLESSED").exists()
     blessed = passed and evaluated
+    compared = config.distill.teacher is not None and config.distill.compare
     after = _pushed(places, config.name)
     unchanged = bool(components) and components[-1].outcome == "cached"
     pushed = after[-1] if after and (len(after) > len(before) or (unchanged and blessed)) else None
@@ -320,7 +321,7 @@ def run_pipeline(
         checks=checks,
         metrics=metrics,
         slices=slices,
-        comparison=_comparison(places, metrics) if config.distill.teacher is not None else {},
+        comparison=_comparison(places, metrics) if compared else {},
         pushed=None if pushed is None else f"{places.serving(config.name)}/{pushed}",
         seconds=time.perf_counter() - started,
         root=places.root,

@@ -130,6 +130,8 @@ def create_pipeline(
         "features": features,
         "fingerprint": reader.fingerprint(),
     }
+    if teacher is not None:
+        custom_config["teacher"] = teacher.saved_model
     resolver = tfx.dsl.Resolver(
         # Kubeflow knows TFX's own strategies alone: there, a model that a later check refused may
         # be the one to compare with.
@@ -151,7 +153,7 @@ def create_pipeline(
         check_search(config)
         for name in config.tuner.search_space:
             require(
-                name.partition(".")[0] not in ("data", "features"),
+                name.partition(".")[0] not in ("data", "features") and name != "distill.teacher",
                 f"tuner.search_space.{name}",
                 "the examples are made before the Tuner runs: search it with 'tfrz tune'",
             )
@@ -186,7 +188,10 @@ def create_pipeline(
     components.append(evaluator)
     if teacher is not None:
         bare = task.eval_config(spec, has_baseline=True)
-        components += teacher.compare(trained, examples, bare)
+        alone = trained | {"hyperparameters": hyperparameters}
+        if config.trainer.warm_start == "latest_blessed":
+            alone["base_model"] = resolver.outputs["model"]
+        components += teacher.compare(alone, examples, bare)
     blessing = evaluator.outputs["blessing"]
     if stages is not None:
         blessing, more = stages.after_evaluation(model, examples, blessing)

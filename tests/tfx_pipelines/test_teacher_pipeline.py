@@ -154,6 +154,12 @@ def test_a_root_without_a_blessed_model_is_refused(tmp_path, capsys):
     assert len(lines) == 1 and "no SavedModel in" in lines[0]
 
 
+def test_a_search_for_a_teacher_is_refused(teacher, tmp_path):
+    space = "tuner.search_space={distill.teacher: [null, somewhere]}"
+    with pytest.raises(ConfigError, match=r"distill\.teacher: the examples are made before"):
+        _clicks(tmp_path / "root", f"distill.teacher={teacher[0]}", "tuner.enabled=true", space)
+
+
 def test_a_root_with_several_pipelines_asks_for_one(teacher, tmp_path):
     import shutil
 

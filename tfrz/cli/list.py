@@ -54,5 +54,6 @@ def run(args: argparse.Namespace) -> int:
             header, [(e.name, e.record_type, ", ".join(e.datasets), e.title) for e in entries]
         )
     )
-    print(f"\nrecipes that apply across the zoo:\n{format_table(('recipe', 'switch', 'title'), _RECIPES)}")
+    print("\nrecipes that apply across the zoo:")
+    print(format_table(("recipe", "switch", "title"), _RECIPES))
     return 0

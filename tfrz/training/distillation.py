@@ -182,7 +182,8 @@ class Distiller(keras.Model):
     Args:
       student: a model that gives logits, `[batch, classes]`, `[batch, 1]` or `[batch]`.
       teacher: a model, or any function, that gives logits of the same shape for the same inputs;
-        it is not trained. None where the data bring the teacher's logits (see below).
+        it is not trained. None where the data bring the teacher's logits (see below), and for
+        label smoothing.
       config: factor, weight, temperature, and so on; its `teacher` is not read.
       class_vectors: the teacher's, `[classes, dim]`, for the factors with class relations.
       **kwargs: Keras' own.
@@ -232,14 +233,22 @@ class Distiller(keras.Model):
         """The student's logits."""
         return self.student(inputs, training=training)
 
-    def _taught(self, inputs: Any, labels: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        if self._ask is None:
+    def _taught(self, inputs: Any, labels: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
+        if self._ask is not None:
+            return labels, tf.stop_gradient(self._ask(inputs))
+        if isinstance(labels, tuple | list):
             labels, said = labels
-        else:
-            said = self._ask(inputs)
-        return labels, tf.stop_gradient(said)
+            return labels, tf.stop_gradient(said)
+        require(
+            self.config.factor == "label_smoothing",
+            "teacher",
+            "there is none: give one, or labels as (labels, teacher_logits)",
+        )
+        return labels, None
 
-    def loss_of(self, logits: tf.Tensor, labels: tf.Tensor, teacher_logits: tf.Tensor) -> tf.Tensor:
+    def loss_of(
+        self, logits: tf.Tensor, labels: tf.Tensor, teacher_logits: tf.Tensor | None
+    ) -> tf.Tensor:
         """A loss per example, `[batch]`."""
         classes = int(logits.shape[-1]) if logits.shape.rank > 1 else 1
         if classes > 1:
@@ -250,9 +259,18 @@ class Distiller(keras.Model):
         self.config.check_clicks()
         flat = tf.cast(tf.reshape(logits, [-1]), tf.float32)
         clicks = tf.cast(tf.reshape(labels, [-1]), tf.float32)
-        taught = tf.reshape(tf.cast(teacher_logits, tf.float32), [-1])
+        taught = teacher_logits
+        if taught is not None:
+            taught = tf.reshape(tf.cast(taught, tf.float32), [-1])
         hard = tf.nn.sigmoid_cross_entropy_with_logits(clicks, flat)
         return self.config.mixed(hard, self.config.click_term(flat, taught))
+
+    def _mean_loss(self, logits: Any, labels: Any, taught: Any, weights: Any) -> tf.Tensor:
+        """The mean over the batch, and the student's penalties."""
+        losses = self.loss_of(logits, labels, taught)
+        if weights is not None:
+            losses *= tf.cast(weights, losses.dtype)
+        return tf.reduce_mean(losses) + tf.add_n([tf.constant(0.0), *self.student.losses])
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step of the student."""
@@ -260,12 +278,12 @@ class Distiller(keras.Model):
         labels, taught = self._taught(inputs, labels)
         with tf.GradientTape() as tape:
             logits = self.student(inputs, training=True)
-            losses = self.loss_of(logits, labels, taught)
-            if weights is not None:
-                losses *= tf.cast(weights, losses.dtype)
-            loss = tf.reduce_mean(losses) + tf.add_n([tf.constant(0.0), *self.student.losses])
+            loss = self._mean_loss(logits, labels, taught, weights)
+            # The optimiser sums over replicas.
+            shared = loss / tf.distribute.get_strategy().num_replicas_in_sync
         variables = self.student.trainable_variables
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        gradients = tape.gradient(shared, variables)
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return {**self._measured(inputs, labels, logits, weights), "loss": loss}
 
     def test_step(self, data: Any) -> dict[str, Any]:
@@ -273,7 +291,7 @@ class Distiller(keras.Model):
         inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
         labels, taught = self._taught(inputs, labels)
         logits = self.student(inputs, training=False)
-        loss = tf.reduce_mean(self.loss_of(logits, labels, taught))
+        loss = self._mean_loss(logits, labels, taught, weights)
         return {**self._measured(inputs, labels, logits, weights), "loss": loss}
 
     def _measured(self, inputs: Any, labels: Any, logits: Any, weights: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
@@ -26,9 +26,12 @@ from tfrz.data.features import MISSING, FeatureSpec, Spec, transformed_name
 from tfrz.errors import InputError
 from tfrz.training.batches import Batches
 from tfrz.training.distillation import DistillConfig
-from tfrz.training.fit import evaluate
+from tfrz.training.fit import evaluate, make_strategy
 from tfrz.training.warm_start import warm_start
 from tfrz.zoo.building import build_like
+
+if TYPE_CHECKING:
+    from tfrz.zoo.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -121,13 +124,25 @@ class ScoringTeacher:
         self._inputs = self._signature.structured_input_signature[1]
         self._named = "serving_raw" in loaded.signatures
         if self._named:
-            known = {feature.name for feature in spec.features}
-            for name in self._inputs:
-                if name not in known:
-                    raise InputError(
-                        f"the teacher in {self.directory} reads the feature {name!r}, which the "
-                        f"data have not: they have {', '.join(sorted(known))}"
-                    )
+            self._check_names({feature.name: feature.dtype for feature in spec.features})
+        elif [given.dtype for given in self._inputs.values()] != [tf.string]:
+            raise InputError(
+                f"serving_default of {self.directory} reads {', '.join(sorted(self._inputs))}: a "
+                "teacher of clicks reads serialised tf.Examples by it, or names by serving_raw"
+            )
+
+    def _check_names(self, known: Mapping[str, str]) -> None:
+        for name, given in self._inputs.items():
+            if name not in known:
+                raise InputError(
+                    f"the teacher in {self.directory} reads the feature {name!r}, which the "
+                    f"data have not: they have {', '.join(sorted(known))}"
+                )
+            if given.dtype.name != known[name]:
+                raise InputError(
+                    f"the teacher in {self.directory} reads {name!r} as {given.dtype.name}, the "
+                    f"data have it as {known[name]}: change the feature's dtype"
+                )
 
     def _asked(self, table: pa.Table) -> np.ndarray:
         if not self._named:
@@ -155,7 +170,13 @@ class ScoringTeacher:
         started = time.perf_counter()
         parts = [np.zeros(0, np.float32)]
         for start in range(0, table.num_rows, _ROWS_AT_ONCE):
-            parts.append(np.ravel(self._asked(table.slice(start, _ROWS_AT_ONCE))))
+            try:
+                parts.append(np.ravel(self._asked(table.slice(start, _ROWS_AT_ONCE))))
+            except tf.errors.OpError as error:
+                reason = next(iter(error.message.strip().splitlines()), "")
+                raise InputError(
+                    f"the teacher in {self.directory} cannot read these examples: {reason}"
+                ) from error
         scores = np.concatenate(parts).astype(np.float32)
         sound = (scores >= 0) & (scores <= 1)
         if len(scores) != table.num_rows or not sound.all():
@@ -171,6 +192,36 @@ class ScoringTeacher:
             time.perf_counter() - started,
         )
         return table.append_column(TEACHER_SCORE, one_each(pa.array(scores), "float32"))
+
+
+def check_scores(batches: Batches) -> None:
+    """Refuses examples whose teacher gave no probabilities; looks at the first batches.
+
+    Raises:
+      InputError: names one that is none.
+    """
+    for batch in batches.once().take(8):
+        scores = batch[transformed_name(TEACHER_SCORE)].numpy()
+        wrong = scores[~((scores >= 0) & (scores <= 1))]
+        if len(wrong):
+            raise InputError(
+                f"the teacher gave {wrong[0]} to an example: it must give each a probability"
+            )
+
+
+def pinned_teacher(config: RunConfig) -> RunConfig:
+    """The configuration with the very SavedModel that its place has now.
+
+    A run that is resumed after a newer one was pushed there would else change its teacher.
+
+    Raises:
+      InputError: there is none.
+    """
+    place = config.distill.teacher
+    if place is None:
+        return config
+    distill = dataclasses.replace(config.distill, teacher=str(find_teacher(place)))
+    return dataclasses.replace(config, distill=distill)
 
 
 def open_teacher(distill: DistillConfig, spec: FeatureSpec) -> ScoringTeacher | None:
@@ -343,11 +394,15 @@ def _check_answers(
     if not data.examples:
         return
     asked = tf.constant(list(data.examples[:_ASKED]), tf.string)
-    expected = _loaded(directory).signatures["serving_default"](asked)
+    loaded = _loaded(directory)
+    # What is recommended depends on a catalogue too; vectors of users do not.
+    name = "encode_examples" if "encode_examples" in loaded.signatures else "serving_default"
+    answer = loaded.signatures[name]
     signatures = task.signatures(model, data.transform, data.spec, data.vocabularies)
-    found = signatures["serving_default"](asked)
+    expected, again, found = answer(asked), answer(asked), signatures[name](asked)
     for name, value in expected.items():
-        if not value.dtype.is_floating:
+        drawn = not np.array_equal(again[name].numpy(), value.numpy())
+        if drawn or not value.dtype.is_floating:
             continue
         if not np.allclose(found[name].numpy(), value.numpy(), rtol=1e-3, atol=1e-3):
             raise InputError(
@@ -374,7 +429,8 @@ def attach_teacher(task: Any, data: StudentData, place: str | None = None) -> No
     if hasattr(data.inputs, "num_items"):
         distill.check_classes(data.inputs.num_items)
     if distill.teacher is not None:
-        task.teacher = load_teacher(place or distill.teacher, task, data)
+        with make_strategy(task.config.trainer.strategy).scope():
+            task.teacher = load_teacher(place or distill.teacher, task, data)
 
 
 def teacher_metrics(task: Any, batches: Batches) -> dict[str, float] | None:
@@ -384,7 +440,7 @@ def teacher_metrics(task: Any, batches: Batches) -> dict[str, float] | None:
     if hasattr(task, "teacher"):
         return evaluate(task.teacher.model, task.teacher.task, batches)
     rows = [
-        (batch["label_xf"].numpy(), logits_of(batch[transformed_name(TEACHER_SCORE)]).numpy())
+        (batch[task.label].numpy(), logits_of(batch[transformed_name(TEACHER_SCORE)]).numpy())
         for batch in batches.once()
     ]
     labels, logits = (np.concatenate(column) for column in zip(*rows, strict=True))

@@ -135,7 +135,7 @@ def train(
     from tfrz.zoo.building import build_for_training, layers_as_values, write_layers
     from tfrz.zoo.long_history import check_warm_start, pinned
     from tfrz.zoo.tasks.teaching import teaching_report
-    from tfrz.zoo.teacher import StudentData, attach_teacher, find_teacher, teacher_metrics
+    from tfrz.zoo.teacher import StudentData, attach_teacher, pinned_teacher, teacher_metrics
 
     entry = registry.get(model)
     config = load_run_config(model, data.partition(":")[0], overrides, config_file)
@@ -146,8 +146,7 @@ def train(
         )
     out = Path(out)
     config = pinned(config, out)
-    if config.distill.teacher is not None:
-        find_teacher(config.distill.teacher)
+    config = pinned_teacher(config)
     if config.trainer.warm_start is not None:
         check_warm_start(config, config.trainer.warm_start)
     resolved = {"data_source": data, **run_config_to_mapping(config)}

@@ -126,6 +126,7 @@ def tune(
     # These pull in TensorFlow: a misspelt option above should be told in no time.
     from tfrz.data.readers import open_source
     from tfrz.zoo.long_history import pinned
+    from tfrz.zoo.teacher import pinned_teacher
 
     entry = registry.get(model)
     config = load_run_config(model, data.partition(":")[0], overrides, config_file)
@@ -149,7 +150,7 @@ def tune(
         ) from error
 
     out = Path(out)
-    config = pinned(config, out)
+    config = pinned_teacher(pinned(config, out))
     described = {"command": "tune", "data_source": data, **run_config_to_mapping(config)}
     refuse_other_run(out, described, "trials.json")
     atomic_write(out / "config.yaml", write_yaml(described))

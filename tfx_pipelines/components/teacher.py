@@ -149,6 +149,8 @@ class TeacherNodes:
             source_uri=origin.uri, artifact_type=Model, custom_properties=origin.properties
         ).with_id("Teacher")
         self.model = self._importer.outputs["result"]
+        # Where it is, for the Tuner, which takes no model.
+        self.saved_model = path_utils.serving_model_dir(origin.uri)
 
     def ask(self, examples: Any, spec: Any) -> tuple[Any, list[Any]]:
         """Examples that come with what the teacher says, and the nodes that make them.

@@ -28,7 +28,7 @@ from tfrz.zoo.building import build_for_training, write_layers
 from tfrz.zoo.long_history import check_warm_start
 from tfrz.zoo.run_config import RunConfig, run_config_from_mapping, with_values
 from tfrz.zoo.search_space import chosen_values
-from tfrz.zoo.teacher import StudentData, attach_teacher
+from tfrz.zoo.teacher import StudentData, attach_teacher, check_scores
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +135,8 @@ def run_fn(fn_args: Any) -> None:
     student = workspace.student_data(inputs)
     taught_live = config.distill.teacher is not None and hasattr(task, "teacher")
     attach_teacher(task, student, fn_args.base_model if taught_live else None)
+    if config.distill.teacher is not None and not taught_live:
+        check_scores(workspace.train)
     if hasattr(task, "check_training_set"):
         task.check_training_set(workspace.train, inputs)
     model, layers = build_for_training(task, inputs, config, workspace.train)

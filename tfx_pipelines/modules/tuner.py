@@ -17,7 +17,8 @@ def tuner_fn(fn_args: Any) -> Any:
     def sets_of(config: RunConfig) -> TrialSets:
         workspace = open_workspace(fn_args, config)
         inputs = workspace.inputs()
-        attach_teacher(workspace.task, workspace.student_data(inputs))
+        student = workspace.student_data(inputs)
+        attach_teacher(workspace.task, student, fn_args.custom_config.get("teacher"))
         return TrialSets(workspace.task, inputs, workspace.train, workspace.validation)
 
     config = run_config_from_mapping(fn_args.custom_config["run_config"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -166,3 +169,60 @@ def test_a_factor_that_the_logits_do_not_admit_is_refused():
         Distiller(None, None, DistillConfig(factor="similarity")).loss_of(
             tf.zeros([2, 1]), tf.zeros([2]), tf.zeros([2, 1])
         )
+
+
+def test_label_smoothing_needs_no_teacher():
+    config = DistillConfig(factor="label_smoothing", weight=0.4)
+    student = _network(CLASSES, 1)
+    z = np.asarray(student(X), np.float64)
+    log_p = np.log(softmax(z))
+    expected = -0.6 * log_p[np.arange(ROWS), LABELS] - 0.4 * log_p.mean(axis=1)
+    distiller = Distiller(student, None, config)
+    distiller.compile(optimizer="sgd")
+    found = distiller.evaluate(X, LABELS, batch_size=ROWS, verbose=0)
+    assert found == pytest.approx(expected.mean(), rel=1e-5)
+    clicks = Distiller(_network(1, 1), None, config)
+    clicks.compile(optimizer="sgd")
+    assert np.isfinite(clicks.fit(X, CLICKS, verbose=0).history["loss"]).all()
+    nobody = Distiller(_network(CLASSES, 1), None, DistillConfig())
+    nobody.compile(optimizer="sgd")
+    with pytest.raises(ConfigError, match="there is none"):
+        nobody.fit(X, LABELS, verbose=0)
+
+
+def test_evaluation_heeds_weights_and_penalties_as_training_does():
+    student = keras.Sequential([keras.layers.Dense(2, kernel_regularizer="l2")])
+    student.build((None, DIM))
+    distiller = Distiller(student, _network(2, 9), DistillConfig())
+    distiller.compile(optimizer=keras.optimizers.SGD(0.0))
+    weights = (np.arange(ROWS) < 10).astype(np.float32)
+    arguments = {"sample_weight": weights, "batch_size": ROWS, "verbose": 0}
+    trained = distiller.fit(X, LABELS % 2, **arguments).history["loss"][0]
+    assert distiller.evaluate(X, LABELS % 2, **arguments) == pytest.approx(trained, rel=1e-5)
+
+
+_REPLICAS = """
+import keras
+import numpy as np
+import tensorflow as tf
+from tests.tfrz.training.test_distillation import CLASSES, LABELS, X, _network
+from tfrz.training import DistillConfig, Distiller
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+found = []
+for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+    with strategy.scope():
+        student, teacher = _network(CLASSES, 1), _network(CLASSES, 9)
+        distiller = Distiller(student, teacher, DistillConfig())
+        distiller.compile(optimizer=keras.optimizers.SGD(0.1))
+    distiller.fit(X, LABELS, batch_size=16, epochs=2, shuffle=False, verbose=0)
+    found.append(student.get_weights())
+for a, b in zip(*found, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+"""
+
+
+def test_two_replicas_learn_what_one_learns():
+    done = subprocess.run([sys.executable, "-c", _REPLICAS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1500:]

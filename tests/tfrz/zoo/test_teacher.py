@@ -18,6 +18,7 @@ from tfrz.data.columns import one_each, to_examples
 from tfrz.data.features import Feature, FeatureSpec, numeric
 from tfrz.data.readers import open_source
 from tfrz.errors import ConfigError, InputError
+from tfrz.training.batches import ArrayBatches
 from tfrz.training.distillation import DistillConfig
 from tfrz.training.fit import build_model
 from tfrz.zoo import registry
@@ -27,6 +28,7 @@ from tfrz.zoo.teacher import (
     LiveTeacher,
     ScoringTeacher,
     StudentData,
+    check_scores,
     find_teacher,
     load_teacher,
     logits_of,
@@ -567,3 +569,63 @@ def test_what_serializes_is_what_travels(clicks):
     with_score = ROWS.append_column(TEACHER_SCORE, one_each(pa.array([0.1] * 3), "float32"))
     example = tf.train.Example.FromString(to_examples(with_score, SPEC, 1)[0])
     assert TEACHER_SCORE not in example.features.feature
+
+
+def test_data_whose_label_has_another_name_are_taught_too(tmp_path):
+    rng = np.random.default_rng(0)
+    lines = ["user,item,clicked"]
+    lines += [f"u{rng.integers(9)},i{rng.integers(9)},{rng.integers(2)}" for _ in range(600)]
+    (tmp_path / "clicks.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "spec.yaml").write_text("label: clicked\nfeatures: [{name: user}, {name: item}]\n")
+    source = (str(tmp_path / "clicks.csv"), tmp_path / "teacher", str(tmp_path / "spec.yaml"))
+    settings = [*QUICK, "trainer.batch_size=64", "model.hidden_units=[4]"]
+    train("dcn_v2", *source, settings, progress=False)
+    taught = [*settings, f"distill.teacher={tmp_path / 'teacher'}"]
+    result = train("dcn_v2", source[0], tmp_path / "run", source[2], taught, progress=False)
+    assert result["metrics"]["teacher, test"]["log_loss"] > 0
+    assert (tmp_path / "run" / "teaching.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("multi_interest", ()),
+        ("topk_reinforce", ("export.deterministic=1",)),  # The others of a slate are drawn.
+    ],
+)
+def test_the_other_models_of_histories_are_loaded_as_they_were_trained(name, more, tmp_path):
+    settings = [*QUICK, *LIVE[name], *more]
+    train(name, out=tmp_path / "teacher", overrides=settings, progress=False)
+    taught = [*settings, f"distill.teacher={tmp_path / 'teacher'}"]
+    result = train(name, out=tmp_path / "run", overrides=taught, progress=False)
+    own = json.loads((tmp_path / "teacher" / "metrics.json").read_text())["metrics"]["test"]
+    assert result["metrics"]["teacher, test"] == pytest.approx(own, abs=1e-5)
+
+
+def test_a_teacher_of_several_or_of_other_inputs_is_refused(tmp_path):
+    several = _Foreign(True).save(tmp_path / "a", "serving_default")
+    with pytest.raises(InputError, match="reads size, tags, word: a teacher of clicks reads"):
+        ScoringTeacher(several, SPEC)
+    features = (Feature("word", dtype="int64"), *SPEC.features[1:])
+    place = _Foreign(True).save(tmp_path / "b", "serving_raw")
+    with pytest.raises(InputError, match="reads 'word' as string, the data have it as int64"):
+        ScoringTeacher(place, dataclasses.replace(SPEC, features=features))
+
+
+def test_a_run_keeps_the_version_that_it_began_with(clicks, tmp_path):
+    versions = tmp_path / "versions"
+    shutil.copytree(clicks / "model" / "1", versions / "1")
+    overrides = [*CLICKS, f"distill.teacher={versions}"]
+    train("dcn_v2", out=tmp_path / "run", overrides=overrides, progress=False)
+    assert f"{versions}/1" in (tmp_path / "run" / "config.yaml").read_text()
+    (tmp_path / "run" / "metrics.json").unlink()
+    shutil.copytree(versions / "1", versions / "2")
+    with pytest.raises(ConfigError, match=r"another distill\.teacher"):
+        train("dcn_v2", out=tmp_path / "run", overrides=overrides, progress=False)
+
+
+def test_scores_that_are_no_probabilities_are_told_in_the_pipeline_too():
+    batches = ArrayBatches({f"{TEACHER_SCORE}_xf": np.array([0.5, 3.25], np.float32)}, 2)
+    with pytest.raises(InputError, match=r"the teacher gave 3\.25 to an example"):
+        check_scores(batches)
+    check_scores(ArrayBatches({f"{TEACHER_SCORE}_xf": np.array([0.0, 1.0], np.float32)}, 2))

@@ -67,7 +67,7 @@ def test_omega_and_the_divergence_are_those_of_the_losses():
     p, q = softmax(z.astype(np.float64)), softmax(v.astype(np.float64))
     at = (np.arange(ROWS), labels)
     np.testing.assert_allclose(rows["confidence"], q[at], rtol=1e-5)
-    np.testing.assert_allclose(rows["weight"], 1 - 0.7 * (1 - q[at]) / (1 - p[at]), rtol=2e-3)
+    np.testing.assert_allclose(rows["omega"], 1 - 0.7 * (1 - q[at]) / (1 - p[at]), rtol=2e-3)
     divergence = (q * np.log(q / p)).sum(axis=1)
     both = rows["about the true class"] + rows["about the others"]
     np.testing.assert_allclose(both, divergence, rtol=1e-4, atol=1e-5)

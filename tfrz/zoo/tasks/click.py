@@ -89,7 +89,7 @@ class ClickTask:
 
     def __init__(self, entry: ModelEntry, config: RunConfig) -> None:
         self.entry, self.config = entry, config
-        self._label = "label_xf"
+        self.label = "label_xf"
 
     @staticmethod
     def model_inputs(spec: FeatureSpec, vocabulary_sizes: Mapping[str, int]) -> ModelInputs:
@@ -98,7 +98,7 @@ class ClickTask:
 
     def build(self, inputs: ModelInputs) -> keras.Model:
         """A model with all its variables made."""
-        self._label = inputs.label
+        self.label = inputs.label
         model = self.entry.load("model")(
             self.config.model,
             inputs.vocabulary_sizes,
@@ -178,7 +178,7 @@ class ClickTask:
         """Embeddings `[batch, dim]`, labels and what a teacher says, logits, `[batch]`."""
         looked_up = {
             "x0": model.embed(batch, training=True),
-            "label": tf.cast(batch[self._label], tf.float32),
+            "label": tf.cast(batch[self.label], tf.float32),
         }
         if self.config.distill.teacher is not None:
             looked_up["taught"] = logits_of(batch[transformed_name(TEACHER_SCORE)])
@@ -206,7 +206,7 @@ class ClickTask:
         """Logits and labels, `[batch]` each."""
         return {
             "logits": model(batch, training=False),
-            "label": tf.cast(batch[self._label], tf.float32),
+            "label": tf.cast(batch[self.label], tf.float32),
         }
 
     def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:

@@ -24,6 +24,7 @@ from tfrz.data.preprocessing import densify
 from tfrz.errors import InputError
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
 from tfrz.files import atomic_write
+from tfrz.layers.low_rank import frobenius_penalty
 from tfrz.layers.slates import boltzmann_slate
 from tfrz.losses.reinforce import (
     discounted_returns,
@@ -199,7 +200,7 @@ class ReinforceTask(HistoryTask):
         losses += model.config.behavior_weight * weights * behavior_loss
         total = tf.maximum(tf.reduce_sum(weights), 1.0)
         rows = tf.cast(tf.shape(weights)[0], tf.float32)
-        return tf.reduce_sum(losses, axis=1) * rows / total, tf.constant(0.0)
+        return tf.reduce_sum(losses, axis=1) * rows / total, frobenius_penalty(model)
 
     def _soft(
         self,

@@ -34,7 +34,7 @@ def _both(task: Any, model: keras.Model, batch: Mapping[str, tf.Tensor]) -> list
     said = logits_of(batch[transformed_name(TEACHER_SCORE)])
     logits = tf.cast(model(batch, training=False), tf.float32)
     pairs = [tf.stack([tf.zeros_like(one), one], axis=1) for one in (logits, said)]
-    return [*pairs, tf.cast(batch["label_xf"] > 0.5, tf.int64)]
+    return [*pairs, tf.cast(batch[task.label] > 0.5, tf.int64)]
 
 
 def examined(
@@ -43,7 +43,7 @@ def examined(
     """What is known of each example, `[rows]`.
 
     With q the teacher's distribution (at its temperature) and t the true class: `confidence` q_t,
-    `weight` omega of the student with the whole of q, `relations` the squared distance of q's wrong
+    `omega` of the student with the whole of q, `relations` the squared distance of q's wrong
     classes from equal shares, and the two parts of KL(q || p).
     """
     q = tf.nn.softmax(tf.cast(taught, tf.float32) / distill.temperature)
@@ -55,7 +55,7 @@ def examined(
     parts = split_divergence(logits, labels, q)
     return {
         "confidence": confidence.numpy(),
-        "weight": omega.numpy(),
+        "omega": omega.numpy(),
         "relations": tf.reduce_sum(tf.square((1 - own) * (q - equal)), axis=-1).numpy(),
         "about the true class": parts.confidence.numpy(),
         "about the others": parts.relations.numpy(),
@@ -117,7 +117,7 @@ def teaching_report(task: Any, model: keras.Model, batches: Batches, out: Path) 
     order = np.argsort(rows["confidence"], kind="stable")
     tenths = []
     for part in np.array_split(order, min(_TENTHS, len(order))):
-        omega = rows["weight"][part]
+        omega = rows["omega"][part]
         tenths.append(
             {
                 "confidence": float(rows["confidence"][part].mean()),
@@ -126,7 +126,7 @@ def teaching_report(task: Any, model: keras.Model, batches: Batches, out: Path) 
                 "negative": float((omega < 0).mean()),
             }
         )
-    correlation = float(spearmanr(rows["confidence"], rows["weight"]).statistic)
+    correlation = float(spearmanr(rows["confidence"], rows["omega"]).statistic)
     report = {
         "examples": len(order),
         "classes": classes,
@@ -154,12 +154,12 @@ def _plot(rows: Mapping[str, np.ndarray], report: Mapping[str, Any], path: Path)
     left.bar_label(bars, fmt="{:.1%}", padding=3)
     left.set_xlim(0, 1.15)
     left.set_xlabel("share of what the teacher adds to the labels")
-    some = np.random.default_rng(0).permutation(len(rows["weight"]))[:_POINTS]
-    right.scatter(rows["confidence"][some], rows["weight"][some], s=4, alpha=0.4)
+    some = np.random.default_rng(0).permutation(len(rows["omega"]))[:_POINTS]
+    right.scatter(rows["confidence"][some], rows["omega"][some], s=4, alpha=0.4)
     means = [(tenth["confidence"], tenth["omega"]) for tenth in report["tenths"]]
     right.plot(*zip(*means, strict=True), color="black", marker="o", ms=4, label="means of tenths")
     right.axhline(0, color="black", lw=0.6)
-    right.set_ylim(*np.percentile(rows["weight"], (1, 99.9)) + np.array([-0.1, 0.1]))
+    right.set_ylim(*np.percentile(rows["omega"], (1, 99.9)) + np.array([-0.1, 0.1]))
     right.set_xlabel("teacher's probability of the true class")
     right.set_ylabel("omega")
     right.legend()

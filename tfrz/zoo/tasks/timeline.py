@@ -266,7 +266,7 @@ class TimelineTask:
             soft = [
                 distill.click_term(outputs[..., :count], said[..., :count]),
                 tf.square(said[..., count:] - outputs[..., count:])
-                if "taught" in looked_up
+                if "taught" in looked_up and distill.factor != "label_smoothing"
                 else losses[..., count:],
             ]
             losses = distill.mixed(losses, tf.concat(soft, axis=-1))
