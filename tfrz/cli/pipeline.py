@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from tfrz.cli.configuration import add_configuration_arguments, overrides_of
+
 HELP = "run a model's TFX pipeline here, or compile it for Kubeflow"
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a name that 'tfrz list' shows")
-    parser.add_argument(
-        "--data",
-        default="simulated",
-        help="simulated (default), NAME:PATH such as movielens-1m:ml-1m.zip, or a file of your own",
-    )
-    parser.add_argument("--features", help="feature spec (YAML) of a file of your own")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="overrides",
-        metavar="KEY=VALUE",
-        help="a configuration value, e.g. evaluator.min_auc=0.8",
-    )
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML over the model's configuration, under --set"
-    )
+    add_configuration_arguments(parser)
     parser.add_argument(
         "--beam-arg",
         action="append",
@@ -72,9 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from tfrz.cli.tables import format_table
     from tfrz.zoo.run_config import load_run_config
 
-    overrides = list(args.overrides)
-    if getattr(args, "seed", None) is not None:
-        overrides += [f"data.seed={args.seed}", f"trainer.seed={args.seed}"]
+    overrides = overrides_of(args)
     if args.beam_arg:
         overrides.append(f"pipeline.beam_args={json.dumps(args.beam_arg)}")
     config = load_run_config(args.model, args.data.partition(":")[0], overrides, args.config)

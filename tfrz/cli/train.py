@@ -7,6 +7,8 @@ import json
 import logging
 import sys
 
+from tfrz.cli.configuration import add_configuration_arguments, overrides_of
+
 HELP = "train a model in this process"
 
 
@@ -17,25 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     """Adds the arguments of commands that train in this process; `out` tells of `--out`."""
-    parser.add_argument("model", help="a name that 'tfrz list' shows")
-    parser.add_argument(
-        "--data",
-        default="simulated",
-        help="simulated (default), NAME:PATH such as movielens-1m:ml-1m.zip, or a file of your own",
-    )
-    parser.add_argument("--features", help="feature spec (YAML) of a file of your own")
+    add_configuration_arguments(parser)
     parser.add_argument("--out", required=True, help=out)
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML over the model's configuration, under --set"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="overrides",
-        metavar="KEY=VALUE",
-        help="a configuration value, e.g. trainer.epochs=5",
-    )
     parser.add_argument("--seed", type=int, help="sets data.seed and trainer.seed")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no log")
@@ -50,14 +35,6 @@ def set_up_logging(quiet: bool) -> None:
     )
     for noisy in ("absl", "tensorflow", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-
-
-def overrides_of(args: argparse.Namespace) -> list[str]:
-    """What `--set` and `--seed` set."""
-    overrides = list(args.overrides)
-    if args.seed is not None:
-        overrides += [f"data.seed={args.seed}", f"trainer.seed={args.seed}"]
-    return overrides
 
 
 def run(args: argparse.Namespace) -> int:

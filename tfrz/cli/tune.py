@@ -42,7 +42,8 @@ def _table(result: dict[str, Any]) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Searches and prints the trials, the best first."""
-    from tfrz.cli.train import overrides_of, set_up_logging
+    from tfrz.cli.configuration import overrides_of
+    from tfrz.cli.train import set_up_logging
     from tfrz.config import require
     from tfrz.zoo.tune import tune
 

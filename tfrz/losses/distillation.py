@@ -10,23 +10,17 @@ letter for the other term.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import tensorflow as tf
 
 from tfrz.config import require
 from tfrz.layers.pointer import wide
 
-KINDS = (
-    "full",
-    "label_smoothing",
-    "partial",
-    "similarity",
-    "partial_similarity",
-    "topk",
-)
-SCALES = ("squared", "one")
+Kind = Literal["full", "label_smoothing", "partial", "similarity", "partial_similarity", "topk"]
+KINDS: tuple[str, ...] = get_args(Kind)
 Scale = Literal["squared", "one"]
+SCALES: tuple[str, ...] = get_args(Scale)
 _FAR = -1e9
 
 

@@ -9,13 +9,14 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfrz.config import require
 from tfrz.losses.distillation import (
+    Kind,
     Scale,
     binary_distillation_loss,
     distillation_loss,
@@ -23,7 +24,6 @@ from tfrz.losses.distillation import (
     soft_targets,
 )
 
-Factor = Literal["full", "label_smoothing", "partial", "similarity", "partial_similarity", "topk"]
 _RELATIONS = ("similarity", "partial_similarity")
 
 
@@ -47,7 +47,7 @@ class DistillConfig:
     """
 
     teacher: str | None = None
-    factor: Factor = "full"
+    factor: Kind = "full"
     weight: float = 0.5
     temperature: float = 1.0
     scale: Scale = "squared"

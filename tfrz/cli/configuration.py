@@ -1,0 +1,36 @@
+"""The arguments of commands that run a configuration of a model on a source."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_configuration_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the model, its data and what changes its configuration."""
+    parser.add_argument("model", help="a name that 'tfrz list' shows")
+    parser.add_argument(
+        "--data",
+        default="simulated",
+        help="simulated (default), NAME:PATH such as movielens-1m:ml-1m.zip, or a file of your own",
+    )
+    parser.add_argument("--features", help="feature spec (YAML) of a file of your own")
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML over the model's configuration, under --set"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="a configuration value, e.g. trainer.epochs=5",
+    )
+
+
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """What `--set` and, where a command has it, `--seed` set."""
+    overrides = list(args.overrides)
+    seed = getattr(args, "seed", None)
+    if seed is not None:
+        overrides += [f"data.seed={seed}", f"trainer.seed={seed}"]
+    return overrides
