@@ -65,7 +65,6 @@ class PreparedSets:
         """The values of the configuration that decide what `prepare` gives."""
         mapping = run_config_to_mapping(config)
         reads = {"data": mapping["data"], "features": mapping["features"]}
-        reads["teacher"] = mapping["distill"]["teacher"]
         for dotted in getattr(task, "prepare_reads", ()):
             section, _, name = dotted.partition(".")
             reads[dotted] = mapping[section][name]

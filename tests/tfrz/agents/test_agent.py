@@ -31,6 +31,7 @@ from tfrz.config import from_mapping
 from tfrz.data.simulators.bandits import BiasedLoggerBandit, ContextualSlates
 from tfrz.errors import ConfigError, InputError
 from tfrz.models.topk_reinforce import TopKReinforce, TopKReinforceConfig
+from tfrz.zoo.run_config import load_run_config
 from tfrz.zoo.tasks.reinforce import ReinforceTask
 
 ITEMS, PAGES = 7, 3
@@ -114,7 +115,7 @@ def _keras_batch(log) -> dict[str, tf.Tensor]:
 
 
 def _keras_loss(model, log) -> tf.Tensor:
-    task = ReinforceTask(entry=None, config=None)
+    task = ReinforceTask(entry=None, config=load_run_config("topk_reinforce"))
     task._reward, task._propensity = "reward", "propensity"
     losses, extra = task.dense_loss(model, task.lookup(model, _keras_batch(log)))
     return tf.reduce_mean(losses) + extra

@@ -86,6 +86,7 @@ class ClickTask:
     objective_direction = "min"
     spec_class = FeatureSpec
     slice_features: tuple[str, ...] = ()
+    prepare_reads = ("distill.teacher",)  # Beyond `data` and `features`.
 
     def __init__(self, entry: ModelEntry, config: RunConfig) -> None:
         self.entry, self.config = entry, config
