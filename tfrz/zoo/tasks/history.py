@@ -303,14 +303,18 @@ class HistoryTask:
         taught: tf.Tensor | None,
     ) -> tf.Tensor:
         """The teacher's term over all items, of each step."""
-        items, bias = model.item_vectors()
-        logits = tf.tensordot(hidden, items, [[-1], [1]]) + bias
+        distill = self.config.distill
+        logits, _ = self._over_items(model, hidden)
         labels = tf.clip_by_value(targets - 1, 0, model.num_items - 1)
         if taught is None or self.teacher is None:
-            return self.config.distill.class_term(logits, labels, None)
-        known, offsets = self.teacher.model.item_vectors()
-        said = tf.tensordot(taught, known, [[-1], [1]]) + offsets
-        return self.config.distill.class_term(logits, labels, said, known)
+            return distill.class_term(logits, labels, None)
+        return distill.class_term(logits, labels, *self._over_items(self.teacher.model, taught))
+
+    @staticmethod
+    def _over_items(model: keras.Model, hidden: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Logits `[..., V]` of the ids 1..V, and the items' vectors `[V, dim]`."""
+        items, bias = model.item_vectors()
+        return tf.tensordot(hidden, items, [[-1], [1]]) + bias, items
 
     def _allowed(self, logits: tf.Tensor, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """The logits, -inf for items that were seen, if those are to be left out."""

@@ -202,21 +202,10 @@ class ReinforceTask(HistoryTask):
         rows = tf.cast(tf.shape(weights)[0], tf.float32)
         return tf.reduce_sum(losses, axis=1) * rows / total, frobenius_penalty(model)
 
-    def _soft(
-        self,
-        model: keras.Model,
-        hidden: tf.Tensor,
-        targets: tf.Tensor,
-        taught: tf.Tensor | None,
-    ) -> tf.Tensor:
-        """The teacher's term over all actions, of each step."""
-        labels, distill = tf.clip_by_value(targets - 1, 0, model.num_items - 1), self.config.distill
-        logits = model.policy_logits(hidden)
-        if taught is None or self.teacher is None:
-            return distill.class_term(logits, labels, None)
-        teacher = self.teacher.model
-        said = teacher.policy_logits(taught)
-        return distill.class_term(logits, labels, said, teacher.head("policy"))
+    @staticmethod
+    def _over_items(model: keras.Model, hidden: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Logits `[..., A]` of the policy, and the actions' vectors `[A, units]`."""
+        return model.policy_logits(hidden), model.head("policy")
 
     def judged(self, model: keras.Model, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """What an estimate of the policy's value needs of each example's last action, `[batch]`.
