@@ -96,7 +96,7 @@ def _time(text: str | None) -> int | None:
 def _latest(directory: str) -> Path:
     """The SavedModel itself, or the newest version in a folder of versions."""
     root = Path(directory)
-    versions = [p for p in root.glob("*") if p.name.isdigit()] if root.is_dir() else []
+    versions = [p for p in root.glob("*") if p.name.isdecimal()] if root.is_dir() else []
     return max(versions, key=lambda p: int(p.name)) if versions else root
 
 

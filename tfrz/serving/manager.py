@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import re
 import threading
 import time
@@ -39,11 +40,21 @@ Loader = Callable[[str, int, str], LoadedModel]
 def list_versions(base_path: str) -> dict[int, str]:
     """Versions under a base path: children whose whole name is a 64-bit number.
 
+    Args:
+      base_path: an absolute path, or a URI of a file system that TensorFlow knows.
+
+    Returns:
+      The folder of each version.
+
     Raises:
-      tf.errors.OpError: the base path cannot be read.
+      OSError: a local base path cannot be read.
+      tf.errors.OpError: a base path of another file system cannot be read.
     """
+    local = base_path.removeprefix("file://")
+    # TensorFlow refuses a whole folder for one name that is not UTF-8; such a name is no version.
+    children = tf.io.gfile.listdir(base_path) if _URI.match(local) else os.listdir(local)
     found: dict[int, str] = {}
-    for child in sorted(tf.io.gfile.listdir(base_path)):
+    for child in sorted(children):
         name = child.rstrip("/")
         if not _VERSION.fullmatch(name) or not -(2**63) <= int(name) < 2**63:
             continue
@@ -224,11 +235,15 @@ class ModelManager:
             places = {name: model.config.base_path for name, model in models.items()}
         for name, base_path in places.items():
             try:
-                found = list_versions(base_path)
-            except (tf.errors.OpError, OSError):
-                logger.error("Could not find base path %s for servable %s", base_path, name)
-                continue
-            self._aspire(name, found)
+                self._aspire(name, list_versions(base_path))
+            except Exception as error:  # one model must not end the polling of the others
+                logger.error(
+                    "Could not find base path %s for servable %s with error %s: %s",
+                    base_path,
+                    name,
+                    type(error).__name__,
+                    error,
+                )
         with self._changed:
             for name in set(self._models) - self._configured:
                 for record in self._models[name].versions.values():
@@ -317,8 +332,11 @@ class ModelManager:
             self._pool.submit(self._close, name, record)
 
     def _close(self, name: str, record: _Version) -> None:
-        if record.model is not None:
-            record.model.close()
+        try:
+            if record.model is not None:
+                record.model.close()
+        except Exception:  # it answers no more, whatever its resources did
+            logger.exception("Unloading servable version {name: %s version: %d}", name, record.number)
         with self._changed:
             record.model, record.state = None, State.END
             self._changed.notify_all()
@@ -335,33 +353,42 @@ class ModelManager:
         self._thread.start()
 
     def _loop(self) -> None:
-        while True:
-            with self._changed:
-                now = time.monotonic()
-                wakes = [
-                    record.retry_at
-                    for model in self._models.values()
-                    for record in model.versions.values()
-                    if record.state == State.LOADING and not record.busy
-                ]
-                # A new configuration makes the base paths be looked at whatever the period is.
-                if self._options.poll_seconds > 0 or self._next_poll == 0.0:
-                    wakes.append(self._next_poll)
-                wake = min(wakes, default=None)
-                if wake is None or wake > now:
-                    self._changed.wait(None if wake is None else wake - now)
-                if self._stopped:
-                    return
-                now = time.monotonic()
-                due = self._next_poll == 0.0 or (
-                    self._options.poll_seconds > 0 and self._next_poll <= now
-                )
-                if due:
-                    self._next_poll = now + max(0.001, self._options.poll_seconds)
-                else:
-                    self._reconcile()
+        while not self._stopped:
+            try:
+                self._step()
+            except Exception:  # nothing may end the thread: no version would change any more
+                logger.exception("Polling the base paths failed, and goes on")
+                with self._changed:
+                    self._changed.wait(1.0)
+
+    def _step(self) -> None:
+        """Waits until something is due, and does it."""
+        with self._changed:
+            now = time.monotonic()
+            wakes = [
+                record.retry_at
+                for model in self._models.values()
+                for record in model.versions.values()
+                if record.state == State.LOADING and not record.busy
+            ]
+            # A new configuration makes the base paths be looked at whatever the period is.
+            if self._options.poll_seconds > 0 or self._next_poll == 0.0:
+                wakes.append(self._next_poll)
+            wake = min(wakes, default=None)
+            if wake is None or wake > now:
+                self._changed.wait(None if wake is None else wake - now)
+            if self._stopped:
+                return
+            now = time.monotonic()
+            due = self._next_poll == 0.0 or (
+                self._options.poll_seconds > 0 and self._next_poll <= now
+            )
             if due:
-                self.poll()
+                self._next_poll = now + max(0.001, self._options.poll_seconds)
+            else:
+                self._reconcile()
+        if due:
+            self.poll()
 
     def stop(self) -> None:
         """Ends the thread; nothing is loaded any more."""

@@ -249,8 +249,8 @@ class Server:
         while not self._stopping.wait(self.config.model_config_file_poll_wait_seconds):
             try:
                 self.manager.apply(configuration.models_of_flags(self.config))
-            except RequestError as error:
-                logger.error("%s is not applied: %s", self.config.model_config_file, error.message)
+            except Exception as error:  # the next version of the file may be right
+                logger.error("%s is not applied: %s", self.config.model_config_file, error)
 
     @property
     def versions(self) -> list[int]:
