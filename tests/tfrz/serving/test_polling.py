@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from tests.tfrz.serving.harness import config_text, contract, until
+from tests.tfrz.serving.harness import config_text, until
 from tfrz.serving.configuration import ServerConfig
 from tfrz.serving.manager import ManagerOptions, ModelManager, list_versions
 from tfrz.serving.server import Server
@@ -44,7 +44,6 @@ def publish(base: Path, number: int) -> None:
     (base / str(number)).mkdir(parents=True)
 
 
-@contract("1", "names that are not UTF-8 are ignored, as other names that are no numbers")
 def test_a_name_that_is_not_utf8(manager, tmp_path):
     base = tmp_path / "m"
     publish(base, 1)
