@@ -24,7 +24,6 @@ from tfrz.serving.manager import ManagerOptions, ModelManager
 from tfrz.serving.metrics import Metrics
 from tfrz.serving.model import Call, LoadedModel
 from tfrz.serving.rest import RestServer, RestSurface
-from tfrz.serving.status import RequestError
 from tfrz.serving.warmup import warm_up
 
 logger = logging.getLogger(__name__)
