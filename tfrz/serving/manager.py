@@ -336,7 +336,7 @@ class ModelManager:
             if record.model is not None:
                 record.model.close()
         except Exception:  # it answers no more, whatever its resources did
-            logger.exception("Unloading servable version {name: %s version: %d}", name, record.number)
+            logger.exception("Unloading {name: %s version: %d} failed", name, record.number)
         with self._changed:
             record.model, record.state = None, State.END
             self._changed.notify_all()
