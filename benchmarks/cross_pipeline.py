@@ -74,11 +74,11 @@ def child_transform(rows: int, seed: int) -> dict[str, float]:
     from tensorflow_transform.tf_metadata import schema_utils
     from tfx_bsl.public import tfxio
 
-    from tfrz.data.features import raw_feature_spec
-    from tfrz.data.preprocessing import preprocess
-    from tfrz.data.readers import open_source
-    from tfrz.data.transform_analyzers import TransformAnalyzers
-    from tfrz.data.transforms import ReadRecords, RecordsToExamples
+    from tfrz.data.beam import ReadRecords, RecordsToExamples
+    from tfrz.data.impressions.transform import preprocess
+    from tfrz.data.records import open_source
+    from tfrz.data.spec import raw_feature_spec
+    from tfrz.data.tft_analyzers import TransformAnalyzers
 
     reader = open_source("simulated", rows=rows, seed=seed)
     spec = reader.feature_spec()

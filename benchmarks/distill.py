@@ -285,7 +285,7 @@ def export_ranks(data: str, overrides: Sequence[str], ranks: Sequence[int], out:
       ranks: one a model.
       out: takes a folder of versions for each, `dense` and `rank <rank>`.
     """
-    from tfrz.data.readers import open_source
+    from tfrz.data.records import open_source
     from tfrz.export.saved_model import export_model
     from tfrz.training.fit import build_model
     from tfrz.training.low_rank import factorize

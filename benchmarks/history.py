@@ -223,7 +223,7 @@ def encode_request(model: Path, events: int, seed: int) -> tuple[Any, bytes, int
     from tensorflow_serving.apis import predict_pb2
 
     from benchmarks.history_world import World
-    from tfrz.data.slicing import slice_user
+    from tfrz.data.timelines.slicing import slice_user
     from tfrz.embeddings.encoder import model_facts
     from tfrz.serving.tensors import to_proto
 

@@ -38,11 +38,17 @@ from benchmarks.measure import (
 from benchmarks.report import Bound, Figure, Section
 from benchmarks.runner import Options
 from tfrz.config import to_mapping, write_yaml
-from tfrz.data.features import TimelineSpec
-from tfrz.data.readers import open_source
-from tfrz.data.readers.base import Shard
-from tfrz.data.readers.timelines import TimelineReader, check_timelines
-from tfrz.data.slicing import CHUNK_EVENTS, Events, SliceSpecification, sketch, slice_user
+from tfrz.data.records import open_source
+from tfrz.data.sources.files import Shard
+from tfrz.data.timelines.readers import TimelineReader, check_timelines
+from tfrz.data.timelines.slicing import (
+    CHUNK_EVENTS,
+    Events,
+    SliceSpecification,
+    sketch,
+    slice_user,
+)
+from tfrz.data.timelines.spec import TimelineSpec
 from tfrz.embeddings.bucket import EncodeBucket, Plan
 from tfrz.embeddings.encoder import Encoder, model_facts
 from tfrz.embeddings.job import ExportOptions, export_embeddings
@@ -606,7 +612,7 @@ def measure_incremental(options: Options) -> Section:
     elif place is None:
         notes.append("vcs-edits: left out, the data are not there")
     else:
-        reader = check_timelines(open_source(f"vcs-edits:{place}", records="timeline"))
+        reader = check_timelines(open_source(f"vcs-edits:{place}", None, "timeline"))
         newest = pc.max(pq.read_table(place / "events.parquet", columns=["ts"])["ts"]).as_py()
         with tempfile.TemporaryDirectory(prefix="tfrz-bench-") as folder:
             model = train_on_edits(place, Path(folder) / "run")

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from tfrz.data.features import TimelineSpec
+    from tfrz.data.timelines.spec import TimelineSpec
 
 DAY = 86_400
 START = 1_600_000_000 // DAY * DAY
@@ -58,7 +58,8 @@ slices:
 
 def event_spec() -> TimelineSpec:
     """What the events of a world are; the outcome of a view is whether half of it was watched."""
-    from tfrz.data.features import Feature, TimelineSpec
+    from tfrz.data.spec import Feature
+    from tfrz.data.timelines.spec import TimelineSpec
 
     return TimelineSpec(
         ids=(Feature("media"), Feature("author"), Feature("topic")),
@@ -162,7 +163,7 @@ class World:
         Returns:
           Events and bytes.
         """
-        from tfrz.data.timeline_transforms import buckets_of
+        from tfrz.data.timelines.examples import buckets_of
         from tfrz.embeddings.store import bucket_file
         from tfrz.embeddings.users import writing_stream
 

@@ -141,13 +141,13 @@ def child_histories(data: str, length: int) -> dict[str, float]:
     from tensorflow_transform.tf_metadata import schema_utils
     from tfx_bsl.public import tfxio
 
-    from tfrz.data.features import raw_feature_spec
-    from tfrz.data.histories import HistoryConfig
-    from tfrz.data.history_preprocessing import preprocess_history
-    from tfrz.data.history_transforms import InteractionsToExamples
-    from tfrz.data.readers import open_source
-    from tfrz.data.transform_analyzers import TransformAnalyzers
-    from tfrz.data.transforms import ReadRecords, RecordsToExamples
+    from tfrz.data.beam import ReadRecords, RecordsToExamples
+    from tfrz.data.histories.beam import InteractionsToExamples
+    from tfrz.data.histories.spec import HistoryConfig
+    from tfrz.data.histories.transform import preprocess_history
+    from tfrz.data.records import open_source
+    from tfrz.data.spec import raw_feature_spec
+    from tfrz.data.tft_analyzers import TransformAnalyzers
 
     reader: Any = open_source(data, None, "history")
     spec, config = reader.feature_spec(), HistoryConfig(length=length)
@@ -184,7 +184,7 @@ def measure_transform(options: Options) -> Section:
     path = histories.movielens(options)
     if path is None:
         raise Skip(f"{options.data} is not there: name it with --data movielens-1m:PATH")
-    from tfrz.data.readers.base import TextSource
+    from tfrz.data.sources.files import TextSource
 
     with TextSource(str(path), "ratings.dat").open() as file:
         lines = file.readlines()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tfrz.config import require
-from tfrz.data.readers import open_source
+from tfrz.data.records import open_source
 from tfrz.files import require_writable_directory
 from tfrz.zoo import registry
 from tfrz.zoo.long_history import pinned, with_long_history
@@ -290,7 +290,7 @@ def run_pipeline(
         print("  loading TFX ...", file=sys.stderr, flush=True)
     components: list[ComponentRun] = []
     with _logs_to(log):
-        from tfrz.data.transforms import input_error_in
+        from tfrz.data.beam import input_error_in
         from tfx_pipelines.pipeline import create_pipeline, describe
 
         logging.getLogger("tfrz").info("configuration: %s", describe(config))

@@ -9,9 +9,9 @@ from tfx import v1 as tfx
 from tfx.types.standard_artifacts import Model, ModelBlessing
 
 from tfrz.config import require, to_mapping
-from tfrz.data.features import Spec, outcomes_of
-from tfrz.data.readers import Reader
-from tfrz.data.timelines import example_spec
+from tfrz.data.sources.reader import Reader
+from tfrz.data.spec import Spec
+from tfrz.data.timelines.spec import example_spec
 from tfrz.errors import InputError
 from tfrz.operations import load_scann
 from tfrz.zoo import registry
@@ -45,7 +45,7 @@ def _imported_schema(spec: Spec, folder: str) -> str:
         schema.feature.add(name=feature.name, type=kinds[feature.dtype])
     label = schema_pb2.BYTES if spec.label_dtype == tf.string else schema_pb2.FLOAT
     schema.feature.add(name=spec.label, type=label)
-    for name in outcomes_of(spec):
+    for name in spec.outcome_features:
         schema.feature.add(name=name, type=schema_pb2.FLOAT)
     path = f"{folder}/schema.pbtxt"
     try:

@@ -20,8 +20,8 @@ from benchmarks.history_world import DAY, World
 from benchmarks.measure import resident_bytes
 from benchmarks.report import NOT_JUDGED
 from benchmarks.runner import Options
-from tfrz.data.slicing import CHUNK_EVENTS
-from tfrz.data.timelines import in_order
+from tfrz.data.timelines.examples import in_order
+from tfrz.data.timelines.slicing import CHUNK_EVENTS
 from tfrz.embeddings.encoder import Encoder
 from tfrz.embeddings.users import stream_batches
 from tfrz.layers.quantize import pack4, unpack4
@@ -117,7 +117,7 @@ def test_every_way_to_pool_gives_the_same_steps() -> None:
 
 def test_a_batch_has_users_of_several_lengths_and_entries_in_the_order_of_slices() -> None:
     from benchmarks.history_world import event_spec
-    from tfrz.data.features import EntryList
+    from tfrz.data.timelines.spec import EntryList
 
     lists = (EntryList("slices_a", "media", 3), EntryList("candidate_media", "media", 1))
     spec = dataclasses.replace(event_spec(), lists=lists)

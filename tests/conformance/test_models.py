@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tests.conformance.case import MODEL_CASES, ModelCase
 from tests.tfrz.serving.harness import ServerProcess
-from tfrz.data.readers import open_source
+from tfrz.data.records import open_source
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import load_run_config
 from tfrz.zoo.train import train
@@ -167,7 +167,7 @@ def _same(answer: dict, expected: dict) -> None:
 
 def _raw_columns(serialized: list[bytes], spec) -> dict[str, list]:
     """The same rows as named raw values, lists padded, missing as the contract writes it."""
-    from tfrz.data.features import MISSING_INT
+    from tfrz.data.spec import MISSING_INT
 
     missing = {"string": "", "int64": int(MISSING_INT), "float32": float("nan")}
     columns: dict[str, list] = {}

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tests.fake_embeddings import VERSION, stores
 from tests.tfrz.zoo.test_long_history import CLICKS, WITH, make_store, write_clicks
-from tfrz.data.readers import open_source
+from tfrz.data.records import open_source
 from tfrz.errors import InputError
 from tfrz.zoo.run_config import load_run_config
 from tfx_pipelines.components.example_gen import ReaderExampleGen, ReaderExampleGenExecutor

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tfrz.cli.main import main
-from tfrz.data.features import HistorySpec
+from tfrz.data.histories.spec import HistorySpec
 from tfrz.errors import InputError
 from tfrz.metrics.off_policy import Estimate
 from tfrz.metrics.ranking import ndcg_at, recall_at

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tests.tfrz.zoo.test_retrieval_task import HALF, NEVER_TAKEN, SETTINGS, _raw, _write
 from tfrz.cli.main import main
-from tfrz.data.features import HistorySpec
+from tfrz.data.histories.spec import HistorySpec
 from tfrz.errors import InputError
 from tfrz.metrics.ranking import ndcg_at, recall_at
 from tfrz.zoo import registry

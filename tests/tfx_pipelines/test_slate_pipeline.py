@@ -14,9 +14,10 @@ import tensorflow as tf
 from tests.tfrz.zoo.test_slate_task import _write
 from tfrz.cli.main import main
 from tfrz.data.columns import to_examples
-from tfrz.data.elwc import to_elwc
-from tfrz.data.lists import build_lists
-from tfrz.data.readers import open_source, read_table
+from tfrz.data.lists.elwc import to_elwc
+from tfrz.data.lists.examples import build_lists
+from tfrz.data.records import open_source
+from tfrz.data.sources.reader import read_table
 from tfrz.metrics.slates import of_slate
 from tfrz.zoo.run_config import SLATE_METRICS, load_run_config
 

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Reads the source once and prints a table."""
     from tfrz.cli.tables import format_table
     from tfrz.config import apply_overrides, require
-    from tfrz.data.readers import open_source
+    from tfrz.data.records import open_source
     from tfrz.data.summary import summarize
 
     require(args.limit is None or args.limit >= 1, "--limit", "must be at least 1")
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _dependence(reader: Any, plot: str | None) -> Any:
-    from tfrz.data.dependence import measure_dependence, plot_dependence
+    from tfrz.data.histories.dependence import measure_dependence, plot_dependence
 
     found = measure_dependence(reader)
     if plot is not None:

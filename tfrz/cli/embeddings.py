@@ -111,8 +111,8 @@ def _write(store: Any, number: int, writers: list[str] | None) -> None:
 def _export(args: argparse.Namespace) -> int:
     from tfrz.cli.tables import format_table
     from tfrz.config import apply_overrides, to_mapping
-    from tfrz.data.readers import open_source
-    from tfrz.data.readers.timelines import check_timelines
+    from tfrz.data.records import open_source
+    from tfrz.data.timelines.readers import check_timelines
     from tfrz.embeddings.job import ExportOptions, export_embeddings
     from tfrz.embeddings.key_value import open_writer
     from tfrz.embeddings.store import Store

@@ -1,1 +1,27 @@
-"""From raw files to records, and from records to what models take."""
+"""From files to records, from records to examples, and from examples to model inputs.
+
+A folder for each type of record:
+
+    impressions/    a row is an example: features and a label
+    histories/      interactions; the catalogue of items
+    lists/          documents by query
+    logs/           histories with rewards and propensities: readers only, the rest is histories'
+    timelines/      events of years, sliced into sketches
+
+In each of them, as far as it needs one: `spec` (the columns, and the configuration of its section),
+`readers` (files of a user's own, simulated data), `examples` (a table of rows to a table of
+examples), `beam` (the same for sources of any size), `transform` (examples to model inputs).
+
+What they share is beside them: `spec` (`Feature`, `Spec`), `columns` (Arrow), `transform`,
+`tft_analyzers` and `beam`, `splits`, `user_embeddings` (joining examples with stored embeddings of
+their users), `summary`; `sources/` opens files and archives and has the known data sets;
+`simulators/` draws records whose truth is known.
+
+`records` has a row for each type of record and for each known data set, and `open_source`. How a
+CSV file becomes tensors: `records.open_source` → `sources/tabular.py` → (`<type>/readers.py` →
+`<type>/examples.py`) → `<type>/transform.py`.
+
+Where the next thing goes: a data set is a reader in `sources/` and a row in `records.SOURCES`; a
+type of record is a folder and a row in `records.RECORD_TYPES`. Nothing here knows of models,
+training or TFX.
+"""

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
-from tfrz.data.features import MISSING, Spec, outcomes_of
+from tfrz.data.spec import MISSING, Spec
 
 ARROW = {"string": pa.binary(), "int64": pa.int64(), "float32": pa.float32()}
 
@@ -91,7 +91,7 @@ def raw_sparse(table: pa.Table, spec: Spec, label: bool = True) -> dict[str, tf.
     """The raw form of all features of `table`."""
     names = [f.name for f in spec.features]
     if label:
-        names += [spec.label, *outcomes_of(spec)]
+        names += [spec.label, *spec.outcome_features]
     return {name: to_sparse(table.column(name)) for name in names}
 
 

@@ -1,59 +1,204 @@
-"""The record types that sources yield.
+"""The types of records, and where records come from: one table for each.
 
-- *impression*: features and a label (was it clicked, was it rated high).
-- *history*: a user's events in order of time, and a target.
+- *impression*: features and a label (was it clicked, was it rated highly).
+- *history*: a user's events in time order, and the item that follows.
 - *list*: a context, candidates, and their relevance or clicks.
-- *logged_action*: state, action, propensity if known, reward.
+- *logged_action*: a state, an action, its propensity if known, and the reward.
+- *timeline*: a user's events over years, reduced to sketches, and candidates with outcomes.
 
-Records travel in Arrow `RecordBatch`es of some thousand rows whose columns are lists
-(`list<binary>`, `list<int64>`, `list<float>`); an empty list is a missing value.
+`RECORD_TYPES` has a `RecordType` for each: its spec, its section of `data` in the configuration,
+and its readers and ExampleGen by dotted path (`module:name`), so that reading the table loads
+neither Beam nor TFX. Whatever depends on the type of a record reads this table:
+`RECORD_TYPES["list"].section` is `"lists"`, `load(RECORD_TYPES["list"].tabular)` is the class
+`TabularDocuments`. `SOURCES` has a row for each name that `--data` knows. `open_source` opens
+either; readers yield Arrow `RecordBatch`es of some thousand rows.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import importlib
+from collections.abc import Mapping
+from typing import Any
 
+from tfrz.config import did_you_mean, require
+from tfrz.data.histories.spec import HistoryConfig, HistorySpec
+from tfrz.data.impressions.spec import FeatureSpec
+from tfrz.data.lists.spec import ListConfig, ListSpec
+from tfrz.data.sources.reader import Reader, construct
+from tfrz.data.spec import Spec
+from tfrz.data.timelines.spec import TimelineConfig, TimelineSpec
 from tfrz.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class CorruptLine:
-    """A line that could not be read.
+class RecordType:
+    """What the data layer knows of one type of records.
 
     Attributes:
-      file: where.
-      line: number of the line, from 1.
-      reason: what is wrong with it.
-      text: its first characters.
+      name: as the registry of models and `Reader.record_type` have it.
+      spec: class of the feature spec.
+      tabular: reader of CSV, Parquet and TFRecord files.
+      simulated: reader of `--data simulated`.
+      example_gen: the pipeline's ExampleGen.
+      section: field of the `data` section that says how rows become examples; None where a row is
+        an example.
+      config: class of that section.
     """
 
-    file: str
-    line: int
-    reason: str
-    text: str
+    name: str
+    spec: type[Spec]
+    tabular: str
+    simulated: str
+    example_gen: str
+    section: str | None = None
+    config: type | None = None
 
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}"
+
+_EXAMPLE_GEN = "tfx_pipelines.components.example_gen"
+RECORD_TYPES = {
+    row.name: row
+    for row in (
+        RecordType(
+            "impression",
+            FeatureSpec,
+            "tfrz.data.sources.tabular:Tabular",
+            "tfrz.data.impressions.readers:SimulatedClicks",
+            f"{_EXAMPLE_GEN}:ReaderExampleGen",
+        ),
+        RecordType(
+            "history",
+            HistorySpec,
+            "tfrz.data.histories.readers:TabularInteractions",
+            "tfrz.data.histories.readers:simulated_interactions",
+            f"{_EXAMPLE_GEN}:HistoryExampleGen",
+            "history",
+            HistoryConfig,
+        ),
+        RecordType(
+            "list",
+            ListSpec,
+            "tfrz.data.lists.readers:TabularDocuments",
+            "tfrz.data.lists.readers:SimulatedDocuments",
+            f"{_EXAMPLE_GEN}:ListExampleGen",
+            "lists",
+            ListConfig,
+        ),
+        RecordType(
+            "logged_action",
+            HistorySpec,
+            "tfrz.data.logs.readers:TabularActions",
+            "tfrz.data.logs.readers:SimulatedActions",
+            f"{_EXAMPLE_GEN}:HistoryExampleGen",
+            "history",
+            HistoryConfig,
+        ),
+        RecordType(
+            "timeline",
+            TimelineSpec,
+            "tfrz.data.timelines.readers:TabularTimelines",
+            "tfrz.data.timelines.readers:SimulatedTimelines",
+            f"{_EXAMPLE_GEN}:TimelineExampleGen",
+            "timeline",
+            TimelineConfig,
+        ),
+    )
+}
 
 
-def check_corrupt(
-    count: int, total: int, examples: Sequence[CorruptLine], max_fraction: float
-) -> None:
-    """Raises if more than `max_fraction` of all lines are corrupt.
+def load(path: str) -> Any:
+    """The object at a dotted path `module:name`."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A known data set.
+
+    Attributes:
+      readers: type of record to its reader by dotted path, the default type first.
+      fixed: arguments of the readers that the name implies.
+    """
+
+    readers: Mapping[str, str]
+    fixed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+_KNOWN = "tfrz.data.sources"
+_MOVIELENS = {
+    "impression": f"{_KNOWN}.movielens:MovieLens",
+    "history": f"{_KNOWN}.movielens:MovieLensInteractions",
+    "logged_action": f"{_KNOWN}.movielens:MovieLensActions",
+    "timeline": f"{_KNOWN}.movielens:MovieLensTimelines",
+}
+_CLICK_LOG = {"impression": f"{_KNOWN}.click_logs:ClickLog"}
+# A new source is one more row: its name, and a reader for each type of record that it has.
+SOURCES = {
+    "simulated": Source({row.name: row.simulated for row in RECORD_TYPES.values()}),
+    "obd": Source({"logged_action": f"{_KNOWN}.open_bandit:OpenBandit"}),
+    "movielens-1m": Source(_MOVIELENS, {"release": "1m"}),
+    "movielens-100k": Source(_MOVIELENS, {"release": "100k"}),
+    "criteo": Source(_CLICK_LOG, {"layout": "criteo"}),
+    "avazu": Source(_CLICK_LOG, {"layout": "avazu"}),
+    "sessions": Source({"history": f"{_KNOWN}.item_sequences:sessions"}),
+    "amazon-seq": Source({"history": f"{_KNOWN}.item_sequences:AmazonSequences"}),
+    "gowalla": Source({"history": f"{_KNOWN}.item_sequences:Gowalla"}),
+    "completejourney": Source(
+        {
+            "history": f"{_KNOWN}.complete_journey:CompleteJourney",
+            "timeline": f"{_KNOWN}.complete_journey:CompleteJourneyTimelines",
+        }
+    ),
+    "vcs-edits": Source({"timeline": f"{_KNOWN}.vcs_edits:VersionControlEdits"}),
+    "letor": Source({"list": f"{_KNOWN}.letor:Letor"}),
+}
+
+
+def open_source(
+    data: str, features: str | None = None, records: str | None = None, /, **options: Any
+) -> Reader:
+    """The reader of `--data`.
 
     Args:
-      count: corrupt lines.
-      total: all lines, corrupt ones included.
-      examples: the first of them is named.
-      max_fraction: what is tolerated.
+      data: `simulated`, `NAME:PATH` with a known name, or the path of a CSV, Parquet or TFRecord
+        file.
+      features: feature spec of such a file.
+      records: the type of records wanted; the source's first if not given.
+      options: of the reader (`data.options` of the configuration).
 
     Raises:
-      InputError: too many; names file and line.
+      InputError: an unknown name, a missing path or spec, or a source without such records.
+      ConfigError: an option that the reader does not have, or a value of another type.
     """
-    if count > max_fraction * total:
-        first = min(examples, key=lambda line: (line.file, line.line))
+    name, colon, path = data.partition(":")
+    if name in SOURCES and (colon or name == "simulated"):
+        if not path and name != "simulated":
+            raise InputError(f"--data {data} needs a path: write {name}:PATH")
+        source = SOURCES[name]
+        wanted = records or next(iter(source.readers))
+        if wanted not in source.readers:
+            raise InputError(
+                f"{data} has {' and '.join(source.readers)} records, not {wanted} records: "
+                "see 'tfrz list' for the records that each model learns from"
+            )
+        place = {} if name == "simulated" else {"path": path}
+        return construct(name, load(source.readers[wanted]), {**place, **source.fixed}, options)
+    if name in SOURCES:
+        raise InputError(f"--data {data} needs a path: write {name}:PATH")
+    if colon and "/" not in name and "\\" not in name:
+        raise InputError(f"unknown data source {name!r}{did_you_mean(name, SOURCES)}")
+    if features is None:
+        known = ", ".join(n if n == "simulated" else f"{n}:PATH" for n in SOURCES)
         raise InputError(
-            f"{first} (one of {count} corrupt lines among {total}, more than the tolerated share "
-            f"of {max_fraction:g}): mend the file or raise data.max_corrupt_fraction"
+            f"--data {data}: a file of your own needs --features SPEC.yaml; "
+            f"known sources are {known}"
         )
+    factory = load(RECORD_TYPES[records or "impression"].tabular)
+    reader = construct(name, factory, {"path": data, "features": features}, options)
+    require(
+        getattr(reader.feature_spec(), "long_history", None) is None,
+        f"{features}: long_history",
+        "cannot be part of a file: give the store with --set features.long_history=DIR",
+    )
+    return reader

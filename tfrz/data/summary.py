@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tfrz.data.features import HistorySpec, ListSpec, TimelineSpec
-from tfrz.data.readers import Reader
-from tfrz.data.records import CorruptLine
-from tfrz.data.timelines import NUMBERS
+from tfrz.data.histories.spec import HistorySpec
+from tfrz.data.lists.spec import ListSpec
+from tfrz.data.sources.files import CorruptLine
+from tfrz.data.sources.reader import Reader
+from tfrz.data.timelines.spec import NUMBERS, TimelineSpec
 from tfrz.errors import InputError
 
 

@@ -16,7 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tfrz.data.columns import whole
-from tfrz.data.slicing import CHUNK_EVENTS, Events, Sketch, SliceSpecification, merge, sketch
+from tfrz.data.timelines.slicing import (
+    CHUNK_EVENTS,
+    Events,
+    Sketch,
+    SliceSpecification,
+    merge,
+    sketch,
+)
 from tfrz.embeddings.encoder import Encoder
 from tfrz.embeddings.store import EMBEDDINGS, Store, bucket_file
 from tfrz.embeddings.users import (

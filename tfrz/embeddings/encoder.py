@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfrz.config import read_yaml
-from tfrz.data.slicing import Sketch, SliceSpecification
-from tfrz.data.timelines import TimelineConfig
+from tfrz.config import from_mapping, read_yaml
+from tfrz.data.timelines.slicing import Sketch, SliceSpecification
+from tfrz.data.timelines.spec import TimelineConfig
 from tfrz.errors import InputError
 from tfrz.layers.quantize import pack4
 
@@ -45,20 +45,22 @@ def model_facts(directory: str | Path) -> ModelFacts:
     Raises:
       InputError: it is no model of timelines that tfrz exported.
     """
-    from tfrz.zoo.run_config import run_config_from_mapping
-
     root = Path(directory)
     digest = hashlib.sha256()
     try:
-        config = run_config_from_mapping(read_yaml(root / "assets" / "run_config.yaml"))
+        config = read_yaml(root / "assets" / "run_config.yaml")
+        stored = (config.get("data") or {}).get("timeline")
+        timeline = None if stored is None else from_mapping(TimelineConfig, stored, "data.timeline")
         files = sorted((root / "variables").glob("variables.data*"))
         for path in [*files, root / "assets" / "vocabularies.json"]:
             digest.update(path.read_bytes())
     except (OSError, InputError) as error:
         raise InputError(f"{root} is no model that tfrz exported: {error}") from error
-    if config.data.timeline is None:
-        raise InputError(f"{root} holds {config.name}, which has no embeddings of long histories")
-    return ModelFacts(digest.hexdigest(), config.data.timeline)
+    if timeline is None:
+        raise InputError(
+            f"{root} holds {config.get('name')}, which has no embeddings of long histories"
+        )
+    return ModelFacts(digest.hexdigest(), timeline)
 
 
 class Encoder:

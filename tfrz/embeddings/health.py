@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from tfrz.data.columns import whole
-from tfrz.data.slicing import SliceSpecification
+from tfrz.data.timelines.slicing import SliceSpecification
 from tfrz.embeddings.store import Manifest, bucket_file, read_manifest
 from tfrz.errors import InputError
 from tfrz.layers.quantize import unpack4
-
-if TYPE_CHECKING:
-    from tfrz.zoo.run_config import TimelineEvaluatorConfig
 
 _DAYS = (1, 3, 7, 30, 90, 365)
 _QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
@@ -142,7 +139,23 @@ def _drift(folder: Path, manifest: Manifest, before: Path) -> dict[str, Any]:
     return drift
 
 
-def refusal(report: dict[str, Any], wanted: TimelineEvaluatorConfig) -> str | None:
+class Bounds(Protocol):
+    """What embeddings must reach; the evaluator's configuration has it."""
+
+    @property
+    def min_coverage(self) -> float:
+        """Share of the users with a vector, at least."""
+
+    @property
+    def min_cosine(self) -> float | None:
+        """Median cosine to the vectors of the version before, at least."""
+
+    @property
+    def max_norm_change(self) -> float | None:
+        """Change of the logarithm of the median norm, at most."""
+
+
+def refusal(report: dict[str, Any], wanted: Bounds) -> str | None:
     """Why embeddings are not to be published; None if they may be.
 
     Args:

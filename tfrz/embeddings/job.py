@@ -23,10 +23,10 @@ import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from tfrz.config import require, to_mapping
-from tfrz.data.readers.timelines import TimelineReader
-from tfrz.data.timeline_transforms import Clean, by_bucket
-from tfrz.data.timelines import in_order
-from tfrz.data.transforms import CheckCorrupt, ReadRecords, input_error_in
+from tfrz.data.beam import CheckCorrupt, ReadRecords, input_error_in
+from tfrz.data.timelines.beam import Clean, by_bucket
+from tfrz.data.timelines.examples import in_order
+from tfrz.data.timelines.readers import TimelineReader
 from tfrz.embeddings.bucket import EncodeBucket, Plan
 from tfrz.embeddings.encoder import Encoder, model_facts
 from tfrz.embeddings.health import health_report, refuse_empty_slices

@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tfrz.config import from_mapping, to_mapping
-from tfrz.data.timelines import buckets_of
+from tfrz.data.timelines.examples import buckets_of
 from tfrz.errors import ConfigError, InputError
 from tfrz.files import atomic_file, atomic_write
 from tfrz.layers.quantize import packed_bytes

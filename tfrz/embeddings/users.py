@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tfrz.data.columns import whole
-from tfrz.data.slicing import CHUNK_EVENTS, Sketch, SliceSpecification, merge
+from tfrz.data.timelines.slicing import CHUNK_EVENTS, Sketch, SliceSpecification, merge
 
 SKETCHES = pa.schema(
     [

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfrz.config import write_yaml
-from tfrz.data.features import Spec
+from tfrz.data.spec import Spec
 
 if TYPE_CHECKING:
     from tfrz.training.low_rank import LayerReport

@@ -13,9 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfrz.config import write_yaml
-from tfrz.data.candidates import Catalogue
 from tfrz.data.columns import to_sparse
-from tfrz.data.features import MISSING
+from tfrz.data.histories.catalogue import Catalogue
+from tfrz.data.spec import MISSING
 from tfrz.errors import InputError
 from tfrz.export.index import IndexConfig, RecommendationIndex, recommending
 from tfrz.export.saved_model import save_options, write_required_ops

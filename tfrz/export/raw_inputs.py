@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from tfrz.data.features import MISSING_INT, Spec, transformed_name
+from tfrz.data.spec import MISSING_INT, Spec, transformed_name
 
 
 def raw_input_signature(spec: Spec) -> dict[str, tf.TensorSpec]:

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tfrz.config import write_yaml
-from tfrz.data.features import Spec
+from tfrz.data.spec import Spec
 from tfrz.export.index import OPS_OF_KIND
 from tfrz.export.warmup import write_warmup
 from tfrz.files import atomic_directory

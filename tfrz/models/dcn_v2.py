@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfrz.config import from_mapping, require, to_mapping
-from tfrz.data.features import LongHistory
+from tfrz.data.spec import UserEmbedding
 from tfrz.layers.cross import Cross, LowRankCross, MixtureOfLowRankCross
 from tfrz.layers.dropout import SeededDropout
 from tfrz.layers.history import LongHistoryAdapter
@@ -163,7 +163,7 @@ class DCNv2(keras.Model):
         vocabulary_sizes: Mapping[str, int],
         multivalent: Sequence[str] = (),
         numeric: Sequence[str] = (),
-        long_history: LongHistory | None = None,
+        long_history: UserEmbedding | None = None,
         adapter: Literal["linear", "gate"] = "linear",
         adapter_units: int = 16,
         **kwargs: Any,
@@ -337,5 +337,5 @@ class DCNv2(keras.Model):
         values = dict(config)
         values["config"] = from_mapping(DCNv2Config, values["config"], "model")
         if "long_history" in values:
-            values["long_history"] = from_mapping(LongHistory, values["long_history"])
+            values["long_history"] = from_mapping(UserEmbedding, values["long_history"])
         return cls(**values)

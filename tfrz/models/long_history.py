@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from tfrz.data.features import LONG_HISTORY, LONG_HISTORY_VERSION, LongHistory, transformed_name
+from tfrz.data.spec import USER_EMBEDDING, USER_EMBEDDING_VERSION, UserEmbedding, transformed_name
 from tfrz.layers.quantize import packed_bytes, unpack4_strings
 
 
 def read_long_history(
-    inputs: Mapping[str, tf.Tensor], described: LongHistory
+    inputs: Mapping[str, tf.Tensor], described: UserEmbedding
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The vectors of each example's user, and whether they are missing.
 
@@ -25,11 +25,11 @@ def read_long_history(
     Returns:
       float32 `[batch, vectors, dim]`, zeros where missing, and bool `[batch]`.
     """
-    packed = tf.convert_to_tensor(inputs[transformed_name(LONG_HISTORY)])
+    packed = tf.convert_to_tensor(inputs[transformed_name(USER_EMBEDDING)])
     length = packed_bytes(described.num_vectors, described.dim)
     missing = tf.not_equal(tf.strings.length(packed), length)
     if not described.any_version:
-        version = tf.convert_to_tensor(inputs[transformed_name(LONG_HISTORY_VERSION)])
+        version = tf.convert_to_tensor(inputs[transformed_name(USER_EMBEDDING_VERSION)])
         missing |= tf.not_equal(version, described.version)
     # Not only hidden by the adapter: a NaN among them would come back in the gradients.
     known = tf.where(missing, tf.fill(tf.shape(packed), ""), packed)

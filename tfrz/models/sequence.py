@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import keras
 
 from tfrz.config import from_mapping, require, to_mapping
-from tfrz.data.features import LongHistory
+from tfrz.data.spec import UserEmbedding
 from tfrz.layers.history import LongHistoryAdapter
 from tfrz.models.low_rank import low_rank_layers, with_low_rank
 
@@ -42,7 +42,7 @@ class SequenceModel(keras.Model):
         context: Mapping[str, int] | None = None,
         numeric: Sequence[str] = (),
         padding: str = "right",
-        long_history: LongHistory | None = None,
+        long_history: UserEmbedding | None = None,
         adapter: Literal["linear", "gate"] = "linear",
         **kwargs: Any,
     ) -> None:
@@ -97,6 +97,6 @@ class SequenceModel(keras.Model):
         values = dict(config)
         values["config"] = from_mapping(cls.config_class, values["config"], "model")
         if "long_history" in values:
-            values["long_history"] = from_mapping(LongHistory, values["long_history"])
+            values["long_history"] = from_mapping(UserEmbedding, values["long_history"])
         low_rank = values.pop("low_rank", {})
         return with_low_rank(cls(**values), low_rank)

@@ -46,7 +46,7 @@ def prepared(model: str, dataset: str, data: str, overrides: Iterable[str] = ())
       data: as `--data` of the command line.
       overrides: of the configuration.
     """
-    from tfrz.data.readers import open_source
+    from tfrz.data.records import open_source
 
     entry, config = registry.get(model), load_run_config(model, dataset, overrides)
     reader = open_source(data, None, entry.record_type, **config.data.options)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from tfrz.data.columns import codes_of
-from tfrz.data.features import ListSpec
+from tfrz.data.lists.spec import ListSpec
 from tfrz.errors import InputError
 
 _FOLDS = 5
@@ -24,9 +24,9 @@ def with_lambda_mart(
     them, five folds by query: otherwise a re-ranker would learn to trust an order that is too good.
 
     Args:
-      documents: as of `tfrz.data.lists.build_lists`.
+      documents: as of `tfrz.data.lists.examples.build_lists`.
       spec: what their columns are; numeric features are used.
-      splits: of each row, as of `tfrz.data.lists.splits_of`.
+      splits: of each row, as of `tfrz.data.lists.examples.splits_of`.
       seed: of the folds and the trees.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import keras
 
 from tfrz.config import read_yaml, require, to_mapping, write_yaml
-from tfrz.data.readers import open_source
+from tfrz.data.records import open_source
 from tfrz.files import atomic_write
 from tfrz.training.config import LowRankConfig, TrainerConfig
 from tfrz.training.distillation import DistillConfig

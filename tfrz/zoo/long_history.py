@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tfrz.config import did_you_mean, read_yaml, require
-from tfrz.data.features import LONG_HISTORY, LONG_HISTORY_VERSION, FeatureSpec, LongHistory
-from tfrz.data.long_history import Embeddings, LongHistoryJoin
+from tfrz.data.impressions.spec import FeatureSpec
+from tfrz.data.spec import USER_EMBEDDING, USER_EMBEDDING_VERSION, UserEmbedding
+from tfrz.data.user_embeddings import EmbeddingJoin, Embeddings
 from tfrz.errors import InputError
 from tfrz.zoo.run_config import FeaturesConfig, RunConfig
 
@@ -82,7 +83,7 @@ def check_warm_start(config: RunConfig, saved_model_directory: str | Path) -> No
         _refuse_other(features, features.long_history_version, trained, whose)
 
 
-def with_long_history(features: FeaturesConfig, spec: Any) -> tuple[Any, LongHistoryJoin | None]:
+def with_long_history(features: FeaturesConfig, spec: Any) -> tuple[Any, EmbeddingJoin | None]:
     """The raw features of examples with embeddings, and what joins them; None without any.
 
     Args:
@@ -96,14 +97,14 @@ def with_long_history(features: FeaturesConfig, spec: Any) -> tuple[Any, LongHis
     if features.long_history is None:
         return spec, None
     store = open_store(features)
-    described = LongHistory(
+    described = UserEmbedding(
         store.version, store.num_vectors, store.dim, features.any_version, store.generated_at
     )
-    for name in (LONG_HISTORY, LONG_HISTORY_VERSION):
+    for name in (USER_EMBEDDING, USER_EMBEDDING_VERSION):
         taken = name in [f.name for f in spec.features]
         require(not taken, f"feature {name}", "is what features.long_history adds: rename it")
     if not isinstance(spec, FeatureSpec):
-        join = LongHistoryJoin(
+        join = EmbeddingJoin(
             store, features.long_history, "user", "request_time" if spec.time is not None else None
         )
         return dataclasses.replace(spec, long_history=described), join
@@ -117,4 +118,4 @@ def with_long_history(features: FeaturesConfig, spec: Any) -> tuple[Any, LongHis
     wider = dataclasses.replace(
         spec, features=(*spec.features, *described.features), long_history=described
     )
-    return wider, LongHistoryJoin(store, features.long_history, features.user)
+    return wider, EmbeddingJoin(store, features.long_history, features.user)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tfrz.config import apply_overrides, from_mapping, merge, read_yaml, require, to_mapping
-from tfrz.data.histories import HistoryConfig
-from tfrz.data.lists import ListConfig
-from tfrz.data.slicing import load_slices
-from tfrz.data.timelines import TimelineConfig
+from tfrz.data.histories.spec import HistoryConfig
+from tfrz.data.lists.spec import ListConfig
+from tfrz.data.timelines.slicing import load_slices
+from tfrz.data.timelines.spec import TimelineConfig
 from tfrz.errors import ConfigError
 from tfrz.export.index import IndexConfig
 from tfrz.training.config import LowRankConfig, TrainerConfig

@@ -22,7 +22,8 @@ import tensorflow as tf
 
 from tfrz.config import read_yaml
 from tfrz.data.columns import one_each, raw_sparse, to_examples
-from tfrz.data.features import MISSING, FeatureSpec, Spec, transformed_name
+from tfrz.data.impressions.spec import FeatureSpec
+from tfrz.data.spec import MISSING, Spec, transformed_name
 from tfrz.errors import InputError
 from tfrz.training.batches import Batches
 from tfrz.training.distillation import DistillConfig

@@ -129,7 +129,7 @@ def train(
       InputError: bad input of any kind, before anything is written where possible.
     """
     # These pull in TensorFlow: a misspelt option above should be told in no time.
-    from tfrz.data.readers import open_source
+    from tfrz.data.records import open_source
     from tfrz.training.fit import evaluate, measured
     from tfrz.training.warm_start import warm_start
     from tfrz.zoo.building import build_for_training, layers_as_values, write_layers

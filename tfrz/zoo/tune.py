@@ -71,7 +71,7 @@ class PreparedSets:
         return reads
 
     def _prepare(self, task: Any, config: RunConfig) -> Prepared:
-        from tfrz.data.readers import open_source
+        from tfrz.data.records import open_source
 
         record_type = registry.get(config.name).record_type
         reader = open_source(self._data, self._features, record_type, **config.data.options)
@@ -123,7 +123,7 @@ def tune(
       InputError: bad input of any kind, or every trial failed.
     """
     # These pull in TensorFlow: a misspelt option above should be told in no time.
-    from tfrz.data.readers import open_source
+    from tfrz.data.records import open_source
     from tfrz.zoo.long_history import pinned
     from tfrz.zoo.teacher import pinned_teacher
 

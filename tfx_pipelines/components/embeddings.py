@@ -16,8 +16,9 @@ from tfx.dsl.components.base import base_component, base_executor, executor_spec
 from tfx.types import artifact_utils, component_spec, standard_artifacts
 from tfx.utils import path_utils
 
-from tfrz.data.readers import Reader, open_source
-from tfrz.data.readers.timelines import check_timelines
+from tfrz.data.records import open_source
+from tfrz.data.sources.reader import Reader
+from tfrz.data.timelines.readers import check_timelines
 from tfrz.embeddings.health import refusal
 from tfrz.embeddings.job import ExportOptions, export_embeddings
 from tfrz.embeddings.key_value import open_writer, write_key_values

@@ -19,20 +19,21 @@ from tfx.dsl.components.base import executor_spec
 from tfx.proto import example_gen_pb2
 
 from tfrz.config import from_mapping, require, to_mapping
-from tfrz.data.features import LONG_HISTORY, LONG_HISTORY_VERSION
-from tfrz.data.histories import HistoryConfig
-from tfrz.data.history_transforms import InteractionsToExamples
-from tfrz.data.list_transforms import DocumentsToLists
-from tfrz.data.lists import ListConfig
-from tfrz.data.long_history import LongHistoryJoin
-from tfrz.data.long_history_transforms import JoinLongHistory
-from tfrz.data.readers import Reader, open_source
-from tfrz.data.readers.documents import DocumentReader
-from tfrz.data.readers.interactions import InteractionReader
-from tfrz.data.readers.timelines import check_timelines
-from tfrz.data.timeline_transforms import EventsToExamples
-from tfrz.data.timelines import TimelineConfig
-from tfrz.data.transforms import CheckCorrupt, ReadRecords, RecordsToExamples
+from tfrz.data.beam import CheckCorrupt, ReadRecords, RecordsToExamples
+from tfrz.data.histories.beam import InteractionsToExamples
+from tfrz.data.histories.readers import InteractionReader
+from tfrz.data.histories.spec import HistoryConfig
+from tfrz.data.lists.beam import DocumentsToLists
+from tfrz.data.lists.readers import DocumentReader
+from tfrz.data.lists.spec import ListConfig
+from tfrz.data.records import open_source
+from tfrz.data.sources.reader import Reader
+from tfrz.data.spec import USER_EMBEDDING, USER_EMBEDDING_VERSION
+from tfrz.data.timelines.beam import EventsToExamples
+from tfrz.data.timelines.readers import check_timelines
+from tfrz.data.timelines.spec import TimelineConfig
+from tfrz.data.user_embeddings import EmbeddingJoin
+from tfrz.data.user_embeddings_beam import JoinEmbeddings
 from tfrz.errors import InputError
 from tfrz.zoo.long_history import open_store, with_long_history
 from tfrz.zoo.run_config import DataConfig, FeaturesConfig
@@ -62,7 +63,7 @@ def _query(exec_properties: dict[str, Any]) -> dict[str, Any]:
     return dict(json.loads(inputs.splits[0].pattern))
 
 
-def _join(query: dict[str, Any], reader: Reader) -> LongHistoryJoin | None:
+def _join(query: dict[str, Any], reader: Reader) -> EmbeddingJoin | None:
     features = from_mapping(FeaturesConfig, query.get("added"), "features")
     _, join = with_long_history(features, reader.feature_spec())
     # The components that follow were told as of when the embeddings are.
@@ -82,7 +83,7 @@ def _is_eval(example: bytes, count: int, eval_buckets: int) -> int:
     """
     del count
     parsed = tf.train.Example.FromString(example)
-    for name in (LONG_HISTORY, LONG_HISTORY_VERSION):
+    for name in (USER_EMBEDDING, USER_EMBEDDING_VERSION):
         if name in parsed.features.feature:
             del parsed.features.feature[name]
     digest = hashlib.sha256(parsed.SerializeToString(deterministic=True))
@@ -124,7 +125,7 @@ class ReaderExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor)
         reader = _opened(query)
         records, join = _read(pipeline, query, reader), _join(query, reader)
         if join is not None:
-            records = records | "LongHistory" >> JoinLongHistory(join)
+            records = records | "UserEmbedding" >> JoinEmbeddings(join)
         parts = (
             records
             | "ToExamples" >> RecordsToExamples()

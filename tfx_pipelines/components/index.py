@@ -18,9 +18,10 @@ from tfx.dsl.components.base import base_component, base_executor, executor_spec
 from tfx.types import artifact_utils, component_spec, standard_artifacts
 from tfx.utils import path_utils
 
-from tfrz.data.candidates import Catalogue
-from tfrz.data.readers import Reader, open_source
-from tfrz.data.readers.interactions import InteractionReader
+from tfrz.data.histories.catalogue import Catalogue
+from tfrz.data.histories.readers import InteractionReader
+from tfrz.data.records import open_source
+from tfrz.data.sources.reader import Reader
 from tfrz.export.indexed_model import IndexedModel, exact_answers, export_indexed
 from tfrz.zoo.run_config import RunConfig, run_config_from_mapping, run_config_to_mapping
 from tfx_pipelines.components.blessing import bless
@@ -30,7 +31,7 @@ _FILE = "catalogue.parquet"
 
 
 class Candidates(types.Artifact):
-    """A catalogue: Parquet with a row per item, written by `tfrz.data.candidates.Catalogue`."""
+    """A catalogue: Parquet with a row per item; see `tfrz.data.histories.catalogue.Catalogue`."""
 
     TYPE_NAME = "tfrz.Candidates"  # Kubeflow wants a namespace.
 

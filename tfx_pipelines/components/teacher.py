@@ -19,7 +19,7 @@ from tfx.types.standard_artifacts import Model, ModelBlessing
 from tfx.utils import path_utils
 
 from tfrz.config import require
-from tfrz.data.features import FeatureSpec
+from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.errors import InputError
 from tfrz.files import atomic_directory
 from tfrz.training.distillation import DistillConfig

@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfrz.config import from_mapping
-from tfrz.data.transform_analyzers import TransformAnalyzers
+from tfrz.data.tft_analyzers import TransformAnalyzers
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import run_config_from_mapping
 

@@ -12,12 +12,9 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from tfrz.config import from_mapping
-from tfrz.data.features import Spec
-from tfrz.data.readers import open_source
-from tfrz.data.transform_analyzers import (
-    vocabularies_from_transform,
-    vocabulary_sizes_from_transform,
-)
+from tfrz.data.records import open_source
+from tfrz.data.spec import Spec
+from tfrz.data.tft_analyzers import vocabularies_from_transform, vocabulary_sizes_from_transform
 from tfrz.export.card import render_card
 from tfrz.export.saved_model import export_model
 from tfrz.training.batches import ExampleBatches

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tfrz.data.sources import many_ratings_1m_zip
+from tests.tfrz.data.small_sources import many_ratings_1m_zip
 from tests.tfrz.serving.harness import free_port
 from tfrz.cli.main import main
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.tfrz.cli.conftest import SMALL, free_port
-from tests.tfrz.data import sources
+from tests.tfrz.data import small_sources as sources
 from tfrz.cli.main import main
 
 TRAIN = ["train", "dcn_v2", "--out", "{tmp}/out"]

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import tfrz
-from tests.tfrz.data import sources
+from tests.tfrz.data import small_sources as sources
 from tfrz.cli.main import main
 from tfrz.zoo import registry
 

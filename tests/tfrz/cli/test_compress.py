@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfrz.cli.main import main
 from tfrz.config import read_yaml
-from tfrz.data.readers import open_source
+from tfrz.data.records import open_source
 from tfrz.export.saved_model import weight_names
 from tfrz.models.dcn_v2 import DCNv2
 from tfrz.training import fit as loop

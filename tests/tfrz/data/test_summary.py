@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.tfrz.data import sources
-from tfrz.data.readers import open_source
+from tests.tfrz.data import small_sources as sources
+from tfrz.data.records import open_source
 from tfrz.data.summary import summarize
 from tfrz.errors import InputError
 

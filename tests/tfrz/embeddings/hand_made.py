@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from tfrz.data.features import Feature, TimelineSpec
-from tfrz.data.readers.base import Shard
-from tfrz.data.readers.timelines import TimelineReader
-from tfrz.data.records import CorruptLine
-from tfrz.data.slicing import SliceSpecification
+from tfrz.data.sources.files import CorruptLine, Shard
+from tfrz.data.spec import Feature
+from tfrz.data.timelines.readers import TimelineReader
+from tfrz.data.timelines.slicing import SliceSpecification
+from tfrz.data.timelines.spec import TimelineSpec
 from tfrz.embeddings.encoder import model_facts
 from tfrz.embeddings.job import ExportOptions, export_embeddings
 from tfrz.embeddings.store import Manifest, Store
@@ -299,7 +299,7 @@ def packed(seed: int, num_vectors: int = 3, dim: int = 20) -> bytes:
 
 def write_generation(store: Store, one: Manifest, rows: Iterable[dict[str, Any]]) -> None:
     """Writes rows, each at least with a `user`, into their buckets, and finishes."""
-    from tfrz.data.timelines import buckets_of
+    from tfrz.data.timelines.examples import buckets_of
     from tfrz.embeddings.store import EMBEDDINGS, bucket_file
     from tfrz.embeddings.users import SKETCHES, writing_stream
 

@@ -35,9 +35,9 @@ from tests.tfrz.embeddings.hand_made import (
     slices,
     view,
 )
-from tfrz.data.readers.timelines import SimulatedTimelines, TabularTimelines
-from tfrz.data.slicing import CHUNK_EVENTS, Events, chunks, merge, sketch, slice_user
-from tfrz.data.timelines import in_order
+from tfrz.data.timelines.examples import in_order
+from tfrz.data.timelines.readers import SimulatedTimelines, TabularTimelines
+from tfrz.data.timelines.slicing import CHUNK_EVENTS, Events, chunks, merge, sketch, slice_user
 from tfrz.embeddings import bucket, job
 from tfrz.embeddings.encoder import Encoder
 from tfrz.embeddings.job import ExportOptions, export_embeddings
@@ -902,7 +902,8 @@ def test_a_model_without_the_signatures(tmp_path, model, monkeypatch):
 
 
 def test_a_source_without_the_ids_of_the_slices(tmp_path, model):
-    from tfrz.data.features import Feature, TimelineSpec
+    from tfrz.data.spec import Feature
+    from tfrz.data.timelines.spec import TimelineSpec
 
     class Others(HandMade):
         def feature_spec(self):

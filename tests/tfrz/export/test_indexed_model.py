@@ -12,10 +12,11 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 from tfrz.config import read_yaml
-from tfrz.data.candidates import Catalogue
 from tfrz.data.columns import to_examples
-from tfrz.data.features import CandidateSpec, Feature
-from tfrz.data.readers import open_source
+from tfrz.data.histories.catalogue import Catalogue
+from tfrz.data.histories.spec import CandidateSpec
+from tfrz.data.records import open_source
+from tfrz.data.spec import Feature
 from tfrz.errors import InputError
 from tfrz.export import indexed_model
 from tfrz.export.indexed_model import IndexedModel, exact_answers, export_indexed

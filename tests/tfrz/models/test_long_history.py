@@ -9,19 +9,19 @@ import tensorflow as tf
 
 from tests.fake_embeddings import packed
 from tfrz.config import to_mapping
-from tfrz.data.features import LongHistory
+from tfrz.data.spec import UserEmbedding
 from tfrz.models.dcn_v2 import DCNv2, DCNv2Config
 from tfrz.models.long_history import read_long_history
 from tfrz.models.m3 import M3, M3Config
 from tfrz.models.multi_interest import MultiInterest, MultiInterestConfig
 
-STORED = LongHistory("1-a", num_vectors=3, dim=20)
-ANY = LongHistory("1-a", num_vectors=3, dim=20, any_version=True)
+STORED = UserEmbedding("1-a", num_vectors=3, dim=20)
+ANY = UserEmbedding("1-a", num_vectors=3, dim=20, any_version=True)
 MODELS = ("dcn_v2", "m3", "m3_small", "multi_interest", "popularity")
 kinds = pytest.mark.parametrize("kind", MODELS)
 
 
-def _model(kind: str, long_history: LongHistory | None = STORED, **more):
+def _model(kind: str, long_history: UserEmbedding | None = STORED, **more):
     keras.utils.set_random_seed(3)
     if long_history is not None:
         more["long_history"] = long_history

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfrz.cli.main import main
 from tfrz.config import read_yaml
-from tfrz.data.readers import open_source
+from tfrz.data.records import open_source
 from tfrz.errors import ConfigError
 from tfrz.layers import LowRankCross, LowRankDense
 from tfrz.models.low_rank import low_rank_layers, with_low_rank

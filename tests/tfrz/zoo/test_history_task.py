@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tfrz.cli.main import main
-from tfrz.data.readers import open_source
+from tfrz.data.records import open_source
 from tfrz.errors import ConfigError, InputError
 from tfrz.metrics.ranking import recall_at
 from tfrz.zoo import registry

@@ -261,7 +261,7 @@ def test_bytes_reach_it_over_rest_and_with_tfrz_predict(trained, tmp_path, capsy
 
 
 def test_warm_up_requests_carry_none(clicks, tmp_path):
-    from tfrz.data.readers import open_source
+    from tfrz.data.records import open_source
     from tfrz.zoo.long_history import with_long_history
 
     for model, data in (("dcn_v2", clicks), ("m3", None), ("multi_interest", None)):

@@ -12,11 +12,12 @@ import tensorflow as tf
 from tests.oracles import reinforce as oracle
 from tests.oracles.temporal import softmax
 from tfrz.cli.main import main
-from tfrz.data.features import HistorySpec
-from tfrz.data.histories import build_examples
-from tfrz.data.preprocessing import transform_table
-from tfrz.data.readers import open_source, read_table
-from tfrz.data.readers.logs import SimulatedActions
+from tfrz.data.histories.examples import build_examples
+from tfrz.data.histories.spec import HistorySpec
+from tfrz.data.logs.readers import SimulatedActions
+from tfrz.data.records import open_source
+from tfrz.data.sources.reader import read_table
+from tfrz.data.transform import transform_table
 from tfrz.losses.reinforce import discounted_returns
 from tfrz.metrics.ranking import ndcg_at, recall_at
 from tfrz.training.fit import build_model

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tfrz.cli.main import main
-from tfrz.data.readers import open_source
+from tfrz.data.records import open_source
 from tfrz.errors import ConfigError, InputError
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import load_run_config

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conformance.test_models import SIZES
 from tfrz.config import to_mapping
-from tfrz.data.readers import open_source
+from tfrz.data.records import open_source
 from tfrz.errors import ConfigError
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import load_run_config, run_config_to_mapping, with_values

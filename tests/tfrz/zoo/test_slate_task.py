@@ -14,10 +14,12 @@ import tensorflow as tf
 
 from tests.tfrz.zoo.test_compilations import _CHILD
 from tfrz.data.columns import to_examples
-from tfrz.data.elwc import to_elwc
-from tfrz.data.features import Feature, ListSpec, numeric
-from tfrz.data.lists import build_lists, splits_of
-from tfrz.data.readers import open_source, read_table
+from tfrz.data.lists.elwc import to_elwc
+from tfrz.data.lists.examples import build_lists, splits_of
+from tfrz.data.lists.spec import ListSpec
+from tfrz.data.records import open_source
+from tfrz.data.sources.reader import read_table
+from tfrz.data.spec import Feature, numeric
 from tfrz.errors import ConfigError, InputError
 from tfrz.metrics.slates import of_slate, rank_gain
 from tfrz.training import fit as loop

@@ -15,8 +15,9 @@ import tensorflow as tf
 from tests.oracles.temporal import softmax
 from tfrz.cli.main import main
 from tfrz.data.columns import one_each, to_examples
-from tfrz.data.features import Feature, FeatureSpec, numeric
-from tfrz.data.readers import open_source
+from tfrz.data.impressions.spec import FeatureSpec
+from tfrz.data.records import open_source
+from tfrz.data.spec import Feature, numeric
 from tfrz.errors import ConfigError, InputError
 from tfrz.training.batches import ArrayBatches
 from tfrz.training.distillation import DistillConfig

@@ -21,10 +21,10 @@ import tensorflow as tf
 from tfrz.cli.main import main
 from tfrz.config import from_mapping, read_yaml, to_mapping
 from tfrz.data.columns import raw_sparse, to_examples
-from tfrz.data.features import TimelineSpec
-from tfrz.data.preprocessing import densify
-from tfrz.data.readers import open_source
-from tfrz.data.slicing import load_slices
+from tfrz.data.records import open_source
+from tfrz.data.timelines.slicing import load_slices
+from tfrz.data.timelines.spec import TimelineSpec
+from tfrz.data.transform import densify
 from tfrz.errors import ConfigError, InputError
 from tfrz.training.warm_start import warm_start
 from tfrz.zoo import registry

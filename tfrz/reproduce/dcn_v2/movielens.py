@@ -49,7 +49,7 @@ _TRAINER = {
 
 
 def _run(context: Context) -> Outcome:
-    from tfrz.data.readers import open_source
+    from tfrz.data.records import open_source
     from tfrz.reproduce.movielens_1m import data_path, parameters
     from tfrz.training.batches import ArrayBatches
     from tfrz.training.fit import build_model, evaluate, fit

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrz import metrics
-from tfrz.data.features import transformed_name
+from tfrz.data.spec import transformed_name
 from tfrz.reproduce import movielens_1m
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
 from tfrz.reproduce.runs import Runs

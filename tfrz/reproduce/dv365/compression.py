@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfrz.data.slicing import Slice, SliceSpecification
+from tfrz.data.timelines.slicing import Slice, SliceSpecification
 from tfrz.metrics.binary import normalized_entropy
 from tfrz.reproduce.dv365.histories import (
     DAYS,

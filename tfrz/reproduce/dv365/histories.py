@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from tfrz.data.simulators.long_histories import DAY, LongHistorySimulator
-from tfrz.data.slicing import Slice, SliceSpecification, slice_user
+from tfrz.data.timelines.slicing import Slice, SliceSpecification, slice_user
 
 TOPICS = 32
 DAYS = 130

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tfrz.data.slicing import SliceSpecification
+from tfrz.data.timelines.slicing import SliceSpecification
 from tfrz.metrics.binary import normalized_entropy
 from tfrz.reproduce.dv365.histories import (
     DAYS,

@@ -41,7 +41,7 @@ _VARIANTS = {
 @functools.lru_cache(maxsize=3)
 def _sets(variant: str, data: str, quick: bool) -> tuple[Any, list[str], np.ndarray]:
     """The prepared sets of a variant, its settings, and which test examples are of long users."""
-    from tfrz.data.readers import open_source
+    from tfrz.data.records import open_source
 
     settings = [
         f"data.options={{min_events: {2000 if quick else 200}}}",

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrz.data.features import transformed_name
+from tfrz.data.spec import transformed_name
 from tfrz.files import atomic_write
 from tfrz.reproduce import movielens_1m
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome

@@ -78,7 +78,7 @@ def _overrides(release: str, model: str, rate: float, length: int, dim: int) -> 
 
 @functools.lru_cache(maxsize=2)
 def _prepared(release: str, path: str, length: int, dim: int, with_test: bool) -> Any:
-    from tfrz.data.readers import open_source
+    from tfrz.data.records import open_source
     from tfrz.reproduce.training import configure
     from tfrz.zoo import registry
 

@@ -39,7 +39,8 @@ def _prepared(path: str) -> Any:
 
 def _sets(path: str, part: str) -> dict[bytes, list[bytes]]:
     """User to places, in the order that the reader's seed gives."""
-    from tfrz.data.readers import open_source, read_table
+    from tfrz.data.records import open_source
+    from tfrz.data.sources.reader import read_table
 
     table, _ = read_table(open_source(f"gowalla:{path}", None, "history", part=part))
     users, items = (table[name].to_pylist() for name in ("user", "item"))

@@ -54,7 +54,7 @@ def _overrides(key: dict[str, Any]) -> list[str]:
 
 @functools.lru_cache(maxsize=2)
 def _prepared(path: str, overrides: tuple[str, ...], seed: int) -> Any:
-    from tfrz.data.readers import open_source
+    from tfrz.data.records import open_source
     from tfrz.reproduce.training import configure
     from tfrz.zoo import registry
 

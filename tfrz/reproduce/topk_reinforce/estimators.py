@@ -185,7 +185,7 @@ def _read(path: str, policy: str, campaign: str) -> dict[str, np.ndarray]:
     """A log of the Open Bandit data: item, place on the page, click, propensity."""
     import pyarrow as pa
 
-    from tfrz.data.readers.logs import OpenBandit
+    from tfrz.data.sources.open_bandit import OpenBandit
 
     reader = OpenBandit(path, policy, campaign)
     batches = [

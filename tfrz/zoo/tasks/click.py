@@ -17,9 +17,11 @@ import tensorflow as tf
 
 from tfrz import metrics
 from tfrz.data.columns import to_examples
-from tfrz.data.features import FeatureSpec, LongHistory, raw_feature_spec, transformed_name
-from tfrz.data.long_history import joined
-from tfrz.data.preprocessing import Analyzers, Preprocessor, densify, preprocess, transform_table
+from tfrz.data.impressions.spec import FeatureSpec
+from tfrz.data.impressions.transform import ImpressionPreprocessor, preprocess
+from tfrz.data.spec import UserEmbedding, raw_feature_spec, transformed_name
+from tfrz.data.transform import Analyzers, densify, transform_table
+from tfrz.data.user_embeddings import joined
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse, without_opaque
 from tfrz.training.batches import ArrayBatches
 from tfrz.zoo.long_history import with_long_history
@@ -27,7 +29,7 @@ from tfrz.zoo.tasks.prepared import Prepared
 from tfrz.zoo.teacher import TEACHER_SCORE, logits_of, open_teacher, with_teacher
 
 if TYPE_CHECKING:
-    from tfrz.data.readers.base import Reader
+    from tfrz.data.sources.reader import Reader
     from tfrz.zoo.registry import ModelEntry
     from tfrz.zoo.run_config import RunConfig
 
@@ -53,7 +55,7 @@ class ModelInputs:
     multivalent: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
     label: str = "label_xf"
-    long_history: LongHistory | None = None
+    long_history: UserEmbedding | None = None
 
     @classmethod
     def from_spec(cls, spec: FeatureSpec, vocabulary_sizes: Mapping[str, int]) -> ModelInputs:
@@ -144,7 +146,7 @@ class ClickTask:
           InputError: the source cannot be read, too many of its lines are corrupt, or no user has
             an embedding.
         """
-        from tfrz.data.readers import read_table
+        from tfrz.data.sources.reader import read_table
         from tfrz.data.splits import split_table
 
         data = self.config.data
@@ -156,7 +158,7 @@ class ClickTask:
         parts = joined(join, split_table(table, (1.0 - sum(held_out), *held_out), data.seed))
         if teacher is not None:
             parts = [teacher.scored(part) for part in parts]
-        transform = Preprocessor.fit(parts[0], spec)
+        transform = ImpressionPreprocessor.fit(parts[0], spec)
         trainer = self.config.trainer
         columns = [transform_table(transform, part) for part in parts]
         return Prepared(

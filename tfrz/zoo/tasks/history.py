@@ -17,16 +17,17 @@ import numpy as np
 import tensorflow as tf
 
 from tfrz.data.columns import to_examples
-from tfrz.data.features import HistorySpec, LongHistory, raw_feature_spec, transformed_name
-from tfrz.data.histories import build_examples, drop_duplicates, drop_rare
-from tfrz.data.history_preprocessing import (
+from tfrz.data.histories.examples import build_examples, drop_duplicates, drop_rare
+from tfrz.data.histories.spec import HistorySpec
+from tfrz.data.histories.transform import (
     TIME_FEATURE_SIZES,
     HistoryPreprocessor,
     preprocess_history,
 )
-from tfrz.data.long_history import joined
-from tfrz.data.preprocessing import Analyzers, densify, transform_table
+from tfrz.data.spec import UserEmbedding, raw_feature_spec, transformed_name
 from tfrz.data.splits import SPLITS
+from tfrz.data.transform import Analyzers, densify, transform_table
+from tfrz.data.user_embeddings import joined
 from tfrz.errors import InputError
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse, without_opaque
 from tfrz.layers.low_rank import frobenius_penalty
@@ -40,8 +41,8 @@ from tfrz.zoo.tasks.slices import in_words, rank_in_words
 from tfrz.zoo.teacher import LiveTeacher
 
 if TYPE_CHECKING:
-    from tfrz.data.histories import HistoryConfig
-    from tfrz.data.readers.base import Reader
+    from tfrz.data.histories.spec import HistoryConfig
+    from tfrz.data.sources.reader import Reader
     from tfrz.zoo.registry import ModelEntry
     from tfrz.zoo.run_config import RunConfig
 
@@ -72,7 +73,7 @@ class HistoryInputs:
     context: dict[str, int]
     numeric: tuple[str, ...]
     padding: str
-    long_history: LongHistory | None = None
+    long_history: UserEmbedding | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -186,7 +187,7 @@ class HistoryTask:
             an embedding.
           ConfigError: a setting needs times, and the source has none.
         """
-        from tfrz.data.readers import read_table
+        from tfrz.data.sources.reader import read_table
 
         data = self.config.data
         spec, join = with_long_history(self.config.features, reader.feature_spec())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 if TYPE_CHECKING:
-    from tfrz.data.features import Spec
+    from tfrz.data.spec import Spec
     from tfrz.training.batches import Batches
 
 

@@ -19,8 +19,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfrz.config import require
-from tfrz.data.features import HistorySpec, raw_feature_spec, transformed_name
-from tfrz.data.preprocessing import densify
+from tfrz.data.histories.spec import HistorySpec
+from tfrz.data.spec import raw_feature_spec, transformed_name
+from tfrz.data.transform import densify
 from tfrz.errors import InputError
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
 from tfrz.files import atomic_write
@@ -38,7 +39,7 @@ from tfrz.zoo.tasks.history import HistoryInputs, HistoryTask, Transform
 from tfrz.zoo.tasks.thresholds import evaluation_config, metrics_of_lists
 
 if TYPE_CHECKING:
-    from tfrz.data.readers.base import Reader
+    from tfrz.data.sources.reader import Reader
     from tfrz.training.batches import Batches
     from tfrz.zoo.tasks.prepared import Prepared
 

@@ -17,9 +17,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrz.data.candidates import CandidateFeatures, Catalogue
-from tfrz.data.features import HistorySpec, raw_feature_spec
-from tfrz.data.preprocessing import densify
+from tfrz.data.histories.catalogue import CandidateFeatures, Catalogue
+from tfrz.data.histories.spec import HistorySpec
+from tfrz.data.spec import raw_feature_spec
+from tfrz.data.transform import densify
 from tfrz.errors import InputError
 from tfrz.export.index import RecommendationIndex, recommending
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
@@ -40,7 +41,7 @@ from tfrz.zoo.tasks.slices import in_words
 from tfrz.zoo.tasks.thresholds import evaluation_config, metrics_of_lists
 
 if TYPE_CHECKING:
-    from tfrz.data.readers.base import Reader
+    from tfrz.data.sources.reader import Reader
     from tfrz.training.batches import Batches
     from tfrz.zoo.registry import ModelEntry
     from tfrz.zoo.run_config import RunConfig
@@ -113,7 +114,7 @@ class RetrievalTask(HistoryTask):
         Raises:
           InputError: it cannot be read, or an item is there twice.
         """
-        from tfrz.data.readers.interactions import InteractionReader
+        from tfrz.data.histories.readers import InteractionReader
 
         assert isinstance(reader, InteractionReader)
         spec, table = reader.feature_spec(), reader.candidates()

@@ -18,11 +18,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfrz.data.columns import to_examples
-from tfrz.data.features import MISSING, ListSpec, raw_feature_spec, transformed_name
-from tfrz.data.list_preprocessing import ListPreprocessor, preprocess_list
-from tfrz.data.lists import build_lists, splits_of
-from tfrz.data.preprocessing import Analyzers, closed_up, densify, transform_table
+from tfrz.data.lists.examples import build_lists, splits_of
+from tfrz.data.lists.spec import ListSpec
+from tfrz.data.lists.transform import ListPreprocessor, preprocess_list
+from tfrz.data.spec import MISSING, raw_feature_spec, transformed_name
 from tfrz.data.splits import SPLITS
+from tfrz.data.transform import Analyzers, closed_up, densify, transform_table
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
 from tfrz.files import atomic_write
 from tfrz.layers.low_rank import frobenius_penalty
@@ -46,8 +47,8 @@ from tfrz.zoo.tasks.slices import in_words, rank_in_words
 from tfrz.zoo.teacher import LiveTeacher
 
 if TYPE_CHECKING:
-    from tfrz.data.lists import ListConfig
-    from tfrz.data.readers.base import Reader
+    from tfrz.data.lists.spec import ListConfig
+    from tfrz.data.sources.reader import Reader
     from tfrz.zoo.registry import ModelEntry
     from tfrz.zoo.run_config import RunConfig
 
@@ -212,7 +213,7 @@ class SlateTask:
         Raises:
           InputError: the source cannot be read, or too many of its lines are corrupt.
         """
-        from tfrz.data.readers import read_table
+        from tfrz.data.sources.reader import read_table
 
         data, spec = self.config.data, reader.feature_spec()
         assert isinstance(spec, ListSpec)
@@ -514,7 +515,7 @@ class SlateTask:
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="elwc")])
         def rerank_elwc(elwc: tf.Tensor) -> dict[str, tf.Tensor]:
-            from tfrz.data.elwc import parse_elwc
+            from tfrz.data.lists.elwc import parse_elwc
 
             return reranked(to_sparse(parse_elwc(elwc, spec), spec.aligned))
 

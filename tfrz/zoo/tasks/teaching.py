@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from scipy.stats import spearmanr
 
-from tfrz.data.features import transformed_name
+from tfrz.data.spec import transformed_name
 from tfrz.files import atomic_write
 from tfrz.losses.distillation import rescaling_factor, split_divergence
 from tfrz.training.batches import Batches

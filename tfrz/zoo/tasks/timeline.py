@@ -20,17 +20,12 @@ import tensorflow as tf
 
 from tfrz import metrics
 from tfrz.data.columns import raw_sparse, to_examples
-from tfrz.data.features import TimelineSpec, raw_feature_spec, transformed_name
-from tfrz.data.preprocessing import Analyzers, densify
+from tfrz.data.spec import raw_feature_spec, transformed_name
 from tfrz.data.splits import SPLITS
-from tfrz.data.timeline_preprocessing import TimelinePreprocessor, preprocess_timeline
-from tfrz.data.timelines import (
-    TimelineConfig,
-    build_examples,
-    clean,
-    example_spec,
-    refuse_empty_slices,
-)
+from tfrz.data.timelines.examples import build_examples, clean, refuse_empty_slices
+from tfrz.data.timelines.spec import TimelineConfig, TimelineSpec, example_spec
+from tfrz.data.timelines.transform import TimelinePreprocessor, preprocess_timeline
+from tfrz.data.transform import Analyzers, densify
 from tfrz.errors import InputError
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
 from tfrz.layers.low_rank import frobenius_penalty
@@ -40,7 +35,7 @@ from tfrz.zoo.tasks.slices import in_words
 from tfrz.zoo.teacher import LiveTeacher
 
 if TYPE_CHECKING:
-    from tfrz.data.readers.base import Reader
+    from tfrz.data.sources.reader import Reader
     from tfrz.zoo.registry import ModelEntry
     from tfrz.zoo.run_config import RunConfig
 
@@ -190,7 +185,7 @@ class TimelineTask:
 
     def examples(self, reader: Reader) -> tuple[TimelineSpec, dict[str, pa.Table], int]:
         """The examples of a source by split, their spec, and how many events were left out."""
-        from tfrz.data.readers import read_table
+        from tfrz.data.sources.reader import read_table
 
         data, source = self.config.data, reader.feature_spec()
         assert isinstance(source, TimelineSpec)

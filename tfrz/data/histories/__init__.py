@@ -1,0 +1,1 @@
+"""Histories: interactions in time order, and the item that follows."""

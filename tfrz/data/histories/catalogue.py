@@ -1,0 +1,146 @@
+"""The catalogue: which items may be recommended, and what is known of them before anyone took one.
+
+A table has a row per item: the column of the item's raw id (binary), and a column of lists per
+feature, as impressions have them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tfrz.config import from_mapping, to_mapping
+from tfrz.data.columns import one_each, whole
+from tfrz.data.histories.spec import CandidateSpec
+from tfrz.data.impressions.spec import FeatureSpec
+from tfrz.data.impressions.transform import ImpressionPreprocessor
+from tfrz.data.transform import transform_table
+from tfrz.errors import InputError
+
+_SPEC = b"tfrz.candidates"
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+    """Items and their features.
+
+    Attributes:
+      spec: what the columns are.
+      table: the rows; see the module.
+
+    Raises:
+      InputError: an item is missing, or there twice; names it.
+    """
+
+    spec: CandidateSpec
+    table: pa.Table
+
+    def __post_init__(self) -> None:
+        ids = self._ids
+        if not len(ids):
+            raise InputError("the catalogue is empty: nothing can be recommended")
+        empty = pc.or_kleene(pc.is_null(ids), pc.equal(pc.binary_length(ids), 0))
+        if pc.any(empty).as_py():
+            row = int(np.flatnonzero(np.asarray(empty.to_numpy(zero_copy_only=False)))[0])
+            raise InputError(f"row {row + 1} of the catalogue has no {self.spec.item}")
+        counted = pc.value_counts(ids)
+        twice = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
+        if len(twice):
+            name = twice[0].as_py().decode("utf-8", "backslashreplace")
+            more = f", and {len(twice) - 1} others are" if len(twice) > 1 else ""
+            raise InputError(f"item {name!r} is in the catalogue twice{more}: keep one row of each")
+
+    @property
+    def _ids(self) -> pa.Array:
+        return whole(self.table[self.spec.item]).cast(pa.binary())
+
+    @property
+    def items(self) -> list[bytes]:
+        """Raw ids in the order of the rows."""
+        return self._ids.to_pylist()
+
+    @classmethod
+    def of_items(cls, items: list[bytes]) -> Catalogue:
+        """A catalogue without features."""
+        return cls(CandidateSpec(), pa.table({"item": pa.array(items, pa.binary())}))
+
+    def rows_of(self, items: list[bytes]) -> np.ndarray:
+        """The row of each item, -1 for those that are not in the catalogue."""
+        index = {item: row for row, item in enumerate(self.items)}
+        return np.array([index.get(item, -1) for item in items], np.int64)
+
+    def write(self, path: str | Path) -> None:
+        """Writes a Parquet file that `read` understands."""
+        metadata = {_SPEC: json.dumps(to_mapping(self.spec)).encode()}
+        pq.write_table(self.table.replace_schema_metadata(metadata), str(path))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Catalogue:
+        """What `write` wrote.
+
+        Raises:
+          InputError: the file is another's.
+        """
+        try:
+            table = pq.read_table(str(path))
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path} is not a Parquet file: {error}") from error
+        text = (table.schema.metadata or {}).get(_SPEC)
+        if text is None:
+            raise InputError(f"{path} is not a catalogue that tfrz wrote")
+        return cls(from_mapping(CandidateSpec, json.loads(text), str(path)), table)
+
+
+def feature_spec(spec: CandidateSpec) -> FeatureSpec:
+    """The features of a catalogue as those of impressions, without a label of their own."""
+    return FeatureSpec(spec.features, label=f"_{spec.item}")
+
+
+class CandidateFeatures:
+    """What a model reads of the features of items.
+
+    Args:
+      catalogue: with at least one feature; vocabularies and moments are fitted to it.
+
+    Attributes:
+      transform: raw sparse features to transformed ones.
+    """
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.spec = feature_spec(catalogue.spec)
+        self.transform = ImpressionPreprocessor.fit(catalogue.table, self.spec)
+        labelled = catalogue.table.append_column(
+            self.spec.label, one_each(np.zeros(catalogue.table.num_rows), "float32")
+        )
+        columns = transform_table(self.transform, labelled)
+        columns.pop(f"{self.spec.label}_xf")
+        self._columns = columns
+
+    def columns(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Transformed features of some rows of the catalogue; zeros, as if missing, for -1."""
+        taken = {}
+        for name, column in self._columns.items():
+            values = column[np.maximum(rows, 0)].copy()
+            values[rows < 0] = 0
+            taken[name] = values
+        return taken
+
+    @property
+    def shapes(self) -> dict[str, Any]:
+        """`categorical` (name to ids in all), `multivalent` (name to width), `numeric` (names)."""
+        names = {f.name: f"{f.name}_xf" for f in self.spec.features}
+        return {
+            "categorical": self.transform.vocabulary_sizes,
+            "multivalent": {
+                names[f.name]: int(self._columns[names[f.name]].shape[1])
+                for f in self.spec.multivalent
+            },
+            "numeric": tuple(names[f.name] for f in self.spec.numeric),
+        }

@@ -1,0 +1,316 @@
+"""Sources of interactions: who took which item when. They become histories.
+
+A batch has the columns `user` and `item` (binary), `time` (int64, 0 where there is none),
+`position` (int64, the place in the source) and one per context of the spec.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tfrz.config import from_mapping, read_yaml, require
+from tfrz.data.columns import ARROW, one_each, record_batch
+from tfrz.data.histories.spec import CandidateSpec, HistorySpec
+from tfrz.data.simulators.context_switch import ContextSwitchSimulator
+from tfrz.data.simulators.interests import InterestSimulator
+from tfrz.data.sources.files import CorruptLine, Shard
+from tfrz.data.sources.reader import Reader, construct
+from tfrz.data.sources.tabular import Tabular, typed
+from tfrz.data.spec import Feature
+from tfrz.errors import InputError
+
+
+class InteractionReader(Reader):
+    """A source of interactions."""
+
+    record_type = "history"
+
+    @abc.abstractmethod
+    def feature_spec(self) -> HistorySpec:
+        """What the columns are."""
+
+    def candidates(self) -> pa.Table | None:
+        """The catalogue's rows as `feature_spec().candidates` describes them; None for none."""
+        return None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of a batch."""
+        columns = {
+            "user": pa.binary(),
+            "item": pa.binary(),
+            "time": pa.int64(),
+            "position": pa.int64(),
+        }
+        for feature in self.feature_spec().context:
+            columns[feature.name] = ARROW[feature.dtype]
+        return pa.schema(list(columns.items()))
+
+    def batch(self, **columns: Any) -> pa.RecordBatch:
+        """A batch of the schema; `time` may be left out."""
+        columns.setdefault("time", np.zeros(len(columns["item"]), np.int64))
+        return record_batch(self.schema, columns)
+
+
+class TabularCandidates(Tabular):
+    """A user's own CSV, Parquet or TFRecord file with a row per item of the catalogue.
+
+    Args:
+      spec: names the file and its columns.
+    """
+
+    def __init__(self, spec: CandidateSpec) -> None:
+        assert spec.file is not None
+        self._open(spec.file, spec.separator, "candidates.file in the feature spec")
+        self.spec = spec
+
+    @property
+    def _multivalent(self) -> tuple[Feature, ...]:
+        return tuple(f for f in self.spec.features if f.multivalent)
+
+    @property
+    def _names(self) -> list[str]:
+        return [feature.name for feature in self.spec.columns]
+
+    def _row(self, raw: dict[str, list[Any]]) -> dict[str, Any] | str:
+        row = self._features(raw, self.spec.columns)
+        if isinstance(row, dict) and not row[self.spec.item]:
+            return f"{self.spec.item} is missing"
+        return row
+
+    def _batch(self, rows: list[tuple[int, dict[str, Any]]]) -> pa.RecordBatch:
+        columns = {
+            f.name: pa.array([row[f.name] for _, row in rows], pa.list_(ARROW[f.dtype]))
+            for f in self.spec.columns
+        }
+        columns[self.spec.item] = columns[self.spec.item].flatten()
+        return pa.RecordBatch.from_pydict(columns)
+
+    def table(self) -> pa.Table:
+        """All rows.
+
+        Raises:
+          InputError: a row cannot be read.
+        """
+        batches = []
+        for shard in self.shards():
+            for batch in self.read(shard):
+                if isinstance(batch, CorruptLine):
+                    raise InputError(f"{batch}: correct the catalogue")
+                batches.append(batch)
+        if not batches:
+            raise InputError(f"{self.path} has no items: the catalogue is empty")
+        return pa.Table.from_batches(batches)
+
+
+class TabularInteractions(Tabular, InteractionReader):
+    """A user's own CSV, Parquet or TFRecord file with a row per interaction.
+
+    Args:
+      path: `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
+      features: a YAML file as of `HistorySpec`.
+    """
+
+    record_type = "history"
+
+    def __init__(self, path: str, features: str) -> None:
+        self._open(path)
+        self.spec = from_mapping(HistorySpec, read_yaml(features), features)
+        described = self.spec.candidates
+        if described is not None and described.file is not None:
+            # As a name in the spec is meant: from where the spec is.
+            beside = str(Path(features).parent / described.file)
+            described = dataclasses.replace(described, file=beside)
+            self.spec = dataclasses.replace(self.spec, candidates=described)
+
+    def feature_spec(self) -> Any:
+        """See `Reader`."""
+        return self.spec
+
+    def files(self) -> list[str]:
+        """See `Reader`."""
+        described = self.spec.candidates
+        return [self.path, *([described.file] if described and described.file else [])]
+
+    def candidates(self) -> pa.Table | None:
+        """See `InteractionReader`."""
+        described = self.spec.candidates
+        if described is None:
+            return None
+        require(described.file is not None, "candidates.file", "name the file of the catalogue")
+        return TabularCandidates(described).table()
+
+    @property
+    def _multivalent(self) -> tuple[Feature, ...]:
+        return ()
+
+    @property
+    def _names(self) -> list[str]:
+        spec = self.spec
+        keys = [name for name in (spec.user, spec.item, spec.time) if name is not None]
+        return keys + [feature.name for feature in spec.context]
+
+    def _row(self, raw: dict[str, list[Any]]) -> dict[str, Any] | str:
+        spec, row = self.spec, {}
+        for name, column in (("user", spec.user), ("item", spec.item)):
+            values = [v for v in raw[column] if v not in ("", b"")]
+            if len(values) != 1:
+                return f"{column} is missing" if not values else f"{column} has several values"
+            row[name] = typed("string", values[0])
+        if spec.time is not None:
+            try:
+                (row["time"],) = (int(value) for value in raw[spec.time])
+            except (ValueError, TypeError):
+                return f"{spec.time} is not a time in whole Unix seconds: {raw[spec.time]!r:.40}"
+            if row["time"] < 0:
+                return f"{spec.time} is negative: {row['time']}"
+        for feature in spec.context:
+            values = raw[feature.name]
+            try:
+                row[feature.name] = typed(feature.dtype, values[0]) if values else None
+            except (ValueError, TypeError):
+                return f"{feature.name} is not {feature.dtype}: {values!r:.40}"
+        return row
+
+    def _batch(self, rows: list[tuple[int, dict[str, Any]]]) -> pa.RecordBatch:
+        columns: dict[str, list[Any]] = {"position": [number for number, _ in rows]}
+        for name in self.schema.names:
+            if name != "position" and (name != "time" or self.spec.time is not None):
+                columns[name] = [row[name] for _, row in rows]
+        return self.batch(**columns)
+
+
+class SimulatedInteractions(InteractionReader):
+    """Events of `ContextSwitchSimulator`; context: the page.
+
+    Args:
+      users: how many.
+      length: events of each.
+      seed: of the world and of the draws.
+    """
+
+    name = "simulated"
+    _USERS_A_SHARD = 1000
+
+    def __init__(self, users: int = 5000, length: int = 51, seed: int = 0) -> None:
+        for name, value in (("users", users), ("length", length)):
+            whole = isinstance(value, int) and value >= 1
+            require(whole, f"data.options.{name}", "must be a whole number >= 1")
+        self.users, self.length, self.seed = users, length, seed
+
+    def feature_spec(self) -> HistorySpec:
+        """See `Reader`."""
+        return HistorySpec(context=(Feature("page"),))
+
+    def shards(self) -> list[Shard]:
+        """See `Reader`."""
+        starts = range(0, self.users, self._USERS_A_SHARD)
+        return [Shard("simulated", "", s, min(s + self._USERS_A_SHARD, self.users)) for s in starts]
+
+    def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `Reader`."""
+        count = shard.end - shard.start
+        drawn = ContextSwitchSimulator(self.seed).sample(
+            count, self.length, seed=self.seed * 1_000_003 + shard.start
+        )
+        users = np.repeat(np.arange(shard.start, shard.end), self.length)
+        steps = np.tile(np.arange(self.length), count)
+        pages = pa.array(["home", "detail"]).take(pa.array(drawn["detail"].ravel().astype(int)))
+        yield self.batch(
+            user=pa.array([f"user_{u}" for u in users]),
+            item=pa.array([f"item_{i}" for i in drawn["item"].ravel()]),
+            # A minute apart, the users one after the other.
+            time=1_600_000_000 + users * 7 + steps * 60,
+            position=users * self.length + steps,
+            page=pages,
+        )
+
+
+class SimulatedInterests(InteractionReader):
+    """Events of `InterestSimulator`; a catalogue with the cluster of each item.
+
+    Args:
+      users: how many.
+      length: events of each.
+      seed: of the draws.
+      interest_power: skew of interests.
+      item_power: skew of items.
+      clusters: of items.
+      cluster_items: items of each.
+    """
+
+    name = "simulated"
+    _USERS_A_SHARD = 1000
+
+    def __init__(
+        self,
+        users: int = 10_000,
+        length: int = 20,
+        seed: int = 0,
+        interest_power: float = 1.0,
+        item_power: float = 0.5,
+        clusters: int = 5,
+        cluster_items: int = 10,
+    ) -> None:
+        for name, value in (("users", users), ("length", length)):
+            sound = isinstance(value, int) and value >= 1
+            require(sound, f"data.options.{name}", "must be a whole number >= 1")
+        self.users, self.length, self.seed = users, length, seed
+        self._simulator = InterestSimulator(
+            clusters,
+            cluster_items,
+            interests=min(3, clusters - 1),
+            interest_power=interest_power,
+            item_power=item_power,
+        )
+
+    def feature_spec(self) -> HistorySpec:
+        """See `Reader`."""
+        return HistorySpec(time=None, candidates=CandidateSpec(features=(Feature("cluster"),)))
+
+    def fingerprint(self) -> str:
+        """See `Reader`."""
+        described = sorted(vars(self._simulator).items())
+        return f"{self.users}-{self.length}-{self.seed}-{described}"
+
+    def shards(self) -> list[Shard]:
+        """See `Reader`."""
+        starts = range(0, self.users, self._USERS_A_SHARD)
+        return [Shard("simulated", "", s, min(s + self._USERS_A_SHARD, self.users)) for s in starts]
+
+    def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `Reader`."""
+        count = shard.end - shard.start
+        drawn = self._simulator.sample(count, self.length, seed=self.seed * 1_000_003 + shard.start)
+        yield self.batch(
+            user=pa.array(
+                [f"user_{u}" for u in np.repeat(np.arange(count), self.length) + shard.start]
+            ),
+            item=pa.array([f"item_{i}" for i in drawn["item"].ravel()]),
+            position=np.tile(np.arange(self.length), count),
+        )
+
+    def candidates(self) -> pa.Table | None:
+        """See `InteractionReader`."""
+        items = np.arange(self._simulator.num_items)
+        clusters = items // self._simulator.cluster_items
+        return pa.table(
+            {
+                "item": pa.array([b"item_%d" % i for i in items], pa.binary()),
+                "cluster": one_each(pa.array([f"cluster_{c}" for c in clusters]), "string"),
+            }
+        )
+
+
+def simulated_interactions(world: str = "context_switch", **options: Any) -> Reader:
+    """Simulated events of one of the worlds, `context_switch` or `interests`."""
+    worlds = {"context_switch": SimulatedInteractions, "interests": SimulatedInterests}
+    require(world in worlds, "data.options.world", f"must be one of {', '.join(worlds)}")
+    return construct("simulated", worlds[world], {}, options)

@@ -1,0 +1,1 @@
+"""Impressions: a row is an example."""

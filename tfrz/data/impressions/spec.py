@@ -1,0 +1,79 @@
+"""Impressions: what their raw features are."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import tensorflow as tf
+
+from tfrz.config import from_mapping, read_yaml, require
+from tfrz.data.spec import Feature, UserEmbedding, check_names
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSpec:
+    """The raw features of a source of impressions, and its label.
+
+    Attributes:
+      features: all but the label.
+      label: name of the label, a number that is 0 or 1.
+      long_history: the embedding of the user that comes with an impression, its two features among
+        `features`; set by a run, not by a file.
+      outcomes: numbers that are known in training alone, beside the label; no model reads them.
+    """
+
+    features: tuple[Feature, ...]
+    label: str = "label"
+    long_history: UserEmbedding | None = None
+    outcomes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(bool(self.features), "features", "there is none")
+        check_names(self.features, self.label, "label")
+        for name in self.outcomes:
+            check_names(self.features, name, "name of an outcome")
+        for feature in self.features:
+            where = f"feature {feature.name}"
+            require(feature.kind != "time", where, "only histories of events have times")
+            one = not (feature.kind == "numeric" and feature.multivalent)
+            require(one, where, "numeric features have one value")
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> FeatureSpec:
+        """Reads a spec: `label: clicked` and `features: [{name: user, ...}, ...]`.
+
+        Raises:
+          ConfigError: the file is missing, or a name or value in it is wrong.
+        """
+        return from_mapping(cls, read_yaml(path), str(path))
+
+    @property
+    def categorical(self) -> tuple[Feature, ...]:
+        """Categorical features, multivalent ones included."""
+        return tuple(f for f in self.features if f.kind == "categorical")
+
+    @property
+    def vocabularies(self) -> tuple[Feature, ...]:
+        """Features that have a vocabulary."""
+        return self.categorical
+
+    @property
+    def outcome_features(self) -> tuple[str, ...]:
+        """Raw features that are known only afterwards, besides the label."""
+        return self.outcomes
+
+    @property
+    def label_dtype(self) -> tf.DType:
+        """Of the raw label."""
+        return tf.float32
+
+    @property
+    def multivalent(self) -> tuple[Feature, ...]:
+        """Features with a list of values."""
+        return tuple(f for f in self.features if f.multivalent)
+
+    @property
+    def numeric(self) -> tuple[Feature, ...]:
+        """Numeric features."""
+        return tuple(f for f in self.features if f.kind == "numeric")

@@ -1,0 +1,1 @@
+"""Lists: the candidates of a query, and their relevance or clicks."""

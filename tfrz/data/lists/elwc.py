@@ -1,0 +1,87 @@
+"""Lists as serialised `ExampleListWithContext`s, the convention of TF-Ranking."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import tensorflow as tf
+
+from tfrz.data.lists.spec import ListSpec
+from tfrz.data.spec import MISSING, MISSING_INT, Feature
+
+
+def _fill(example: Any, name: str, dtype: str, value: Any) -> None:
+    stored = example.features.feature[name]
+    kinds = {"string": stored.bytes_list, "int64": stored.int64_list, "float32": stored.float_list}
+    kinds[dtype].value.append(value)
+
+
+def to_elwc(lists: pa.Table, spec: ListSpec, label: bool = True) -> list[bytes]:
+    """Rows of examples (see `tfrz.data.lists.examples.build_lists`) as `ExampleListWithContext`s.
+
+    Args:
+      lists: a row a list.
+      spec: what its columns are.
+      label: write the relevance along, under the name that the source has for it.
+
+    Returns:
+      One for each row: context features and the query's id in `context`, and an example for each
+      candidate with its raw id (`spec.item`, or `item`) and features.
+    """
+    from tensorflow_serving.apis import input_pb2
+
+    item = spec.item or "item"
+    serialized = []
+    for row in lists.to_pylist():
+        elwc = input_pb2.ExampleListWithContext()
+        for name, feature in ((spec.query, Feature("query")), *((f.name, f) for f in spec.context)):
+            for value in row[feature.name]:
+                _fill(elwc.context, name, feature.dtype, value)
+        for place, identifier in enumerate(row["candidates"]):
+            example = elwc.examples.add()
+            _fill(example, item, "string", identifier)
+            for feature in spec.candidate:
+                value = row[feature.name][place]
+                if value not in (b"", MISSING_INT) and value == value:  # NaN is missing
+                    _fill(example, feature.name, feature.dtype, value)
+            if label:
+                _fill(example, spec.relevance, "float32", row[spec.label][place])
+        serialized.append(elwc.SerializeToString(deterministic=True))
+    return serialized
+
+
+def parse_elwc(elwc: tf.Tensor, spec: ListSpec) -> dict[str, tf.Tensor]:
+    """The named raw tensors of lists, by TF-Ranking's parser.
+
+    Args:
+      elwc: serialised `ExampleListWithContext`s, string `[batch]`.
+      spec: what is in them.
+
+    Returns:
+      As `tfrz.export.raw_inputs.raw_input_signature` names them: `[batch, candidates]` for what
+      describes candidates, `[batch]` for the request; missing as there.
+    """
+    import tensorflow_ranking as tfr
+
+    def fixed(dtype: str) -> Any:
+        return tf.io.FixedLenFeature([1], tf.dtypes.as_dtype(dtype), [MISSING[dtype]])
+
+    item = spec.item or "item"
+    parsed = tfr.data.parse_from_example_list(
+        elwc,
+        context_feature_spec={
+            spec.query: fixed("string"),
+            **{f.name: fixed(f.dtype) for f in spec.context},
+        },
+        example_feature_spec={
+            item: fixed("string"),
+            **{f.name: fixed(f.dtype) for f in spec.candidate},
+        },
+    )
+    named = {"candidates": parsed[item][..., 0], "query": parsed[spec.query][:, 0]}
+    for feature in spec.candidate:
+        named[feature.name] = parsed[feature.name][..., 0]
+    for feature in spec.context:
+        named[feature.name] = parsed[feature.name][:, 0]
+    return named

@@ -1,0 +1,206 @@
+"""Sources of graded or clicked documents by query. They become lists.
+
+A batch has the columns `query`, `item` and `split` (binary), `position` (int64, the place in the
+source), `score` (float32, the base ranker's; equal where the source is in its order), `relevance`
+(float32) and one per feature of the spec.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tfrz.config import from_mapping, read_yaml, require
+from tfrz.data.columns import ARROW, record_batch
+from tfrz.data.lists.spec import ListSpec
+from tfrz.data.simulators.slates import NUM_FEATURES, SlateSimulator
+from tfrz.data.sources.files import CorruptLine, Shard
+from tfrz.data.sources.reader import Reader
+from tfrz.data.sources.tabular import Tabular, typed
+from tfrz.data.spec import Feature, numeric
+from tfrz.errors import InputError
+
+# A record's candidates stay behind those of the record before it.
+_CANDIDATES_A_RECORD = 1 << 20
+
+
+class DocumentReader(Reader):
+    """A source of documents by query."""
+
+    record_type = "list"
+
+    @abc.abstractmethod
+    def feature_spec(self) -> ListSpec:
+        """What the columns are."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of a batch."""
+        columns = {
+            "query": pa.binary(),
+            "item": pa.binary(),
+            "split": pa.binary(),
+            "position": pa.int64(),
+            "score": pa.float32(),
+            "relevance": pa.float32(),
+        }
+        spec = self.feature_spec()
+        for feature in (*spec.candidate, *spec.context):
+            columns[feature.name] = ARROW[feature.dtype]
+        return pa.schema(list(columns.items()))
+
+    def batch(self, **columns: Any) -> pa.RecordBatch:
+        """A batch of the schema; `split` and `score` may be left out."""
+        count = len(columns["query"])
+        columns.setdefault("split", pa.array([b""] * count, pa.binary()))
+        columns.setdefault("score", np.zeros(count, np.float32))
+        return record_batch(self.schema, columns)
+
+
+class TabularDocuments(Tabular, DocumentReader):
+    """A user's own file of lists.
+
+    CSV and Parquet have a row per candidate; a TFRecord file has an `ExampleListWithContext` per
+    query, as TF-Ranking writes them.
+
+    Args:
+      path: `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
+      features: a YAML file as of `ListSpec`.
+    """
+
+    record_type = "list"
+
+    def __init__(self, path: str, features: str) -> None:
+        self._open(path)
+        self.spec = from_mapping(ListSpec, read_yaml(features), features)
+
+    @property
+    def _multivalent(self) -> tuple[Feature, ...]:
+        return ()
+
+    @property
+    def _names(self) -> list[str]:
+        spec = self.spec
+        keys = [n for n in (spec.query, spec.item, spec.relevance, spec.score) if n is not None]
+        keys += [feature.name for feature in (*spec.candidate, *spec.context)]
+        return list(dict.fromkeys(keys))
+
+    def _row(self, raw: dict[str, list[Any]]) -> dict[str, Any] | str:
+        spec, row = self.spec, {}
+        for name, column in (("query", spec.query), ("item", spec.item)):
+            if column is None:
+                continue
+            values = [v for v in raw[column] if v not in ("", b"")]
+            if len(values) != 1:
+                return f"{column} is missing" if not values else f"{column} has several values"
+            row[name] = typed("string", values[0])
+        for name, column in (("relevance", spec.relevance), ("score", spec.score)):
+            if column is None:
+                continue
+            try:
+                (row[name],) = (float(np.float32(float(value))) for value in raw[column])
+            except (ValueError, TypeError):
+                return f"{column} is not a number: {raw[column]!r:.40}"
+            if not np.isfinite(row[name]) or (name == "relevance" and row[name] < 0):
+                return f"{column} is {row[name]:g}"
+        for feature in (*spec.candidate, *spec.context):
+            values = raw[feature.name]
+            where = f"query {row['query'].decode('utf-8', 'replace')}: {feature.name}"
+            try:
+                row[feature.name] = typed(feature.dtype, values[0]) if values else None
+            except (ValueError, TypeError):
+                return f"{where} is not {feature.dtype}: {values!r:.40}"
+            value = row[feature.name]
+            if isinstance(value, float) and not np.isfinite(value):
+                return f"{where} is not finite: {value}"
+        return row
+
+    def _batch(self, rows: list[tuple[int, dict[str, Any]]]) -> pa.RecordBatch:
+        columns: dict[str, list[Any]] = {"position": [number for number, _ in rows]}
+        if self.spec.item is None:
+            columns["item"] = [b"%d" % number for number, _ in rows]
+        for name in self.schema.names:
+            if name in rows[0][1]:
+                columns[name] = [row[name] for _, row in rows]
+        return self.batch(**columns)
+
+    def _examples(self, shard: Shard) -> Iterator[tuple[int, dict[str, Any]] | CorruptLine]:
+        import tensorflow as tf
+        from tensorflow_serving.apis import input_pb2
+
+        def values(example: Any, name: str) -> list[Any]:
+            if name not in example.features.feature:
+                return []
+            stored = example.features.feature[name]
+            kind = stored.WhichOneof("kind")
+            return list(getattr(stored, kind).value) if kind else []
+
+        compression = "GZIP" if self.path.endswith(".gz") else ""
+        records = tf.data.TFRecordDataset(shard.path, compression_type=compression)
+        try:
+            for number, record in enumerate(records, start=1):
+                try:
+                    lists = input_pb2.ExampleListWithContext.FromString(record.numpy())
+                except Exception:  # protobuf's DecodeError has a home in each implementation
+                    yield CorruptLine(self.path, number, "is not an ExampleListWithContext", "")
+                    continue
+                for place, example in enumerate(lists.examples):
+                    row = self._row(
+                        {n: values(example, n) or values(lists.context, n) for n in self._names}
+                    )
+                    if isinstance(row, str):
+                        yield CorruptLine(self.path, number, f"candidate {place + 1}: {row}", "")
+                    else:
+                        yield number * _CANDIDATES_A_RECORD + place, row
+        except tf.errors.DataLossError as error:
+            raise InputError(f"{self.path} is not a TFRecord file, or damaged") from error
+
+
+class SimulatedDocuments(DocumentReader):
+    """Graded lists of `SlateSimulator`, in the order of its base ranker.
+
+    Args:
+      queries: how many.
+      length: documents of each.
+      seed: of the world and of the draws.
+    """
+
+    name = "simulated"
+    _QUERIES_A_SHARD = 2000
+
+    def __init__(self, queries: int = 4000, length: int = 10, seed: int = 0) -> None:
+        for name, value in (("queries", queries), ("length", length)):
+            whole = isinstance(value, int) and value >= 1
+            require(whole, f"data.options.{name}", "must be a whole number >= 1")
+        self.queries, self.length, self.seed = queries, length, seed
+
+    def feature_spec(self) -> ListSpec:
+        """See `Reader`."""
+        return ListSpec(candidate=tuple(numeric(f"f{i}") for i in range(1, NUM_FEATURES + 1)))
+
+    def shards(self) -> list[Shard]:
+        """See `Reader`."""
+        starts = range(0, self.queries, self._QUERIES_A_SHARD)
+        step = self._QUERIES_A_SHARD
+        return [Shard("simulated", "", s, min(s + step, self.queries)) for s in starts]
+
+    def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `Reader`."""
+        count = shard.end - shard.start
+        drawn = SlateSimulator(self.seed).sample(
+            count, self.length, seed=self.seed * 1_000_003 + shard.start
+        )
+        queries = np.repeat(np.arange(shard.start, shard.end), self.length)
+        places = np.tile(np.arange(self.length), count)
+        matrix = drawn["features"].reshape(-1, NUM_FEATURES).astype(np.float32)
+        yield self.batch(
+            query=pa.array([f"query_{q}" for q in queries]),
+            item=pa.array([f"document_{q}_{i}" for q, i in zip(queries, places, strict=True)]),
+            position=queries * self.length + places,
+            relevance=drawn["grade"].ravel().astype(np.float32),
+            **{f"f{i + 1}": matrix[:, i] for i in range(NUM_FEATURES)},
+        )

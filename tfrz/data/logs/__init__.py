@@ -1,0 +1,1 @@
+"""Logged actions: histories whose events have a reward and a propensity."""

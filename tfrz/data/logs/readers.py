@@ -1,0 +1,145 @@
+"""Sources of logged actions: what was shown to whom, with which probability, and what came of it.
+
+They are interactions whose contexts end in outcomes: the reward of an action, and the logger's
+propensity (its probability of that action) where it is known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tfrz.config import from_mapping, read_yaml, require
+from tfrz.data.histories.readers import InteractionReader, TabularInteractions
+from tfrz.data.histories.spec import HistorySpec
+from tfrz.data.simulators.bandits import ContextualSlates
+from tfrz.data.sources.files import CorruptLine, Shard
+from tfrz.data.spec import Feature, numeric
+
+
+def wrong_outcome(reward: float | None, propensity: float | None) -> str | None:
+    """What is wrong with an action's outcomes; None if nothing is. A propensity may be unknown."""
+    if reward is None or not math.isfinite(reward):
+        return f"the reward is {reward}, no number"
+    if propensity is not None and not math.isnan(propensity) and not 0 < propensity <= 1:
+        return f"the propensity is {propensity:g}, not above 0 and at most 1"
+    return None
+
+
+class TabularActions(TabularInteractions):
+    """A user's own file with a row per action.
+
+    The spec is that of interactions with the columns `reward` and `propensity` named, the latter
+    left out where the logger's propensities are unknown:
+
+        user: customer
+        item: banner
+        time: shown_at
+        reward: clicked
+        propensity: p
+        context: [{name: page}]
+
+    Args:
+      path: `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
+      features: the spec's YAML file.
+    """
+
+    record_type = "logged_action"
+
+    def __init__(self, path: str, features: str) -> None:
+        self._open(path)
+        mapping = read_yaml(features)
+        outcomes = [str(mapping.pop("reward", "reward"))]
+        if (propensity := mapping.pop("propensity", None)) is not None:
+            outcomes.append(str(propensity))
+        added = [{"name": n, "kind": "numeric", "dtype": "float32"} for n in outcomes]
+        mapping["context"] = [*(mapping.get("context") or []), *added]
+        mapping["outcomes"] = outcomes
+        self.spec = from_mapping(HistorySpec, mapping, features)
+
+    def _row(self, raw: dict[str, list[Any]]) -> dict[str, Any] | str:
+        row = super()._row(raw)
+        if isinstance(row, str):
+            return row
+        names = self.spec.outcomes
+        wrong = wrong_outcome(row[names[0]], row[names[1]] if len(names) > 1 else None)
+        return row if wrong is None else wrong
+
+
+class SimulatedActions(InteractionReader):
+    """Clicks of `ContextualSlates`: users of a segment to whom a biased logger showed items.
+
+    Args:
+      users: how many, about; those of a segment have `length` events each.
+      length: events of each.
+      segments: contexts of the world.
+      items: of the world.
+      seed: of the world and of the draws.
+    """
+
+    name = "simulated"
+    record_type = "logged_action"
+    _EVENTS_A_SHARD = 30_000
+
+    def __init__(
+        self,
+        users: int = 6000,
+        length: int = 5,
+        segments: int = 20,
+        items: int = 200,
+        seed: int = 0,
+    ) -> None:
+        for name, value, least in (
+            ("users", users, 1),
+            ("length", length, 1),
+            ("segments", segments, 1),
+            ("items", items, 2),
+        ):
+            sound = isinstance(value, int) and value >= least
+            require(sound, f"data.options.{name}", f"must be a whole number >= {least}")
+        self.users, self.length, self.seed = users, length, seed
+        self.segments, self.items = segments, items
+
+    @property
+    def world(self) -> ContextualSlates:
+        """The simulator, with the truth."""
+        return ContextualSlates(self.segments, self.items, seed=self.seed)
+
+    def feature_spec(self) -> HistorySpec:
+        """See `Reader`."""
+        return HistorySpec(
+            time=None,
+            context=(Feature("segment"), numeric("reward"), numeric("propensity")),
+            outcomes=("reward", "propensity"),
+        )
+
+    def shards(self) -> list[Shard]:
+        """See `Reader`."""
+        events = self.users * self.length
+        starts = range(0, events, self._EVENTS_A_SHARD)
+        return [Shard("simulated", "", s, min(s + self._EVENTS_A_SHARD, events)) for s in starts]
+
+    def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `Reader`."""
+        count = shard.end - shard.start
+        drawn = self.world.sample(count, seed=self.seed * 1_000_003 + shard.start)
+        order = np.argsort(drawn["context"], kind="stable")
+        segment = drawn["context"][order]
+        first = np.searchsorted(segment, segment)
+        place = np.arange(count) - first
+        users = [
+            f"user_{shard.start}_{s}_{p}"
+            for s, p in zip(segment, place // self.length, strict=True)
+        ]
+        yield self.batch(
+            user=pa.array(users),
+            item=pa.array([f"item_{a}" for a in drawn["action"][order]]),
+            position=(place % self.length).astype(np.int64),
+            segment=pa.array([f"segment_{s}" for s in segment]),
+            reward=drawn["click"][order].astype(np.float32),
+            propensity=drawn["propensity"][order].astype(np.float32),
+        )

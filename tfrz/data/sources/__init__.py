@@ -1,0 +1,1 @@
+"""Files, archives and known data sets, read into Arrow batches."""

@@ -1,0 +1,194 @@
+"""Grocery purchases of The Complete Journey, as histories and as timelines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tfrz.data.columns import one_each, whole
+from tfrz.data.histories.readers import InteractionReader
+from tfrz.data.histories.spec import CandidateSpec, HistorySpec
+from tfrz.data.sources.files import CorruptLine, Shard, parquet_shards
+from tfrz.data.spec import Feature
+from tfrz.data.timelines.readers import TimelineReader
+from tfrz.data.timelines.spec import TimelineSpec
+
+
+class CompleteJourney(InteractionReader):
+    """Grocery purchases of The Complete Journey: household, product, time; context: the store.
+
+    Args:
+      path: `transactions.parquet`, or the folder that has it.
+    """
+
+    name = "completejourney"
+    _COLUMNS = ("household_id", "product_id", "transaction_timestamp", "store_id")
+    _DESCRIBED = ("department", "brand", "product_category", "product_type")
+
+    def __init__(self, path: str) -> None:
+        place = Path(path)
+        self.path = str(place / "transactions.parquet" if place.is_dir() else place)
+
+    def feature_spec(self) -> HistorySpec:
+        """See `Reader`."""
+        return HistorySpec(
+            user="household_id",
+            item="product_id",
+            time="transaction_timestamp",
+            context=(Feature("store_id"),),
+            candidates=(
+                CandidateSpec("product_id", tuple(Feature(name) for name in self._DESCRIBED))
+                if self._products is not None
+                else None
+            ),
+        )
+
+    @property
+    def _products(self) -> str | None:
+        beside = Path(self.path).with_name("products.parquet")
+        return str(beside) if beside.exists() else None
+
+    def candidates(self) -> pa.Table | None:
+        """See `InteractionReader`."""
+        if self._products is None:
+            return None
+        wanted = ("product_id", *self._DESCRIBED)
+        parquet_shards(self._products, wanted)
+        table = pq.read_table(self._products, columns=list(wanted))
+        text = {name: whole(table[name]).cast(pa.string()) for name in wanted}
+        return pa.table(
+            {
+                "product_id": text["product_id"].cast(pa.binary()),
+                **{name: one_each(text[name], "string") for name in self._DESCRIBED},
+            }
+        )
+
+    def files(self) -> list[str]:
+        """See `Reader`."""
+        return [self.path, *([self._products] if self._products else [])]
+
+    def shards(self) -> list[Shard]:
+        """See `Reader`."""
+        return parquet_shards(self.path, self._COLUMNS)
+
+    def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `Reader`."""
+        file = pq.ParquetFile(self.path)
+        before = sum(file.metadata.row_group(g).num_rows for g in range(shard.start))
+        table = file.read_row_group(shard.start, columns=list(self._COLUMNS)).combine_chunks()
+        seconds = table["transaction_timestamp"].cast(pa.timestamp("s"), safe=False)
+        times = seconds.cast(pa.int64())
+        whole = pc.and_(pc.is_valid(table["household_id"]), pc.is_valid(table["product_id"]))
+        whole = pc.and_(whole, pc.fill_null(pc.greater_equal(times, 0), False))
+        sound = np.asarray(whole.combine_chunks().to_numpy(zero_copy_only=False), bool)
+        for i in np.flatnonzero(~sound):
+            reason = "household, product or time is missing, or the time negative"
+            yield CorruptLine(self.path, before + int(i) + 1, reason, "")
+        rows = np.flatnonzero(sound)
+        table, times = table.take(pa.array(rows)), times.take(pa.array(rows))
+
+        def text(name: str) -> pa.Array:
+            return pa.concat_arrays(table[name].chunks).cast(pa.string())
+
+        yield self.batch(
+            user=text("household_id"),
+            item=text("product_id"),
+            time=pa.concat_arrays(times.chunks),
+            position=before + rows,
+            store_id=text("store_id"),
+        )
+
+
+class CompleteJourneyTimelines(TimelineReader):
+    """Grocery purchases of The Complete Journey as explicit events whose value is the amount.
+
+    Actions: `bought`, `bought_on_offer` (a retailer's discount), `bought_with_coupon`. Ids:
+    `product`, `category`, `department`, `manufacturer`. Any purchase is a target with the outcome
+    `bought` 1: draw negatives.
+
+    Args:
+      path: the folder with `transactions.parquet` and `products.parquet`.
+    """
+
+    name = "completejourney"
+    _COLUMNS = (
+        "household_id",
+        "product_id",
+        "transaction_timestamp",
+        "sales_value",
+        "retail_disc",
+        "coupon_disc",
+        "coupon_match_disc",
+    )
+    _DESCRIBED = ("product_category", "department", "manufacturer_id")
+    _ACTIONS = ("bought", "bought_on_offer", "bought_with_coupon")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def feature_spec(self) -> TimelineSpec:
+        """See `Reader`."""
+        names = ("product", "category", "department", "manufacturer")
+        return TimelineSpec(
+            ids=tuple(Feature(name, min_count=2) for name in names),
+            actions=self._ACTIONS,
+            value="sales_value",
+            binary=("bought",),
+        )
+
+    def files(self) -> list[str]:
+        """See `Reader`."""
+        return [str(Path(self.path) / f"{name}.parquet") for name in ("transactions", "products")]
+
+    def shards(self) -> list[Shard]:
+        """See `Reader`."""
+        transactions, products = self.files()
+        parquet_shards(products, ("product_id", *self._DESCRIBED))
+        return parquet_shards(transactions, self._COLUMNS)
+
+    def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `TimelineReader`."""
+        transactions, products = self.files()
+        file = pq.ParquetFile(transactions)
+        before = sum(file.metadata.row_group(g).num_rows for g in range(shard.start))
+        table = file.read_row_group(shard.start, columns=list(self._COLUMNS))
+        times = whole(table["transaction_timestamp"].cast(pa.timestamp("s"), safe=False))
+        sound = pc.and_(
+            pc.is_valid(whole(table["household_id"])), pc.is_valid(whole(table["product_id"]))
+        )
+        sound = pc.and_(sound, pc.fill_null(pc.greater_equal(times.cast(pa.int64()), 0), False))
+        kept = np.asarray(sound.to_numpy(zero_copy_only=False), bool)
+        for i in np.flatnonzero(~kept):
+            reason = "household, product or time is missing, or the time negative"
+            yield CorruptLine(transactions, before + int(i) + 1, reason, "")
+        rows = pa.array(np.flatnonzero(kept))
+        table, times = table.take(rows), times.take(rows)
+        catalogue = pq.read_table(products, columns=["product_id", *self._DESCRIBED])
+        place = pc.index_in(whole(table["product_id"]), whole(catalogue["product_id"]))
+
+        def text(name: str) -> pa.Array:
+            return whole(catalogue[name].cast(pa.string())).take(place).cast(pa.binary())
+
+        def discount(name: str) -> pa.Array:
+            return whole(table[name]).fill_null(0.0)
+
+        off = pc.not_equal(discount("retail_disc"), 0.0)
+        coupon = pc.not_equal(pc.add(discount("coupon_disc"), discount("coupon_match_disc")), 0.0)
+        action = pc.if_else(coupon, self._ACTIONS[2], pc.if_else(off, *self._ACTIONS[1::-1]))
+        yield self.batch(
+            user=whole(table["household_id"]).cast(pa.string()),
+            time=times.cast(pa.int64()),
+            position=before + rows.to_numpy(),
+            action=action.cast(pa.binary()),
+            product=whole(table["product_id"]).cast(pa.string()).cast(pa.binary()),
+            category=text("product_category"),
+            department=text("department"),
+            manufacturer=text("manufacturer_id"),
+            value=pc.max_element_wise(whole(table["sales_value"]), 0.0, skip_nulls=False),
+            label_bought=np.ones(table.num_rows, np.float32),
+        )

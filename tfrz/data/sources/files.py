@@ -1,0 +1,217 @@
+"""Files, archives and folders: cut into shards, and lines of which the number is known."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gzip
+import io
+import lzma
+import tarfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tfrz.errors import InputError
+
+_PART_BYTES = 4 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A part of a source that one worker reads.
+
+    Attributes:
+      path: the file.
+      member: its member, if it is an archive.
+      start: first byte, or first row of sources that have rows.
+      end: the byte (row) after the last.
+      first_line: number of the first line, from 1.
+    """
+
+    path: str
+    member: str = ""
+    start: int = 0
+    end: int = 0
+    first_line: int = 1
+
+    @property
+    def place(self) -> str:
+        """The file as messages name it."""
+        return f"{self.path}!{self.member}" if self.member else self.path
+
+
+def _archive_member(names: list[str], wanted: str, path: str) -> str:
+    for name in names:
+        if name == wanted or name.endswith("/" + wanted):
+            return name
+    raise InputError(f"{path} has no {wanted}: is it the archive that its name says?")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSource:
+    """A text file: plain, `.gz`, `.xz`, or a member of a `.zip` or `.tar.*`, or in a folder.
+
+    Attributes:
+      path: the file, archive or folder.
+      member: the file's name within an archive or folder.
+    """
+
+    path: str
+    member: str = ""
+
+    def _located(self) -> tuple[str, str]:
+        """The file to open and the member in it."""
+        path = Path(self.path)
+        if not path.exists():
+            raise InputError(f"{path} does not exist: check the path given to --data")
+        if path.is_dir():
+            found = sorted(path.rglob(self.member)) if self.member else []
+            if not found:
+                raise InputError(f"{path} has no {self.member or 'file'}: check the path")
+            return str(found[0]), ""
+        if self.member and not self._is_archive(path):
+            raise InputError(f"{path} is neither a folder nor an archive with {self.member} in it")
+        return str(path), self.member
+
+    @staticmethod
+    def _is_archive(path: Path) -> bool:
+        return path.suffix == ".zip" or ".tar" in path.suffixes or path.suffix == ".tgz"
+
+    @property
+    def file(self) -> str:
+        """The file that is opened."""
+        return self._located()[0]
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """The bytes, decompressed.
+
+        Raises:
+          InputError: missing, or not of the format that the name says.
+        """
+        path, member = self._located()
+        try:
+            if path.endswith(".zip"):
+                with zipfile.ZipFile(path) as archive:
+                    with archive.open(_archive_member(archive.namelist(), member, path)) as file:
+                        yield file
+            elif member:
+                with tarfile.open(path) as archive:
+                    name = _archive_member(archive.getnames(), member, path)
+                    yield archive.extractfile(name) or io.BytesIO()
+            elif path.endswith(".gz"):
+                with gzip.open(path) as unzipped:
+                    yield cast(IO[bytes], unzipped)
+            elif path.endswith(".xz"):
+                with lzma.open(path) as unpacked:
+                    yield cast(IO[bytes], unpacked)
+            else:
+                with open(path, "rb") as plain:
+                    yield plain
+        except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, EOFError):
+            raise InputError(f"{path} is damaged or not of the format that its name says") from None
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+    def shards(self, part_bytes: int = _PART_BYTES) -> list[Shard]:
+        """Parts of about `part_bytes`, cut between lines.
+
+        Raises:
+          InputError: the file is missing or empty.
+        """
+        shards: list[Shard] = []
+        start, line = 0, 1
+        with self.open() as file:
+            while block := file.read(part_bytes):
+                block += file.readline()
+                shards.append(Shard(self.path, self.member, start, start + len(block), line))
+                start += len(block)
+                line += block.count(b"\n")
+        if not shards:
+            raise InputError(f"{self.path} {self.member}".strip() + " is empty: nothing to read")
+        return shards
+
+    def lines(self, shard: Shard) -> list[bytes]:
+        """The lines of a shard, without their ends."""
+        with self.open() as file:
+            if file.seekable():
+                file.seek(shard.start)
+            else:
+                file.read(shard.start)
+            block = file.read(shard.end - shard.start)
+        lines = block.split(b"\n")
+        if lines and not lines[-1]:
+            lines.pop()
+        return [line[:-1] if line.endswith(b"\r") else line for line in lines]
+
+
+def corrupt(shard: Shard, index: int, reason: str, line: bytes) -> CorruptLine:
+    """The corrupt line at `index` of a shard."""
+    text = line[:80].decode("utf-8", "replace")
+    return CorruptLine(shard.place, shard.first_line + index, reason, text)
+
+
+@dataclasses.dataclass(frozen=True)
+class CorruptLine:
+    """A line that could not be read.
+
+    Attributes:
+      file: where.
+      line: number of the line, from 1.
+      reason: what is wrong with it.
+      text: its first characters.
+    """
+
+    file: str
+    line: int
+    reason: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+def check_corrupt(
+    count: int, total: int, examples: Sequence[CorruptLine], max_fraction: float
+) -> None:
+    """Raises if more than `max_fraction` of all lines are corrupt.
+
+    Args:
+      count: corrupt lines.
+      total: all lines, corrupt ones included.
+      examples: the first of them is named.
+      max_fraction: what is tolerated.
+
+    Raises:
+      InputError: too many; names file and line.
+    """
+    if count > max_fraction * total:
+        first = min(examples, key=lambda line: (line.file, line.line))
+        raise InputError(
+            f"{first} (one of {count} corrupt lines among {total}, more than the tolerated share "
+            f"of {max_fraction:g}): mend the file or raise data.max_corrupt_fraction"
+        )
+
+
+def parquet_shards(path: str, columns: tuple[str, ...]) -> list[Shard]:
+    """A shard for each row group of a Parquet file that has the columns.
+
+    Raises:
+      InputError: the file is missing, of another format, or lacks a column.
+    """
+    if not Path(path).exists():
+        raise InputError(f"{path} does not exist: check the path given to --data")
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is not a Parquet file: {error}") from error
+    present = file.schema_arrow.names
+    for name in columns:
+        if name not in present:
+            raise InputError(f"{path} has no column {name!r} (it has {', '.join(present[:12])})")
+    return [Shard(path, "", g, g + 1) for g in range(file.num_row_groups)]

@@ -1,0 +1,456 @@
+"""MovieLens-1M and MovieLens-100k as impressions: was a film rated 4 or 5, or 1 or 2."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tfrz.config import require
+from tfrz.data.columns import one_each, whole
+from tfrz.data.histories.readers import InteractionReader
+from tfrz.data.histories.spec import CandidateSpec, HistorySpec
+from tfrz.data.impressions.spec import FeatureSpec
+from tfrz.data.sources.files import CorruptLine, Shard, TextSource, corrupt
+from tfrz.data.sources.reader import Reader
+from tfrz.data.spec import Feature, numeric
+from tfrz.data.timelines.readers import TimelineReader
+from tfrz.data.timelines.spec import TimelineSpec
+from tfrz.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """How one release writes its files."""
+
+    ratings: str
+    users: str
+    movies: str
+    separator: bytes
+    user_separator: str
+
+
+_LAYOUTS = {
+    "1m": _Layout("ratings.dat", "users.dat", "movies.dat", b"::", "::"),
+    "100k": _Layout("u.data", "u.user", "u.item", b"\t", "|"),
+}
+
+_GENRES_100K = [
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Catalogue:
+    """Users and movies, as Arrow columns indexed by their id; invalid ids point to -1."""
+
+    user_rows: np.ndarray
+    movie_rows: np.ndarray
+    gender: pa.Array
+    age: pa.Array
+    occupation: pa.Array
+    zip_code: pa.Array
+    genres: pa.Array
+    decades: pa.Array
+
+
+class MovieLens(Reader):
+    """Ratings with the attributes of user and movie.
+
+    Features: `user_id`, `movie_id`, `gender`, `age`, `occupation`, `zip_code` (strings) and
+    `genres` (a list). Label: 1 for ratings of 4 and 5, 0 for 1 and 2; ratings of 3 are left out,
+    as in the DCN-V2 paper, section 7.1.1.
+
+    Args:
+      path: the archive as GroupLens publishes it, or a folder with its files.
+      release: "1m" or "100k".
+      genres: whether the list of genres is a feature.
+      keep_neutral: count ratings of 3 as 0 instead of leaving them out.
+    """
+
+    def __init__(
+        self, path: str, release: str = "1m", genres: bool = True, keep_neutral: bool = False
+    ) -> None:
+        self.name = f"movielens-{release}"
+        self.path, self.release = path, release
+        self.genres, self.keep_neutral = genres, keep_neutral
+
+    def feature_spec(self) -> FeatureSpec:
+        """See `Reader`."""
+        names = ("user_id", "movie_id", "gender", "age", "occupation", "zip_code")
+        features = [Feature(name) for name in names]
+        if self.genres:
+            features.append(Feature("genres", multivalent=True))
+        return FeatureSpec(tuple(features))
+
+    @property
+    def _layout(self) -> _Layout:
+        return _LAYOUTS[self.release]
+
+    def _source(self, member: str) -> TextSource:
+        return TextSource(self.path, member)
+
+    def files(self) -> list[str]:
+        """See `Reader`."""
+        layout = self._layout
+        members = (layout.ratings, layout.users, layout.movies)
+        return sorted({self._source(member).file for member in members})
+
+    def shards(self) -> list[Shard]:
+        """See `Reader`."""
+        source = self._source(self._layout.ratings)
+        shards = source.shards()
+        first = source.lines(dataclasses.replace(shards[0], end=min(shards[0].end, 4096)))[0]
+        if len(first.split(self._layout.separator)) != 4:
+            separator = self._layout.separator.decode().replace("\t", "\\t")
+            raise InputError(
+                f"{shards[0].place}:1: expected user{separator}movie{separator}rating{separator}"
+                f"timestamp, got {first[:40].decode('latin-1')!r}: is it a {self.name} file?"
+            )
+        _catalogue(self.path, self.release)
+        return shards
+
+    def movies(self) -> tuple[pa.Array, pa.Array]:
+        """The ids of all listed movies, int64, and their genres, lists."""
+        catalogue = _catalogue(self.path, self.release)
+        ids = np.flatnonzero(catalogue.movie_rows >= 0)
+        return pa.array(ids), catalogue.genres.take(pa.array(catalogue.movie_rows[ids]))
+
+    def described(self) -> pa.Table:
+        """All listed movies: `movie` (binary), `genre` (lists) and `decade` ("" where unknown)."""
+        ids, genres = self.movies()
+        catalogue = _catalogue(self.path, self.release)
+        rows = pa.array(catalogue.movie_rows[ids.to_numpy()])
+        names = ids.cast(pa.string()).cast(pa.binary())
+        return pa.table({"movie": names, "genre": genres, "decade": catalogue.decades.take(rows)})
+
+    def fields(self, shard: Shard) -> tuple[list[bytes], list[list[bytes]]]:
+        """The lines of a shard, and each cut into its fields."""
+        lines = self._source(self._layout.ratings).lines(shard)
+        return lines, [line.split(self._layout.separator) for line in lines]
+
+    def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `Reader`."""
+        lines, rows = self.fields(shard)
+        catalogue = _catalogue(self.path, self.release)
+        numbers = whole_numbers(rows)
+        if numbers is None:
+            good: list[int] = []
+            for i, row in enumerate(rows):
+                if len(row) != 4:
+                    yield corrupt(shard, i, f"{len(row)} fields instead of 4", lines[i])
+                elif whole_numbers([row]) is None:
+                    yield corrupt(shard, i, "a field is not a whole number", lines[i])
+                else:
+                    good.append(i)
+            numbers = whole_numbers([rows[i] for i in good])
+            indices = np.array(good, np.int64)
+        else:
+            indices = np.arange(len(rows))
+        if numbers is None or not len(indices):
+            return
+        user, movie, rating = numbers[:, 0], numbers[:, 1], numbers[:, 2]
+        user_row = _look_up(catalogue.user_rows, user)
+        movie_row = _look_up(catalogue.movie_rows, movie)
+        known = (user_row >= 0) & (movie_row >= 0) & (rating >= 1) & (rating <= 5)
+        for i in np.flatnonzero(~known):
+            reason = (
+                "an unknown user"
+                if user_row[i] < 0
+                else "an unknown movie"
+                if movie_row[i] < 0
+                else "a rating outside 1 to 5"
+            )
+            yield corrupt(shard, int(indices[i]), reason, lines[int(indices[i])])
+        kept = np.flatnonzero(known & ((rating != 3) | self.keep_neutral))
+        users, movies = pa.array(user_row[kept]), pa.array(movie_row[kept])
+        columns = {
+            "user_id": one_each(_strings(user[kept]), "string"),
+            "movie_id": one_each(_strings(movie[kept]), "string"),
+            "gender": one_each(catalogue.gender.take(users), "string"),
+            "age": one_each(catalogue.age.take(users), "string"),
+            "occupation": one_each(catalogue.occupation.take(users), "string"),
+            "zip_code": one_each(catalogue.zip_code.take(users), "string"),
+            "label": one_each((rating[kept] > 3).astype(np.float32), "float32"),
+        }
+        if self.genres:
+            columns["genres"] = catalogue.genres.take(movies)
+        yield pa.RecordBatch.from_pydict(columns)
+
+
+def _strings(numbers: np.ndarray) -> pa.Array:
+    return pa.array(numbers).cast(pa.string())
+
+
+def whole_numbers(rows: list[list[bytes]]) -> np.ndarray | None:
+    """`[rows, 4]`, or None if any row is not four whole numbers."""
+    try:
+        flat = np.array([row[:3] + row[3:4] for row in rows if len(row) == 4], dtype="S20")
+        if len(flat) != len(rows):
+            return None
+        return flat.astype(np.int64).reshape(-1, 4)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _look_up(rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    inside = (ids >= 0) & (ids < len(rows))
+    return np.where(inside, rows[np.where(inside, ids, 0)], -1)
+
+
+@functools.lru_cache(maxsize=4)
+def _catalogue(path: str, release: str) -> _Catalogue:
+    """Users and movies; kept, because every shard needs them."""
+    layout = _LAYOUTS[release]
+
+    def rows(member: str, at_least: int) -> list[list[str]]:
+        source = TextSource(path, member)
+        with source.open() as file:
+            lines = file.read().decode("latin-1").splitlines()
+        table = []
+        for number, line in enumerate(lines, start=1):
+            fields = line.split(layout.user_separator)
+            if len(fields) < at_least or not fields[0].isdigit():
+                raise InputError(
+                    f"{path}!{member}:{number}: expected {at_least} fields that start with an id, "
+                    f"got {line[:40]!r}: is it a movielens-{release} file?"
+                )
+            table.append(fields)
+        if not table:
+            raise InputError(f"{path}!{member} is empty: nothing to read")
+        return table
+
+    def index(table: list[list[str]]) -> np.ndarray:
+        ids = np.array([int(fields[0]) for fields in table])
+        positions = np.full(ids.max() + 1, -1, np.int64)
+        positions[ids] = np.arange(len(ids))
+        return positions
+
+    users, movies = rows(layout.users, 5), rows(layout.movies, 3)
+    # users.dat: id, gender, age, occupation, zip; u.user: id, age, gender, occupation, zip.
+    gender, age = (1, 2) if release == "1m" else (2, 1)
+    if release == "1m":
+        genres = [fields[-1].split("|") for fields in movies]
+    else:
+        genres = [
+            [name for name, flag in zip(_GENRES_100K, fields[5:], strict=False) if flag == "1"]
+            for fields in movies
+        ]
+
+    def column(position: int) -> pa.Array:
+        return pa.array([fields[position] for fields in users])
+
+    # Titles end with the year: "Toy Story (1995)".
+    years = [re.search(r"\((\d{3})\d\)\s*$", fields[1]) for fields in movies]
+
+    return _Catalogue(
+        user_rows=index(users),
+        movie_rows=index(movies),
+        gender=column(gender),
+        age=column(age),
+        occupation=column(3),
+        zip_code=column(4),
+        genres=pa.array([[g.encode() for g in row] for row in genres], pa.list_(pa.binary())),
+        decades=pa.array([f"{y[1]}0s".encode() if y else b"" for y in years], pa.binary()),
+    )
+
+
+class MovieLensInteractions(InteractionReader):
+    """Ratings of MovieLens as interactions: user, movie, time.
+
+    Args:
+      path: the archive as GroupLens publishes it, or a folder with its files.
+      release: "1m" or "100k".
+      min_rating: leave out ratings below this.
+    """
+
+    def __init__(self, path: str, release: str = "1m", min_rating: int = 1) -> None:
+        require(1 <= min_rating <= 5, "data.options.min_rating", "must be 1 to 5")
+        self.name = f"movielens-{release}"
+        self.min_rating = min_rating
+        self._ratings = MovieLens(path, release)
+
+    def feature_spec(self) -> HistorySpec:
+        """See `Reader`."""
+        catalogue = CandidateSpec("movie_id", (Feature("genres", multivalent=True),))
+        return HistorySpec("user_id", "movie_id", "timestamp", candidates=catalogue)
+
+    def candidates(self) -> pa.Table | None:
+        """See `InteractionReader`."""
+        ids, genres = self._ratings.movies()
+        return pa.table({"movie_id": ids.cast(pa.string()).cast(pa.binary()), "genres": genres})
+
+    def files(self) -> list[str]:
+        """See `Reader`."""
+        return self._ratings.files()
+
+    def fingerprint(self) -> str:
+        """See `Reader`."""
+        return f"{self._ratings.fingerprint()}-{self.min_rating}"
+
+    def shards(self) -> list[Shard]:
+        """See `Reader`."""
+        return self._ratings.shards()
+
+    def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `Reader`."""
+        lines, fields = self._ratings.fields(shard)
+        good: list[int] = []
+        numbers = whole_numbers(fields)
+        if numbers is None:
+            for i, row in enumerate(fields):
+                if len(row) != 4:
+                    yield corrupt(shard, i, f"{len(row)} fields instead of 4", lines[i])
+                elif whole_numbers([row]) is None:
+                    yield corrupt(shard, i, "a field is not a whole number", lines[i])
+                else:
+                    good.append(i)
+            numbers = whole_numbers([fields[i] for i in good])
+        else:
+            good = list(range(len(fields)))
+        if numbers is None:
+            return
+        rows = np.array(good, np.int64)
+        sound = (numbers[:, 2] >= 1) & (numbers[:, 2] <= 5) & (numbers[:, 3] >= 0)
+        for i in np.flatnonzero(~sound):
+            reason = "a negative time" if numbers[i, 3] < 0 else "a rating outside 1 to 5"
+            yield corrupt(shard, int(rows[i]), reason, lines[int(rows[i])])
+        kept = sound & (numbers[:, 2] >= self.min_rating)
+        if kept.any():
+            yield self.batch(
+                user=pa.array(numbers[kept, 0]).cast(pa.string()),
+                item=pa.array(numbers[kept, 1]).cast(pa.string()),
+                time=numbers[kept, 3],
+                position=shard.first_line + rows[kept],
+                **self.of_ratings(numbers[kept, 2]),
+            )
+
+    def of_ratings(self, ratings: np.ndarray) -> dict[str, Any]:
+        """Columns of further contexts."""
+        return {}
+
+
+class MovieLensActions(MovieLensInteractions):
+    """Ratings of MovieLens as actions of an unknown logger; the reward is 1 for a good rating.
+
+    Args:
+      path: the archive as GroupLens publishes it, or a folder with its files.
+      release: "1m" or "100k".
+      good: ratings from this on have the reward 1, others 0; 0 for a reward of rating / 5.
+    """
+
+    record_type = "logged_action"
+
+    def __init__(self, path: str, release: str = "1m", good: int = 4) -> None:
+        require(0 <= good <= 5, "data.options.good", "must be 0 to 5")
+        super().__init__(path, release)
+        self.good = good
+
+    def feature_spec(self) -> HistorySpec:
+        """See `Reader`."""
+        return HistorySpec(
+            "user_id", "movie_id", "timestamp", (numeric("reward"),), outcomes=("reward",)
+        )
+
+    def fingerprint(self) -> str:
+        """See `Reader`."""
+        return f"{super().fingerprint()}-{self.good}"
+
+    def of_ratings(self, ratings: np.ndarray) -> dict[str, Any]:
+        """See `MovieLensInteractions`."""
+        reward = ratings / 5.0 if self.good == 0 else ratings >= self.good
+        return {"reward": reward.astype(np.float32)}
+
+
+class _Rated(MovieLensInteractions):
+    """MovieLens' ratings with their value."""
+
+    def feature_spec(self) -> HistorySpec:
+        return HistorySpec("user_id", "movie_id", "timestamp", context=(numeric("rating"),))
+
+    def of_ratings(self, ratings: np.ndarray) -> dict[str, Any]:
+        return {"rating": ratings.astype(np.float32)}
+
+
+class MovieLensTimelines(TimelineReader):
+    """Ratings of MovieLens as explicit events whose value is the rating.
+
+    Ids: `movie`, `genre` (several) and `decade`. Outcomes: `liked`, whether the rating is 4 or 5,
+    and the `rating`.
+
+    Args:
+      path: the archive as GroupLens publishes it, or a folder with its files.
+      release: "1m" or "100k".
+    """
+
+    def __init__(self, path: str, release: str = "1m") -> None:
+        self.name = f"movielens-{release}"
+        self._ratings, self._movies = _Rated(path, release), MovieLens(path, release)
+
+    def feature_spec(self) -> TimelineSpec:
+        """See `Reader`."""
+        return TimelineSpec(
+            ids=(Feature("movie"), Feature("genre", multivalent=True), Feature("decade")),
+            actions=("rated",),
+            value="rating",
+            binary=("liked",),
+            regression=("rating",),
+        )
+
+    def files(self) -> list[str]:
+        """See `Reader`."""
+        return self._movies.files()
+
+    def fingerprint(self) -> str:
+        """See `Reader`."""
+        return self._movies.fingerprint()
+
+    def shards(self) -> list[Shard]:
+        """See `Reader`."""
+        return self._movies.shards()
+
+    def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `TimelineReader`."""
+        described = self._movies.described()
+        for batch in self._ratings.read(shard):
+            if isinstance(batch, CorruptLine):
+                yield batch
+                continue
+            rating = batch.column("rating")
+            rows = pc.index_in(batch.column("item"), whole(described["movie"]))
+            genre = whole(described["genre"]).take(rows)
+            yield self.batch(
+                user=batch.column("user"),
+                time=batch.column("time"),
+                position=batch.column("position"),
+                movie=batch.column("item"),
+                genre=pc.if_else(pc.is_null(genre), pa.scalar([], genre.type), genre),
+                decade=whole(described["decade"]).take(rows),
+                value=rating,
+                label_liked=pc.greater_equal(rating, 4.0).cast(pa.float32()),
+                label_rating=rating,
+            )

@@ -1,0 +1,106 @@
+"""What a reader of a source is."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import hashlib
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from tfrz.config import did_you_mean, from_mapping, require
+from tfrz.data.sources.files import CorruptLine, Shard, check_corrupt
+from tfrz.data.spec import Spec
+from tfrz.errors import InputError
+
+
+class Reader(abc.ABC):
+    """A source of records: cut into shards, each read into Arrow batches and corrupt lines.
+
+    Readers are small and can be pickled: Beam sends them to its workers.
+    """
+
+    name: str
+    record_type = "impression"
+
+    @abc.abstractmethod
+    def feature_spec(self) -> Spec:
+        """The raw features of the records."""
+
+    @abc.abstractmethod
+    def shards(self) -> list[Shard]:
+        """Parts that cover the source once.
+
+        Raises:
+          InputError: the source is missing, empty or of another format.
+        """
+
+    @abc.abstractmethod
+    def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """The records of a shard, columns as `feature_spec` names them, and its corrupt lines."""
+
+    def files(self) -> list[str]:
+        """The files that the records come from; a generated source has none."""
+        return []
+
+    def fingerprint(self) -> str:
+        """Changes when the records may have: by the reader's options and its files' contents."""
+        digest = hashlib.sha256(repr(sorted(vars(self).items())).encode())
+        for path in self.files():
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()[:32]
+
+
+def read_table(
+    reader: Reader, max_corrupt_fraction: float = 0.001
+) -> tuple[pa.Table, list[CorruptLine]]:
+    """All records of a source in memory, and the lines that could not be read.
+
+    Raises:
+      InputError: more corrupt lines than tolerated (names the first), or no records at all.
+    """
+    batches: list[pa.RecordBatch] = []
+    corrupt: list[CorruptLine] = []
+    for shard in reader.shards():
+        for item in reader.read(shard):
+            (corrupt if isinstance(item, CorruptLine) else batches).append(item)
+    rows = sum(batch.num_rows for batch in batches)
+    if corrupt:
+        check_corrupt(len(corrupt), rows + len(corrupt), corrupt, max_corrupt_fraction)
+    if not rows:
+        raise InputError(f"{reader.name} has no records: nothing to read")
+    return pa.Table.from_batches(batches), corrupt
+
+
+def construct(
+    source: str, factory: Callable[..., Reader], fixed: Mapping[str, str], options: dict[str, Any]
+) -> Reader:
+    """Calls the factory of a reader, after a check of the options against its signature.
+
+    Args:
+      source: name of the source, for messages.
+      factory: a class of readers, or a function that returns a reader.
+      fixed: arguments that are no options.
+      options: names to values, as YAML gives them.
+
+    Raises:
+      ConfigError: an option that the reader does not have, or a value of another type.
+    """
+    parameters = inspect.signature(factory).parameters.values()
+    hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    known = {p.name: hints[p.name] for p in parameters if p.name not in fixed}
+    others = {p.name for p in parameters if p.kind is p.VAR_KEYWORD}
+    fields = [(name, known[name]) for name in options if name in known.keys() - others]
+    for name in options if not others else ():
+        near = did_you_mean(name, known)
+        require(name in known, "data.options", f"{source} has no option {name!r}{near}")
+    given = {name: options[name] for name, _ in fields}
+    options_class: type = dataclasses.make_dataclass("Options", fields)
+    checked = vars(from_mapping(options_class, given, "data.options"))
+    return factory(**fixed, **options | checked)

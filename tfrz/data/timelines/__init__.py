@@ -1,0 +1,1 @@
+"""Timelines: sketches of the events of years, and candidates with outcomes."""

@@ -1,0 +1,149 @@
+"""Beam transforms: events to examples of timelines, and to timelines in order, user by user.
+
+Elements are columnar: Arrow batches, never single events. Users are kept together by buckets, a
+hash of the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.metrics import Metrics
+from apache_beam.pvalue import AsIter, TaggedOutput
+
+from tfrz.data.splits import SPLITS
+from tfrz.data.timelines.examples import buckets_of, build_examples, clean, joined_pools, sampled
+from tfrz.data.timelines.spec import TimelineConfig, TimelineSpec, example_spec
+
+_BUCKETS = 64
+
+
+def by_bucket(batch: pa.RecordBatch, count: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The rows of each bucket of users."""
+    buckets = buckets_of(batch.column("user"), count)
+    for bucket in np.unique(buckets):
+        yield int(bucket), batch.filter(pa.array(buckets == bucket))
+
+
+class Clean(beam.DoFn):
+    """Leaves out what must not count, and counts it by reason.
+
+    Args:
+      spec: of the source.
+      as_of: events at or after it are from the future; None for no such time.
+      since: events before it are left out uncounted: a run before has read them.
+    """
+
+    def __init__(
+        self, spec: TimelineSpec, as_of: float | None = None, since: int | None = None
+    ) -> None:
+        self._spec, self._as_of, self._since = spec, as_of, since
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[Any]:
+        """Yields the rest, and the counts to `left_out`."""
+        if self._since is not None:
+            batch = batch.filter(pc.greater_equal(batch.column("time"), self._since))
+        table, left_out = clean(pa.Table.from_batches([batch]), self._spec, self._as_of)
+        for reason, count in left_out.items():
+            Metrics.counter("tfrz", reason).inc(count)
+            yield TaggedOutput("left_out", (reason, count))
+        yield from table.combine_chunks().to_batches()
+
+
+def _pool_of(batch: pa.RecordBatch, config: TimelineConfig) -> pa.Table:
+    return sampled(pa.Table.from_batches([batch]), config)
+
+
+class _JoinPools(beam.CombineFn):
+    """The pool of all events from those of their parts."""
+
+    def __init__(self, config: TimelineConfig) -> None:
+        self._config = config
+
+    def create_accumulator(self) -> list[pa.Table]:
+        return []
+
+    def add_input(self, accumulator: list[pa.Table], pool: pa.Table) -> list[pa.Table]:
+        return [joined_pools([*accumulator, pool], self._config)]
+
+    def merge_accumulators(self, accumulators: Iterable[list[pa.Table]]) -> list[pa.Table]:
+        pools = [pool for accumulator in accumulators for pool in accumulator]
+        return [joined_pools(pools, self._config)] if pools else []
+
+    def extract_output(self, accumulator: list[pa.Table]) -> list[pa.Table]:
+        return accumulator
+
+
+class _Build(beam.DoFn):
+    """Examples of the users of a bucket, each split to an output of its name."""
+
+    def __init__(
+        self, spec: TimelineSpec, config: TimelineConfig, held_out: tuple[float, float]
+    ) -> None:
+        self._spec, self._config, self._held_out = spec, config, held_out
+
+    def process(
+        self,
+        bucket: tuple[int, Iterable[pa.RecordBatch]],
+        pools: Iterable[list[pa.Table]],
+    ) -> Iterator[TaggedOutput]:
+        """Yields Arrow batches without what is no feature."""
+        events = pa.Table.from_batches(list(bucket[1]))
+        found = [pool for pools_ in pools for pool in pools_]
+        examples = build_examples(
+            events, self._spec, self._config, self._held_out, found[0] if found else None
+        )
+        for split, rows in examples.items():
+            for batch in rows.drop(["user", "request_time"]).combine_chunks().to_batches(64):
+                if batch.num_rows:
+                    yield TaggedOutput(split, batch)
+
+
+class EventsToExamples(beam.PTransform):
+    """Batches of events to Arrow batches of examples, by split.
+
+    Args:
+      spec: of the source.
+      config: how.
+      held_out: shares of each user's targets in validation and test.
+
+    Returns:
+      A dict from `train`, `validation` and `test` to batches as `RecordsToExamples` takes them.
+    """
+
+    def __init__(
+        self,
+        spec: TimelineSpec,
+        config: TimelineConfig,
+        held_out: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
+        super().__init__()
+        self._source, self._config = spec, config
+        self._build = _Build(example_spec(spec, config), config, held_out)
+
+    def expand(self, batches: beam.PCollection) -> dict[str, beam.PCollection]:
+        """Builds the transform."""
+        cleaned = batches | "Clean" >> beam.ParDo(Clean(self._source)).with_outputs(
+            "left_out", main="events"
+        )
+        events = cleaned.events
+        if self._config.negatives:
+            pools = (
+                events
+                | "Sample" >> beam.Map(_pool_of, self._config)
+                | "Pool" >> beam.CombineGlobally(_JoinPools(self._config))
+            )
+        else:
+            pools = batches.pipeline | "NoPool" >> beam.Create([[]])
+        outputs = (
+            events
+            | "ByBucket" >> beam.FlatMap(by_bucket, _BUCKETS)
+            | "Buckets" >> beam.GroupByKey()
+            | "Build" >> beam.ParDo(self._build, AsIter(pools)).with_outputs(*SPLITS)
+        )
+        return {split: outputs[split] for split in SPLITS}

@@ -1,0 +1,284 @@
+"""Sources of timelines: who did what, when, to which ids. They become sketches of long histories.
+
+A batch has the columns `user` (binary), `time` (int64, Unix seconds), `position` (int64, the place
+in the source), `explicit` (bool), `action` (binary), one per type of id (binary, or lists of it),
+`duration`, `dwell` and `value` (float), and `label_<task>` for each task (float, null for none).
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tfrz.config import from_mapping, read_yaml, require
+from tfrz.data.columns import record_batch
+from tfrz.data.simulators.long_histories import LongHistorySimulator
+from tfrz.data.sources.files import CorruptLine, Shard
+from tfrz.data.sources.reader import Reader
+from tfrz.data.sources.tabular import Tabular, typed
+from tfrz.data.spec import Feature
+from tfrz.data.timelines.spec import NUMBERS, TimelineSpec
+from tfrz.errors import InputError
+
+
+class TimelineReader(Reader):
+    """A source of timelines.
+
+    Attributes:
+      since: leave out events before this time, if given; what an incremental run asks for.
+      whole_shards: leave out only shards that have nothing from then on.
+    """
+
+    record_type = "timeline"
+    since: int | None = None
+    whole_shards = False
+
+    @abc.abstractmethod
+    def feature_spec(self) -> TimelineSpec:
+        """What the events are."""
+
+    @abc.abstractmethod
+    def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """All events of a shard, and its corrupt lines."""
+
+    def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `Reader`."""
+        for batch in self.events(shard):
+            some = self.since is not None and not self.whole_shards
+            if some and not isinstance(batch, CorruptLine):
+                batch = batch.filter(pc.greater_equal(batch.column("time"), self.since))
+                if not batch.num_rows:
+                    continue
+            yield batch
+
+    def from_time(self, since: int | None, whole_shards: bool = False) -> TimelineReader:
+        """The same source without the events before a time, or without shards that end before."""
+        reader = copy.copy(self)
+        reader.since, reader.whole_shards = since, whole_shards
+        return reader
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of a batch."""
+        spec = self.feature_spec()
+        fields = [("user", pa.binary()), ("time", pa.int64()), ("position", pa.int64())]
+        fields += [("explicit", pa.bool_()), ("action", pa.binary())]
+        for feature in spec.ids:
+            kind = pa.list_(pa.binary()) if feature.multivalent else pa.binary()
+            fields.append((feature.name, kind))
+        fields += [(name, pa.float32()) for name in NUMBERS]
+        fields += [(f"label_{task}", pa.float32()) for task in spec.tasks]
+        return pa.schema(fields)
+
+    def batch(self, **columns: Any) -> pa.RecordBatch:
+        """A batch of the schema; numbers and labels may be left out, `explicit` follows."""
+        spec, rows = self.feature_spec(), len(columns["user"])
+        if "action" not in columns:
+            columns["action"] = pa.array([spec.actions[0].encode()] * rows, pa.binary())
+        if "explicit" not in columns:
+            implicit = pa.array([a.encode() for a in spec.implicit], pa.binary())
+            columns["explicit"] = pc.invert(pc.is_in(columns["action"].cast(pa.binary()), implicit))
+        for field in self.schema:
+            if pa.types.is_floating(field.type):
+                columns.setdefault(field.name, pa.nulls(rows, field.type))
+        return record_batch(self.schema, columns)
+
+
+class SimulatedTimelines(TimelineReader):
+    """Impressions and likes of `LongHistorySimulator`.
+
+    An impression (`view`) is implicit, with duration and dwell time; a like is explicit. Ids:
+    `item` and `topic`. Outcomes of an impression: `like`, and `watch`, ln(1 + dwell time).
+
+    Args:
+      users: how many.
+      days: of each.
+      impressions: a day.
+      seed: of the draws.
+    """
+
+    name = "simulated"
+    _USERS_A_SHARD = 100
+    _START = 1_600_000_000 // 86_400 * 86_400
+
+    def __init__(
+        self, users: int = 1000, days: int = 40, impressions: int = 20, seed: int = 0
+    ) -> None:
+        for name, value in (("users", users), ("days", days), ("impressions", impressions)):
+            sound = isinstance(value, int) and value >= 1
+            require(sound, f"data.options.{name}", "must be a whole number >= 1")
+        self.users, self.days, self.impressions, self.seed = users, days, impressions, seed
+
+    def feature_spec(self) -> TimelineSpec:
+        """See `Reader`."""
+        return TimelineSpec(
+            ids=(Feature("item"), Feature("topic")),
+            actions=("view", "like"),
+            implicit=("view",),
+            duration="duration",
+            dwell="dwell",
+            binary=("like",),
+            regression=("watch",),
+        )
+
+    def shards(self) -> list[Shard]:
+        """See `Reader`."""
+        step = self._USERS_A_SHARD
+        starts = range(0, self.users, step)
+        return [Shard("simulated", "", s, min(s + step, self.users)) for s in starts]
+
+    def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `TimelineReader`."""
+        count = shard.end - shard.start
+        drawn = LongHistorySimulator().sample(
+            count, self.days, self.impressions, self.seed, first_user=shard.start
+        )
+        length = self.days * self.impressions
+        flat = {name: value.ravel() for name, value in drawn.items()}
+        users = np.repeat(np.arange(shard.start, shard.end), length)
+        liked = np.flatnonzero(flat["like"])
+        rows = np.concatenate([np.arange(len(users)), liked])
+        view = np.arange(len(rows)) < len(users)
+
+        def only_viewed(values: np.ndarray) -> pa.Array:
+            return pa.array(values[rows].astype(np.float32), mask=~view)
+
+        yield self.batch(
+            user=pa.array([f"user_{u}" for u in users[rows]]),
+            time=self._START + flat["time"][rows].astype(np.int64),
+            position=users[rows] * 2 * length + rows % length * 2 + ~view,
+            action=pa.array([b"view", b"like"], pa.binary()).take(pa.array((~view).astype(int))),
+            item=pa.array([f"item_{i}" for i in flat["item"][rows]]),
+            topic=pa.array([f"topic_{i}" for i in flat["topic"][rows]]),
+            duration=only_viewed(flat["duration"]),
+            dwell=only_viewed(flat["dwell"]),
+            label_like=only_viewed(flat["like"]),
+            label_watch=only_viewed(np.log1p(flat["dwell"])),
+        )
+
+
+def _whole_seconds(value: Any) -> int:
+    seconds = int(value)
+    if isinstance(value, float) and seconds != value:
+        raise ValueError("parts of a second")
+    return int(np.int64(seconds))
+
+
+class TabularTimelines(Tabular, TimelineReader):
+    """A user's own CSV, Parquet or TFRecord file with a row per event.
+
+    Args:
+      path: `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
+      features: a YAML file as of `TimelineSpec`.
+    """
+
+    record_type = "timeline"
+
+    def __init__(self, path: str, features: str) -> None:
+        mapping = read_yaml(features)
+        self._open(path, str(mapping.pop("separator", "|")))
+        self.spec: TimelineSpec = from_mapping(TimelineSpec, mapping, features)
+
+    def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `Reader`."""
+        return TimelineReader.read(self, shard)
+
+    def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `TimelineReader`."""
+        return Tabular.read(self, shard)
+
+    def shards(self) -> list[Shard]:
+        """See `Reader`; row groups that end before `since` are not read."""
+        shards = super().shards()
+        if self.since is None or self.format != "parquet":
+            return shards
+        metadata = pq.ParquetFile(self.path).metadata
+
+        def recent(group: int) -> bool:
+            described = metadata.row_group(group)
+            columns = (described.column(i) for i in range(described.num_columns))
+            for column in columns:
+                known = column.statistics
+                if column.path_in_schema == self.spec.time and known is not None:
+                    # Of text the greatest says nothing about times.
+                    said = known.has_min_max and isinstance(known.max, int)
+                    return not said or known.max >= self.since
+            return True
+
+        return [shard for shard in shards if recent(shard.start)]
+
+    @property
+    def _multivalent(self) -> tuple[Feature, ...]:
+        return tuple(f for f in self.spec.ids if f.multivalent)
+
+    @property
+    def _names(self) -> list[str]:
+        spec = self.spec
+        named = (spec.user, spec.time, spec.action, spec.duration, spec.dwell, spec.value)
+        keys = [name for name in named if name is not None]
+        return [*keys, *(f.name for f in spec.ids), *spec.tasks]
+
+    def _row(self, raw: dict[str, list[Any]]) -> dict[str, Any] | str:
+        spec = self.spec
+        row: Any = self._features(raw, spec.ids)
+        if isinstance(row, str):
+            return row
+        users = [v for v in raw[spec.user] if v not in ("", b"")]
+        if len(users) != 1:
+            return f"{spec.user} is missing" if not users else f"{spec.user} has several values"
+        row["user"] = typed("string", users[0])
+        try:
+            (row["time"],) = (_whole_seconds(value) for value in raw[spec.time])
+        except (ValueError, TypeError, OverflowError):
+            return f"{spec.time} is not a time in whole Unix seconds: {raw[spec.time]!r:.40}"
+        if row["time"] < 0:
+            return f"{spec.time} is negative: {row['time']}"
+        row["action"] = spec.actions[0].encode()
+        if spec.action is not None:
+            actions = [v for v in raw[spec.action] if v not in ("", b"")]
+            if len(actions) != 1:
+                return f"{spec.action} is missing or has several values"
+            row["action"] = typed("string", actions[0])
+        pairs = [(name, getattr(spec, name)) for name in NUMBERS]
+        pairs += [(f"label_{task}", task) for task in spec.tasks]
+        for name, column in pairs:
+            values = [v for v in raw[column] if v not in ("", b"")] if column is not None else []
+            try:
+                row[name] = float(values[0]) if values else None
+            except (ValueError, TypeError):
+                return f"{column} is not a number: {values!r:.40}"
+            if row[name] is not None and name in NUMBERS and row[name] < 0:
+                return f"{column} is negative: {row[name]}"
+            if row[name] is not None and column in spec.binary and row[name] not in (0.0, 1.0):
+                return f"{column} is neither 0 nor 1"
+        return row
+
+    def _batch(self, rows: list[tuple[int, dict[str, Any]]]) -> pa.RecordBatch:
+        columns: dict[str, Any] = {"position": [number for number, _ in rows]}
+        single = {f.name for f in self.spec.ids if not f.multivalent}
+        for field in self.schema:
+            if field.name in ("position", "explicit"):
+                continue
+            values = [row[field.name] for _, row in rows]
+            if field.name in single:
+                values = [value[0] if value else None for value in values]
+            columns[field.name] = pa.array(values, field.type)
+        return self.batch(**columns)
+
+
+def check_timelines(reader: Reader) -> TimelineReader:
+    """The reader, if it is one of timelines.
+
+    Raises:
+      InputError: it is not.
+    """
+    if not isinstance(reader, TimelineReader):
+        raise InputError(f"{reader.name} has {reader.record_type} records, not timelines")
+    return reader
