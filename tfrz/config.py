@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import operator
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,52 @@ def require(condition: bool, where: str, message: str) -> None:
     """Raises `ConfigError("<where>: <message>")` unless `condition` holds."""
     if not condition:
         raise ConfigError(f"{where}: {message}")
+
+
+def check_range(
+    config: Any,
+    section: str,
+    *names: str,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Checks that fields of a configuration lie between bounds.
+
+    A field that holds several numbers must have each of them within the bounds. A field that is
+    None passes.
+
+    Args:
+      config: a dataclass instance.
+      section: the dotted place of `config` in a run's configuration, for messages.
+      *names: fields of `config`.
+      at_least: lowest allowed value.
+      above: values must be larger than this.
+      at_most: highest allowed value.
+      below: values must be smaller than this.
+
+    Raises:
+      ConfigError: a value is outside the bounds, or is NaN.
+    """
+    bounds = [
+        (name, bound, holds)
+        for name, bound, holds in (
+            ("at least", at_least, operator.ge),
+            ("above", above, operator.gt),
+            ("at most", at_most, operator.le),
+            ("under", below, operator.lt),
+        )
+        if bound is not None
+    ]
+    message = "must be " + ", ".join(f"{name} {bound}" for name, bound, _ in bounds)
+    types_of = {field.name: str(field.type) for field in dataclasses.fields(config)}
+    for name in names:
+        value = getattr(config, name)
+        values = value if isinstance(value, list | tuple) else (value,)
+        within = all(v is None or holds(v, bound) for v in values for _, bound, holds in bounds)
+        optional = ", or null" if "None" in types_of[name] else ""
+        require(within, f"{section}.{name}", message + optional)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

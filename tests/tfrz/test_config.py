@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfrz.config import apply_overrides, from_mapping, read_yaml, require, to_mapping, write_yaml
+from tfrz.config import (
+    apply_overrides,
+    check_range,
+    from_mapping,
+    read_yaml,
+    require,
+    to_mapping,
+    write_yaml,
+)
 from tfrz.errors import ConfigError
 
 
@@ -98,3 +106,40 @@ def test_a_file_that_is_no_mapping_is_named(tmp_path, content):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read .*none\.yaml"):
         read_yaml(tmp_path / "none.yaml")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranged:
+    """Numbers with bounds."""
+
+    count: int = 1
+    widths: tuple[int, ...] = ()
+    share: float = 0.0
+    limit: float | None = None
+
+    def __post_init__(self) -> None:
+        check_range(self, "model", "count", "widths", at_least=1)
+        check_range(self, "model", "share", at_least=0, below=1)
+        check_range(self, "model", "limit", above=0, at_most=2)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"count": 0}, "model.count: must be at least 1"),
+        ({"widths": (2, 0)}, "model.widths: must be at least 1"),
+        ({"share": 1.0}, "model.share: must be at least 0, under 1"),
+        ({"share": float("nan")}, "model.share: must be at least 0, under 1"),
+        ({"limit": 0.0}, "model.limit: must be above 0, at most 2, or null"),
+        ({"limit": 2.5}, "model.limit: must be above 0, at most 2, or null"),
+    ],
+)
+def test_values_outside_their_bounds_are_refused(values, message):
+    with pytest.raises(ConfigError) as refused:
+        Ranged(**values)
+    assert str(refused.value) == message
+
+
+def test_values_at_their_bounds_are_accepted():
+    Ranged(count=1, widths=(1, 5), share=0.0, limit=2.0)
+    Ranged(widths=(), limit=None)

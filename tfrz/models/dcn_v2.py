@@ -9,14 +9,12 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from tfrz.config import from_mapping, require, to_mapping
-from tfrz.data.spec import UserEmbedding
+from tfrz.config import check_range, require
 from tfrz.layers.cross import Cross, LowRankCross, MixtureOfLowRankCross
 from tfrz.layers.dropout import SeededDropout
-from tfrz.layers.history import LongHistoryAdapter
 from tfrz.layers.low_rank import LowRankDense
-from tfrz.layers.pooling import mean_of_real
-from tfrz.models.long_history import read_long_history
+from tfrz.models.click import ClickModel
+from tfrz.models.low_rank import placed_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +64,12 @@ class DCNv2Config:
     logit_bias: bool = False
 
     def __post_init__(self) -> None:
-        require(self.num_cross_layers >= 0, "model.num_cross_layers", "must not be negative")
-        require(self.rank >= 1, "model.rank", "must be at least 1")
-        require(self.num_experts >= 1, "model.num_experts", "must be at least 1")
-        require(all(u >= 1 for u in self.hidden_units), "model.hidden_units", "must be positive")
+        check_range(self, "model", "num_cross_layers", "cross_decay", "deep_decay", at_least=0)
+        check_range(
+            self, "model", "rank", "num_experts", "hidden_units", "embedding_dim", at_least=1
+        )
+        check_range(self, "model", "embedding_scale", above=0)
+        check_range(self, "model", "dropout", at_least=0, below=1)
         ranks = self.hidden_ranks
         require(
             len(ranks) == len(self.hidden_units),
@@ -82,15 +82,6 @@ class DCNv2Config:
                 "model.hidden_rank",
                 f"{rank} is not 1 to {units}, the layer's units, nor 0 for a dense layer",
             )
-        require(
-            self.embedding_dim is None or self.embedding_dim >= 1,
-            "model.embedding_dim",
-            "must be at least 1, or null for the paper's rule",
-        )
-        require(self.embedding_scale > 0, "model.embedding_scale", "must be above 0")
-        require(self.cross_decay >= 0, "model.cross_decay", "must not be negative")
-        require(self.deep_decay >= 0, "model.deep_decay", "must not be negative")
-        require(0 <= self.dropout < 1, "model.dropout", "must be at least 0, under 1")
         try:
             keras.activations.get(self.expert_activation)
         except ValueError:
@@ -115,7 +106,7 @@ def embedding_width(vocabulary_sizes: Sequence[int]) -> int:
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class DCNv2(keras.Model):
+class DCNv2(ClickModel):
     """Deep & Cross Network V2.
 
     Formula: with `x0` the concatenation of all embeddings, the numeric inputs and, where the
@@ -157,62 +148,32 @@ class DCNv2(keras.Model):
       DCN V2 (arXiv 2008.13535), section 3.
     """
 
-    def __init__(
-        self,
-        config: DCNv2Config,
-        vocabulary_sizes: Mapping[str, int],
-        multivalent: Sequence[str] = (),
-        numeric: Sequence[str] = (),
-        long_history: UserEmbedding | None = None,
-        adapter: Literal["linear", "gate"] = "linear",
-        adapter_units: int = 16,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        require(bool(vocabulary_sizes or numeric), "inputs", "the model needs at least one")
+    config_class = DCNv2Config
+    config: DCNv2Config
+
+    def field_width(self) -> int:
+        """`config.embedding_dim`, or the paper's rule."""
+        return self.config.embedding_dim or embedding_width(list(self.vocabulary_sizes.values()))
+
+    def make_layers(self) -> None:
+        """Creates the cross and hidden layers and the logit."""
+        config = self.config
         require(
             bool(config.num_cross_layers or config.hidden_units),
             "model",
             "needs cross layers or hidden units",
         )
-        self.config = config
-        self.vocabulary_sizes = dict(vocabulary_sizes)
-        self.multivalent, self.numeric = tuple(multivalent), tuple(numeric)
-        self.long_history, self.adapter = long_history, adapter
-        self.adapter_units = adapter_units if long_history is not None else 0
-        policy = self._policy()
-        width = config.embedding_dim or (
-            embedding_width(list(self.vocabulary_sizes.values())) if vocabulary_sizes else 0
-        )
-        self.embeddings = {
-            name: keras.layers.Embedding(
-                size,
-                width,
-                embeddings_initializer=keras.initializers.RandomNormal(
-                    stddev=config.embedding_scale
-                ),
-                name=f"embedding_{name}",
-                dtype=policy,
-            )
-            for name, size in self.vocabulary_sizes.items()
-        }
-        self.long_history_adapter = (
-            LongHistoryAdapter(adapter_units, adapter, name="long_history", dtype=policy)
-            if long_history is not None
-            else None
-        )
-        dim = width * len(self.embeddings) + len(self.numeric) + self.adapter_units
         self.cross_layers = [
-            self._cross_layer(f"cross_{i}", policy) for i in range(config.num_cross_layers)
+            self._cross_layer(f"cross_{i}") for i in range(config.num_cross_layers)
         ]
         self.hidden_layers = [
-            self._hidden_layer(units, rank, f"hidden_{i}", policy)
+            self._hidden_layer(units, rank, f"hidden_{i}")
             for i, (units, rank) in enumerate(
                 zip(config.hidden_units, config.hidden_ranks, strict=True)
             )
         ]
         self.dropouts = [
-            SeededDropout(config.dropout, seed=i, name=f"dropout_{i}", dtype=policy)
+            SeededDropout(config.dropout, seed=i, name=f"dropout_{i}", dtype=self.policy)
             for i in range(len(config.hidden_units))
             if config.dropout
         ]
@@ -220,15 +181,11 @@ class DCNv2(keras.Model):
         self.logit = keras.layers.Dense(
             1, use_bias=config.logit_bias, name="logit", dtype="float32"
         )
-        self._build_parts(dim)
 
-    def _policy(self) -> Any:
-        policy = getattr(self, "dtype_policy", None)
-        return getattr(policy, "name", policy)
-
-    def _cross_layer(self, name: str, policy: Any) -> keras.layers.Layer:
+    def _cross_layer(self, name: str) -> keras.layers.Layer:
         config = self.config
-        shared = {"frobenius_decay": config.cross_decay, "name": name, "dtype": policy}
+        shared: dict[str, Any] = {"name": name, "dtype": self.policy}
+        shared["frobenius_decay"] = config.cross_decay
         if config.cross == "full":
             return Cross(**shared)
         if config.cross == "low_rank":
@@ -243,23 +200,18 @@ class DCNv2(keras.Model):
             **shared,
         )
 
-    def _hidden_layer(self, units: int, rank: int, name: str, policy: Any) -> keras.layers.Layer:
+    def _hidden_layer(self, units: int, rank: int, name: str) -> keras.layers.Layer:
         decay = self.config.deep_decay
         shared: dict[str, Any] = {"activation": "relu", "kernel_initializer": "he_normal"}
-        shared |= {"name": name, "dtype": policy}
+        shared |= {"name": name, "dtype": self.policy}
         if rank:
             # L2 has no factor of a half.
             return LowRankDense(units, rank, frobenius_decay=2 * decay, **shared)
         regularizer = keras.regularizers.L2(decay) if decay else None
         return keras.layers.Dense(units, kernel_regularizer=regularizer, **shared)
 
-    def _build_parts(self, dim: int) -> None:
-        """Makes all variables now, so that the order of first calls cannot change them."""
-        for layer in self.embeddings.values():
-            layer.build((None,))
-        if self.long_history_adapter is not None:
-            shape = (None, self.long_history.num_vectors, self.long_history.dim)
-            self.long_history_adapter.build(shape, (None,))
+    def build_layers(self, dim: int) -> None:
+        """Creates the variables of these layers, the cross layers' first."""
         for layer in self.cross_layers:
             layer.build((None, dim))
         width = dim
@@ -271,24 +223,6 @@ class DCNv2(keras.Model):
         if self.hidden_layers and self.cross_layers and self.config.structure == "parallel":
             width += dim
         self.logit.build((None, width))
-        self.built = True
-
-    def embed(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """x0 `[batch, dim]`: the fields' vectors, the numeric inputs, then the long history."""
-        del training
-        dtype = self.compute_dtype
-        fields = []
-        for name, layer in self.embeddings.items():
-            ids = tf.convert_to_tensor(inputs[name])
-            vectors = tf.cast(layer(ids), dtype)
-            if name in self.multivalent:
-                vectors = mean_of_real(vectors, ids)
-            fields.append(vectors)
-        fields += [tf.cast(inputs[name], dtype)[:, None] for name in self.numeric]
-        if self.long_history is not None:
-            read = self.long_history_adapter(*read_long_history(inputs, self.long_history))
-            fields.append(tf.cast(read, dtype))
-        return tf.concat(fields, axis=1)
 
     def interact(self, x0: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Logits `[batch]` of embedded inputs `[batch, dim]`: the dense part of the model."""
@@ -307,35 +241,41 @@ class DCNv2(keras.Model):
             h = x
         return tf.squeeze(self.logit(tf.cast(h, tf.float32)), axis=1)
 
-    def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Logits of raw ids and numbers."""
-        return self.interact(self.embed(inputs), training=training)
+    def factorizable(self) -> dict[str, keras.layers.Layer]:
+        """The cross and hidden layers, by name."""
+        return {layer.name: layer for layer in (*self.cross_layers, *self.hidden_layers)}
 
-    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
-        """`[batch]`."""
-        return (next(iter(input_shape.values()))[0],)
+    def successor(self, ranks: Mapping[str, int], frobenius_decay: float) -> DCNv2:
+        """A model with low-rank layers in some places and this model's weights in all others.
 
-    def get_config(self) -> dict[str, Any]:
-        """Plain values from which `from_config` makes an equal model."""
-        values = {
-            "config": to_mapping(self.config),
-            "vocabulary_sizes": self.vocabulary_sizes,
-            "multivalent": list(self.multivalent),
-            "numeric": list(self.numeric),
-            "name": self.name,
-            "dtype": self._policy(),
-        }
-        if self.long_history is not None:
-            values["long_history"] = to_mapping(self.long_history)
-            values |= {"adapter": self.adapter, "adapter_units": self.adapter_units}
-        return values
+        Args:
+          ranks: names of layers to their ranks, the same for all cross layers. The factors of
+            these layers keep their initial values.
+          frobenius_decay: of the new layers, which becomes `deep_decay`; 0 for what this model has.
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> DCNv2:
-        """The inverse of `get_config`."""
-        del custom_objects
-        values = dict(config)
-        values["config"] = from_mapping(DCNv2Config, values["config"], "model")
-        if "long_history" in values:
-            values["long_history"] = from_mapping(UserEmbedding, values["long_history"])
-        return cls(**values)
+        Raises:
+          ConfigError: both `frobenius_decay` and the model's `deep_decay` are given.
+        """
+        config = self.config
+        require(
+            not (frobenius_decay and config.deep_decay),
+            "low_rank.frobenius_decay",
+            "model.deep_decay means the same: give one of them",
+        )
+        changes: dict[str, Any] = {"deep_decay": frobenius_decay / 2} if frobenius_decay else {}
+        if any(layer.name in ranks for layer in self.hidden_layers):
+            changes["hidden_rank"] = tuple(
+                ranks.get(layer.name, rank)
+                for layer, rank in zip(self.hidden_layers, config.hidden_ranks, strict=True)
+            )
+        crosses = [ranks[layer.name] for layer in self.cross_layers if layer.name in ranks]
+        if crosses:
+            changes |= {"cross": "low_rank", "rank": crosses[0]}
+        values = self.get_config()
+        values["config"] = {**values["config"], **changes}
+        new = DCNv2.from_config(values)
+        for after, before in zip(placed_layers(new), placed_layers(self), strict=True):
+            # The counters of dropout, which are not trained, start anew.
+            if before.trainable_weights and before.name not in ranks:
+                after.set_weights(before.get_weights())
+        return new

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from tfrz.config import from_mapping, require, to_mapping
+from tfrz.config import check_range, require
 from tfrz.layers.dropout import SeededDropout
 from tfrz.layers.history import (
     FunnelSummarizer,
@@ -17,7 +17,7 @@ from tfrz.layers.history import (
     MultiSlicePooling,
     pooled_mean,
 )
-from tfrz.models.low_rank import low_rank_layers, with_low_rank
+from tfrz.models.base import ZooModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,23 +55,15 @@ class DV365Config:
     embedding_scale: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in (
-            "dim",
-            "funnel_blocks",
-            "layers_per_block",
-            "num_heads",
-            "linear_outputs",
-            "candidate_dim",
-        ):
-            require(getattr(self, name) >= 1, f"model.{name}", "must be at least 1")
-        require(self.stride >= 2, "model.stride", "must be at least 2")
-        require(all(u >= 1 for u in self.hidden_units), "model.hidden_units", "must be positive")
-        require(0 <= self.dropout < 1, "model.dropout", "must be at least 0, under 1")
-        require(self.embedding_scale > 0, "model.embedding_scale", "must be above 0")
+        counts = ("dim", "funnel_blocks", "layers_per_block", "num_heads", "linear_outputs")
+        check_range(self, "model", *counts, "candidate_dim", "hidden_units", at_least=1)
+        check_range(self, "model", "stride", at_least=2)
+        check_range(self, "model", "dropout", at_least=0, below=1)
+        check_range(self, "model", "embedding_scale", above=0)
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class DV365(keras.Model):
+class DV365(ZooModel):
     """A user's history as vectors, learned by ranking candidates for several tasks.
 
     Formula: with x_f the weighted mean of slice f and X = [x_1 ... x_N],
@@ -105,6 +97,18 @@ class DV365(keras.Model):
       DV365 (arXiv 2506.00450), sections 3.1 to 3.5. The ranker is DLRM-style; its layers are ours.
     """
 
+    config_class = DV365Config
+    config: DV365Config
+    arguments = (
+        "tables",
+        "table_ids",
+        "vocabulary_sizes",
+        "candidates",
+        "described",
+        "recent",
+        "num_tasks",
+    )
+
     def __init__(
         self,
         config: DV365Config,
@@ -117,16 +121,16 @@ class DV365(keras.Model):
         num_tasks: int = 1,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(config, **kwargs)
         require(bool(tables), "tables", "there is none")
         require(candidates >= 1, "candidates", "must be at least 1")
         require(num_tasks >= 1, "num_tasks", "must be at least 1")
-        self.config, self.candidates, self.num_tasks = config, candidates, num_tasks
+        self.candidates, self.num_tasks = candidates, num_tasks
         self.tables = {name: tuple(places) for name, places in tables.items()}
         self.table_ids, self.vocabulary_sizes = dict(table_ids), dict(vocabulary_sizes)
         self.described, self.recent = tuple(described), recent
         self.num_slices = sum(map(len, self.tables.values()))
-        policy = self._policy()
+        policy = self.policy
 
         def table(name: str, places: int, kind: str, dim: int) -> MultiSlicePooling:
             scale = config.embedding_scale
@@ -189,10 +193,6 @@ class DV365(keras.Model):
         ]
         self.logits = dense(num_tasks, "logits", dtype="float32")
         self._build_parts()
-
-    def _policy(self) -> Any:
-        policy = getattr(self, "dtype_policy", None)
-        return getattr(policy, "name", policy)
 
     @property
     def num_vectors(self) -> int:
@@ -325,35 +325,6 @@ class DV365(keras.Model):
                 h = self.dropouts[i](h, training=training)
         return self.logits(tf.cast(h, tf.float32))
 
-    def call(self, inputs: Mapping[str, Any], training: bool = False) -> tf.Tensor:
-        """Outputs of transformed inputs."""
-        return self.interact(self.embed(inputs), training=training)
-
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         """`[batch, candidates, tasks]`."""
         return (next(iter(input_shape.values()))[0], self.candidates, self.num_tasks)
-
-    def get_config(self) -> dict[str, Any]:
-        """Plain values from which `from_config` makes an equal model."""
-        return {
-            "config": to_mapping(self.config),
-            "tables": {name: list(places) for name, places in self.tables.items()},
-            "table_ids": self.table_ids,
-            "vocabulary_sizes": self.vocabulary_sizes,
-            "candidates": self.candidates,
-            "described": list(self.described),
-            "recent": self.recent,
-            "num_tasks": self.num_tasks,
-            "name": self.name,
-            "dtype": self._policy(),
-            **low_rank_layers(self),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> DV365:
-        """The inverse of `get_config`."""
-        del custom_objects
-        values = dict(config)
-        values["config"] = from_mapping(DV365Config, values["config"], "model")
-        low_rank = values.pop("low_rank", {})
-        return with_low_rank(cls(**values), low_rank)

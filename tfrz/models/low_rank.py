@@ -1,14 +1,15 @@
 """Dense layers of a model replaced by layers of low rank, whatever class the model has.
 
 Layers are found where models of the zoo keep them: in public attributes, and in lists and dicts
-there. A model whose `get_config` and `from_config` call `low_rank_layers` and `with_low_rank` is
-saved and made again with them.
+there. A model whose `get_config` and `from_config` call `low_rank_layers` and `with_low_rank`, as
+those of `ZooModel` do, is saved and loaded with them. A model whose own configuration describes
+layers of low rank is `Factorizable`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import keras
 
@@ -16,6 +17,29 @@ from tfrz.layers.low_rank import LowRankDense
 from tfrz.layers.temporal import policy_of
 
 Model = TypeVar("Model", bound=keras.Model)
+
+
+@runtime_checkable
+class Factorizable(Protocol):
+    """A model whose own configuration describes which of its layers are of low rank."""
+
+    def factorizable(self) -> dict[str, keras.layers.Layer]:
+        """The layers between embeddings and output that can be of low rank, by name.
+
+        Layers that already are of low rank are included.
+        """
+
+    def successor(self, ranks: Mapping[str, int], frobenius_decay: float) -> keras.Model:
+        """A model with low-rank layers in some places and this model's weights in all others.
+
+        Args:
+          ranks: names of layers to their ranks. The factors of these layers keep their initial
+            values.
+          frobenius_decay: of the new layers; 0 for what this model has.
+
+        Raises:
+          ConfigError: the model cannot have these ranks or this decay.
+        """
 
 
 def _layers_in(value: Any) -> Iterator[keras.layers.Layer]:
@@ -74,7 +98,12 @@ def low_rank_like(
 
 
 def low_rank_layers(model: keras.Model) -> dict[str, Any]:
-    """What `get_config` adds: `low_rank`, name of a layer to its rank and decay; or nothing."""
+    """The entry `low_rank` of `get_config`: names of layers to their ranks and decays.
+
+    Empty for a model without such layers, and for one whose configuration describes them.
+    """
+    if isinstance(model, Factorizable):
+        return {}
     found = {
         layer.name: {"rank": layer.rank, "frobenius_decay": layer.frobenius_decay}
         for layer in placed_layers(model)

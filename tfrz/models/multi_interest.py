@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrz.config import require
+from tfrz.config import check_range, require
 from tfrz.layers.dropout import SeededDropout
 from tfrz.layers.interests import (
     DeepInterestEncoder,
@@ -19,8 +19,7 @@ from tfrz.layers.interests import (
 )
 from tfrz.layers.pooling import mean_of_real
 from tfrz.losses.retrieval import NegativeSampler
-from tfrz.models.long_history import read_long_history
-from tfrz.models.sequence import SequenceModel
+from tfrz.models.next_item import HistoryModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +66,11 @@ class MultiInterestConfig:
     disagreement: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("num_interests", "dim", "num_heads"):
-            require(getattr(self, name) >= 1, f"model.{name}", "must be at least 1")
-        for name in ("num_layers", "item_layers", "num_negatives"):
-            require(getattr(self, name) >= 0, f"model.{name}", "must not be negative")
-        for name in ("embedding_scale", "query_scale", "temperature"):
-            require(getattr(self, name) > 0, f"model.{name}", "must be above 0")
-        for name in ("focal_gamma", "disagreement"):
-            require(getattr(self, name) >= 0, f"model.{name}", "must not be negative")
-        require(0 <= self.dropout < 1, "model.dropout", "must be at least 0, under 1")
+        check_range(self, "model", "num_interests", "dim", "num_heads", at_least=1)
+        counts = ("num_layers", "item_layers", "num_negatives")
+        check_range(self, "model", *counts, "focal_gamma", "disagreement", at_least=0)
+        check_range(self, "model", "embedding_scale", "query_scale", "temperature", above=0)
+        check_range(self, "model", "dropout", at_least=0, below=1)
         require(self.dim % self.num_heads == 0, "model.num_heads", "must divide model.dim")
 
 
@@ -129,7 +124,7 @@ class ItemStatistics(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class MultiInterest(SequenceModel):
+class MultiInterest(HistoryModel):
     """Two towers: several vectors of a user, one of an item.
 
     Formula, with x the embedded events of a history:
@@ -157,7 +152,7 @@ class MultiInterest(SequenceModel):
       features: categorical feature of the items to the number of its ids.
       multivalent: those of them with several values, to how many at most.
       numeric_features: numeric features of the items.
-      **kwargs: `long_history` and `adapter` as of `SequenceModel`, and Keras' own.
+      **kwargs: `long_history` and `adapter` of `HistoryModel`, and Keras's own.
 
     Call arguments:
       inputs: a dict: `history_xf` int64 `[batch, time]` (0 where padded), and for each context
@@ -182,6 +177,8 @@ class MultiInterest(SequenceModel):
     """
 
     config_class = MultiInterestConfig
+    config: MultiInterestConfig
+    arguments = (*HistoryModel.arguments, "features", "multivalent", "numeric_features")
 
     def __init__(
         self,
@@ -205,14 +202,11 @@ class MultiInterest(SequenceModel):
         )
         self.features, self.multivalent = dict(features or {}), dict(multivalent or {})
         self.numeric_features = tuple(numeric_features)
-        policy = self._policy()
+        policy, scale = self.policy, config.embedding_scale
 
-        def table(name: str, rows: int) -> Any:
-            scale = config.embedding_scale
+        def table(name: str, rows: int) -> keras.layers.Embedding:
             start = keras.initializers.RandomUniform(-scale, scale)
-            return keras.layers.Embedding(
-                rows, config.dim, embeddings_initializer=start, name=name, dtype=policy
-            )
+            return self.table(name, rows, config.dim, initializer=start)
 
         def dense(name: str, activation: str | None, bias: bool = True) -> Any:
             return keras.layers.Dense(
@@ -255,7 +249,7 @@ class MultiInterest(SequenceModel):
             else None
         )
         self.user_tower = self._tower(policy)
-        self.long_history_adapter = self._long_history_adapter(config.dim)
+        self.long_history_adapter = self.make_adapter(config.dim)
         self._build_parts()
 
     def _tower(self, policy: Any) -> Any:
@@ -263,13 +257,7 @@ class MultiInterest(SequenceModel):
         queries = keras.initializers.RandomNormal(stddev=config.query_scale)
         shared = {"query_initializer": queries, "dtype": policy, "name": "user_tower"}
         if config.user_tower == "popularity":
-            return keras.layers.Embedding(
-                config.num_interests,
-                config.dim,
-                embeddings_initializer=queries,
-                name="user_tower",
-                dtype=policy,
-            )
+            return self.table("user_tower", config.num_interests, config.dim, initializer=queries)
         if config.user_tower == "shallow":
             return ShallowInterestEncoder(config.num_interests, **shared)
         return DeepInterestEncoder(
@@ -399,11 +387,7 @@ class MultiInterest(SequenceModel):
     ) -> dict[str, tf.Tensor]:
         """What is looked up: `events` `[batch, time, dim]`, `real` `[batch, time]`, and more."""
         del training
-        embedded = self._embed_events(inputs)
-        if self.long_history is not None:
-            vectors, missing = read_long_history(inputs, self.long_history)
-            embedded |= {"long_history": vectors, "no_long_history": missing}
-        return embedded
+        return self._embed_events(inputs) | self.embed_long_history(inputs)
 
     def _embed_events(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         history = tf.convert_to_tensor(inputs["history_xf"])
@@ -455,16 +439,3 @@ class MultiInterest(SequenceModel):
     def interact(self, embedded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Scores `[batch, V]` of all items."""
         return self.score(self.encode(embedded, training), self.item_vectors())
-
-    def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Scores of all items for the request after the history."""
-        return self.interact(self.embed(inputs), training=training)
-
-    def get_config(self) -> dict[str, Any]:
-        """Plain values from which `from_config` makes an equal model."""
-        return {
-            **super().get_config(),
-            "features": self.features,
-            "multivalent": self.multivalent,
-            "numeric_features": list(self.numeric_features),
-        }

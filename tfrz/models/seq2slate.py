@@ -9,7 +9,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from tfrz.config import from_mapping, require, to_mapping
+from tfrz.config import check_range, require
 from tfrz.layers.dropout import SeededDropout
 from tfrz.layers.pointer import (
     Beams,
@@ -24,7 +24,7 @@ from tfrz.layers.pointer import (
     roll,
     step_log_probabilities,
 )
-from tfrz.models.low_rank import low_rank_layers, with_low_rank
+from tfrz.models.base import ZooModel
 
 LISTWISE = ("softmax", "approx_ndcg", "lambda_rank")
 
@@ -88,12 +88,10 @@ class Seq2SlateConfig:
     beam_width: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("units", "embedding_dim", "reward_at", "beam_width"):
-            require(getattr(self, name) >= 1, f"model.{name}", "must be at least 1")
-        for name in ("input_units", "hidden_units"):
-            require(all(u >= 1 for u in getattr(self, name)), f"model.{name}", "must be positive")
-        require(self.initial_scale > 0, "model.initial_scale", "must be above 0")
-        require(0 <= self.dropout < 1, "model.dropout", "must be at least 0, under 1")
+        counts = ("units", "embedding_dim", "reward_at", "beam_width")
+        check_range(self, "model", *counts, "input_units", "hidden_units", at_least=1)
+        check_range(self, "model", "initial_scale", above=0)
+        check_range(self, "model", "dropout", at_least=0, below=1)
         require(
             self.scorer != "sequential" or self.loss not in (*LISTWISE, "sigmoid"),
             "model.loss",
@@ -112,7 +110,7 @@ class Seq2SlateConfig:
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class Seq2Slate(keras.Model):
+class Seq2Slate(ZooModel):
     """Re-ranks the candidates of a list, each choice depending on those before it.
 
     Formula: `p(pi | x) = prod_j p(pi_j | pi_<j, x)` by an LSTM encoder over the base ranker's order
@@ -153,6 +151,10 @@ class Seq2Slate(keras.Model):
       two losses per step exist; the rest is recalled or chosen.
     """
 
+    config_class = Seq2SlateConfig
+    config: Seq2SlateConfig
+    arguments = ("length", "num_features", "categorical", "context", "num_context")
+
     def __init__(
         self,
         config: Seq2SlateConfig,
@@ -163,29 +165,22 @@ class Seq2Slate(keras.Model):
         num_context: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(config, **kwargs)
         require(length >= 1, "length", "must be at least 1")
         require(num_features >= 0, "num_features", "must not be negative")
         require(num_context >= 0, "num_context", "must not be negative")
         for name, rows in {**(categorical or {}), **(context or {})}.items():
             require(rows >= 1, name, "must have at least one id")
-        self.config, self.length, self.num_features = config, length, num_features
+        self.length, self.num_features = length, num_features
         self.categorical, self.context = dict(categorical or {}), dict(context or {})
         self.num_context = num_context
-        policy = self._policy()
-        scale = config.initial_scale
+        policy, scale = self.policy, config.initial_scale
 
         def start(seed: int | None = None) -> Any:
             return keras.initializers.RandomUniform(-scale, scale, seed=seed)
 
         self.tables = {
-            name: keras.layers.Embedding(
-                rows,
-                config.embedding_dim,
-                embeddings_initializer=start(),
-                name=f"table_{name}",
-                dtype=policy,
-            )
+            name: self.table(f"table_{name}", rows, config.embedding_dim, initializer=start())
             for name, rows in {**self.categorical, **self.context}.items()
         }
         self.dropout = SeededDropout(config.dropout, name="dropout", dtype=policy)
@@ -202,10 +197,6 @@ class Seq2Slate(keras.Model):
         else:
             self.output_layer = keras.layers.Dense(1, name="output_score", dtype=policy)
         self._build_parts()
-
-    def _policy(self) -> Any:
-        policy = getattr(self, "dtype_policy", None)
-        return getattr(policy, "name", policy)
 
     def _build_parts(self) -> None:
         """Makes all variables now, so that the order of first calls cannot change them."""
@@ -374,33 +365,6 @@ class Seq2Slate(keras.Model):
         chosen = tf.where(better[:, None], found.positions[:, 0], greedy.positions)
         return self.slate(embedded, "forced", positions=chosen, constraints=constraints)
 
-    def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """The first step's scores."""
-        return self.interact(self.embed(inputs), training=training)
-
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         """`[batch, N]`."""
         return (next(iter(input_shape.values()))[0], self.length)
-
-    def get_config(self) -> dict[str, Any]:
-        """Plain values from which `from_config` makes an equal model."""
-        return {
-            "config": to_mapping(self.config),
-            "length": self.length,
-            "num_features": self.num_features,
-            "categorical": self.categorical,
-            "context": self.context,
-            "num_context": self.num_context,
-            "name": self.name,
-            "dtype": self._policy(),
-            **low_rank_layers(self),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Seq2Slate:
-        """The inverse of `get_config`."""
-        del custom_objects
-        values = dict(config)
-        values["config"] = from_mapping(Seq2SlateConfig, values["config"], "model")
-        low_rank = values.pop("low_rank", {})
-        return with_low_rank(cls(**values), low_rank)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from tfrz.config import require
+from tfrz.config import check_range, require
 from tfrz.layers.recurrent import ChaosFreeRNN
 from tfrz.losses.reinforce import (
     DEFAULT_CAP,
@@ -18,7 +18,7 @@ from tfrz.losses.reinforce import (
     sampled_policy_loss,
 )
 from tfrz.losses.retrieval import NegativeSampler
-from tfrz.models.sequence import SequenceModel
+from tfrz.models.next_item import HistoryModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +64,10 @@ class TopKReinforceConfig:
     behavior_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("action_dim", "units", "k", "num_sampled"):
-            require(getattr(self, name) >= 1, f"model.{name}", "must be at least 1")
-        for name in ("warm_up", "look_ahead"):
-            require(getattr(self, name) >= 0, f"model.{name}", "must not be negative")
-        for name in ("embedding_scale", "temperature"):
-            require(getattr(self, name) > 0, f"model.{name}", "must be above 0")
-        require(self.cap is None or self.cap > 0, "model.cap", "must be above 0, or null")
-        require(0 <= self.gamma <= 1, "model.gamma", "must be 0 to 1")
-        require(self.behavior_weight >= 0, "model.behavior_weight", "must not be negative")
+        check_range(self, "model", "action_dim", "units", "k", "num_sampled", at_least=1)
+        check_range(self, "model", "warm_up", "look_ahead", "behavior_weight", at_least=0)
+        check_range(self, "model", "embedding_scale", "temperature", "cap", above=0)
+        check_range(self, "model", "gamma", at_least=0, at_most=1)
 
     def objective(self) -> TopKOffPolicyReinforce:
         """The policy's loss."""
@@ -89,7 +84,7 @@ def log_probability(logits: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class TopKReinforce(SequenceModel):
+class TopKReinforce(HistoryModel):
     """The policy: a chaos-free network over past actions, a softmax over the next.
 
     Formula, with s_t the state before action t and c_t its context:
@@ -133,6 +128,7 @@ class TopKReinforce(SequenceModel):
     """
 
     config_class = TopKReinforceConfig
+    config: TopKReinforceConfig
 
     def __init__(
         self,
@@ -147,14 +143,7 @@ class TopKReinforce(SequenceModel):
     ) -> None:
         super().__init__(config, num_items, item_rows, length, context, numeric, padding, **kwargs)
         require(padding == "left", "data.history.padding", "must be left for trajectories")
-        policy = self._policy()
-
-        def table(name: str, rows: int, dim: int, dtype: Any = policy) -> Any:
-            start = keras.initializers.RandomNormal(stddev=config.embedding_scale)
-            return keras.layers.Embedding(
-                rows, dim, embeddings_initializer=start, name=name, dtype=dtype
-            )
-
+        policy, table = self.policy, self.table
         self.actions = table("actions", item_rows, config.action_dim)
         # Scores are sums over the width: they stay in float32.
         self.policy_head = table("policy_head", item_rows, config.units, "float32")
@@ -302,7 +291,3 @@ class TopKReinforce(SequenceModel):
     def interact(self, embedded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Logits `[batch, A]` of the policy after the history."""
         return self.policy_logits(self.encode(embedded, training)[:, -1])
-
-    def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Logits of the next action."""
-        return self.interact(self.embed(inputs), training=training)
