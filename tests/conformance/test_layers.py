@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.conformance.case import LAYER_CASES, LayerCase
+from tfrz.zoo import registry
+
+
+def _mask_of(case: LayerCase) -> str | None:
+    """The argument by which a layer is told what to leave out, if it has one."""
+    known = inspect.signature(registry.resolve(case.layer).call).parameters
+    return next((name for name in ("mask", "valid", "missing") if name in known), None)
+
 
 cases = pytest.mark.parametrize("case", LAYER_CASES, ids=lambda c: f"{c.layer}-{c.name}")
 
@@ -135,3 +145,40 @@ def test_rows_of_a_batch_do_not_touch_each_other(case):
     for row in range(4):
         alone = np.asarray(layer(*[tf.constant(x[row : row + 1]) for x in inputs]))
         np.testing.assert_allclose(alone[0], together[row], rtol=1e-5, atol=1e-6)
+
+
+MASKED_CASES = [case for case in LAYER_CASES if _mask_of(case) is not None]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize("case", MASKED_CASES, ids=lambda c: f"{c.layer}-{c.name}")
+def test_masked_values_never_reach_an_output_or_a_gradient(case, value):
+    layer, inputs, name = _built(case), case.batch(4, dtype="float32"), _mask_of(case)
+    if name == "missing":
+        real, inputs = inputs[1] == 0, inputs[:1]
+        given = {name: tf.constant(~real)}
+    else:
+        # Padding on the left, on the right, in the middle and everywhere.
+        real = np.ones(inputs[0].shape[:2], bool)
+        real[0, :2] = real[1, -2:] = real[2, 2] = real[3] = False
+        given = {name: tf.constant(real)}
+    poisoned = [x.copy() for x in inputs]
+    for x in poisoned:
+        if x.shape[: real.ndim] == real.shape and x.ndim > real.ndim:
+            x[~real] = value
+    found = []
+    for values in (inputs, poisoned):
+        tensors = [tf.constant(x) for x in values]
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            output = layer(*tensors, **given)
+            loss = tf.reduce_sum(tf.square(output))
+        gradients = tape.gradient(
+            loss,
+            [*layer.trainable_variables, *tensors],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        found.append([np.asarray(tf.convert_to_tensor(v)) for v in (output, *gradients)])
+    for clean, other in zip(*found, strict=True):
+        assert np.isfinite(clean).all()
+        np.testing.assert_array_equal(other, clean)

@@ -208,7 +208,7 @@ class SelfAttentiveEncoder(Encoder):
 
     def call(self, z: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
         """Encodes every step with all steps before it."""
-        z = tf.cast(z, self.compute_dtype)
+        z = zero_padding(tf.cast(z, self.compute_dtype), mask)
         x = tf.tensordot(z, tf.convert_to_tensor(self.W_in), 1)
         x += tf.convert_to_tensor(self.positions)[: tf.shape(z)[1]]
         for attention, block in zip(self.attentions, self.blocks, strict=True):

@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfrz.config import require
 from tfrz.layers.initializers import independent
+from tfrz.layers.low_rank import Factors, FullMatrix, as_float64, full_matrix
 
 GATES = ("softmax", "sigmoid", "constant")
 
@@ -177,6 +179,11 @@ class Cross(_CrossBase):
         return self._cross(x0, transformed, x)
 
 
+@full_matrix.register
+def _(layer: Cross) -> FullMatrix:
+    return FullMatrix("cross", layer.W, layer.b)
+
+
 @keras.saving.register_keras_serializable(package="tfrz")
 class LowRankCross(_CrossBase):
     """Low-rank cross layer.
@@ -237,6 +244,16 @@ class LowRankCross(_CrossBase):
         )
         self._add_bias(dim)
         self.built = True
+
+    @property
+    def factors(self) -> Factors:
+        """Float64 factors of the matrix in `x W^T`, as `LowRankDense` has them: V, then U."""
+        return as_float64(self.V), as_float64(self.U)
+
+    def assign_factors(self, left: np.ndarray, right: np.ndarray) -> None:
+        """Sets V and U, in the order of `factors`."""
+        self.V.assign(left)
+        self.U.assign(right)
 
     def squared_norm(self) -> tf.Tensor:
         """`||U V^T||_F^2 = trace((U^T U)(V^T V))`, without forming `U V^T`."""

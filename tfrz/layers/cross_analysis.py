@@ -13,10 +13,7 @@ import tensorflow as tf
 
 from tfrz.config import require
 from tfrz.layers.cross import Cross, LowRankCross, MixtureOfLowRankCross
-
-
-def _array(weight: Any) -> np.ndarray:
-    return np.asarray(tf.cast(tf.convert_to_tensor(weight), tf.float64))
+from tfrz.layers.low_rank import as_float64, spectral_factors
 
 
 def _mean_slope(layer: MixtureOfLowRankCross) -> float:
@@ -34,7 +31,7 @@ def _usual_gates(layer: MixtureOfLowRankCross) -> np.ndarray:
 
 def _factors(layer: Any, gates: Sequence[float] | None) -> tuple[np.ndarray, np.ndarray]:
     """`U` and `V` of the layer's matrix `U V^T`, a mixture's gates and inner maps within `U`."""
-    U, V = _array(layer.U), _array(layer.V)
+    U, V = as_float64(layer.U), as_float64(layer.V)
     if isinstance(layer, LowRankCross):
         return U, V
     experts, rank = layer.num_experts, layer.rank
@@ -43,7 +40,7 @@ def _factors(layer: Any, gates: Sequence[float] | None) -> tuple[np.ndarray, np.
     slope = _mean_slope(layer)
     split = U.reshape(-1, experts, rank)
     if layer.use_inner_map:
-        split = np.einsum("dks,ksr->dkr", split, _array(layer.C)) * slope
+        split = np.einsum("dks,ksr->dkr", split, as_float64(layer.C)) * slope
     return (split * weights[:, None] * slope).reshape(U.shape), V
 
 
@@ -65,7 +62,7 @@ def cross_matrix(layer: Any, gates: Sequence[float] | None = None) -> np.ndarray
       ConfigError: `gates` has another length.
     """
     if isinstance(layer, Cross):
-        return _array(layer.W)
+        return as_float64(layer.W)
     U, V = _factors(layer, gates)
     return U @ V.T
 
@@ -101,7 +98,7 @@ def interaction_norms(
       DCN V2 (arXiv 2008.13535), section 7.6, equation 7.
     """
     full = isinstance(layer, Cross)
-    factors = (_array(layer.W),) if full else _factors(layer, gates)
+    factors = (as_float64(layer.W),) if full else _factors(layer, gates)
     dim = len(factors[0])
     require(
         sum(field_widths) == dim and all(w > 0 for w in field_widths),
@@ -161,7 +158,7 @@ def singular_values(layer: Any, gates: Sequence[float] | None = None) -> np.ndar
     the matrix. `gates` as for `cross_matrix`.
     """
     if isinstance(layer, Cross):
-        return np.asarray(np.linalg.svd(_array(layer.W), compute_uv=False))
+        return np.asarray(np.linalg.svd(as_float64(layer.W), compute_uv=False))
     (_, left), (_, right) = (np.linalg.qr(factor) for factor in _factors(layer, gates))
     return np.asarray(np.linalg.svd(left @ right.T, compute_uv=False))
 
@@ -227,17 +224,14 @@ def to_low_rank(layer: Cross, rank: int) -> LowRankConversion:
       >>> round(to_low_rank(full, rank=1).relative_error, 6)
       0.0
     """
-    W = _array(layer.W)
-    require(1 <= rank <= len(W), "rank", f"must be 1 to {len(W)}, the layer's dim")
-    left, values, right = np.linalg.svd(W)
-    root = np.sqrt(values[:rank])
+    W = as_float64(layer.W)
+    U, V = spectral_factors(W, rank)
     config = {**layer.get_config(), "name": f"{layer.name}_rank_{rank}"}
     converted = LowRankCross(rank, **config)
     converted.build((None, len(W)))
-    converted.U.assign(left[:, :rank] * root)
-    converted.V.assign(right[:rank].T * root)
+    converted.assign_factors(V, U)
     if layer.use_bias:
         converted.b.assign(tf.convert_to_tensor(layer.b))
-    error = float(np.sqrt(np.sum(np.square(values[rank:]))))
-    norm = float(np.sqrt(np.sum(np.square(values))))
+    squares = np.square(singular_values(layer))
+    error, norm = float(np.sqrt(squares[rank:].sum())), float(np.sqrt(squares.sum()))
     return LowRankConversion(converted, error, error / norm if norm else 0.0)

@@ -1,7 +1,8 @@
 """Several vectors for one user: attention with learned queries, and scores by the best of them.
 
 Inputs are vectors of a user's events, `[batch, time, dim]`, with a boolean mask, True for real
-events. Padding never changes a result; a history without any event gives zeros.
+events. Padding, whatever it holds, changes no output or gradient; a history without any event has
+zeros for an output.
 """
 
 from __future__ import annotations
@@ -140,6 +141,7 @@ class MultiInterestAttention(keras.layers.Layer):
 
     def attend(self, queries: tf.Tensor, y: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
         """`softmax(c queries yᵀ) y` of any queries, `[batch, queries, dim]`."""
+        y = zero_padding(y, mask)
         scores = tf.cast(self.c, y.dtype) * tf.matmul(queries, y, transpose_b=True)
         return _attended(scores, y, None if mask is None else mask[:, None, :])
 
@@ -233,7 +235,7 @@ class ShallowInterestEncoder(_InterestEncoder):
 
     def contextualized(self, x: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
         """y, `[batch, time, dim]`."""
-        x = tf.cast(x, self.compute_dtype)
+        x = zero_padding(tf.cast(x, self.compute_dtype), mask)
         return self.interests.attend(x, x, mask)
 
     def call(self, x: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
@@ -360,7 +362,7 @@ class DeepInterestEncoder(_InterestEncoder):
         self, x: tf.Tensor, mask: tf.Tensor | None = None, training: bool = False
     ) -> tf.Tensor:
         """The events' vectors after the residual layers, `[batch, time, units]`."""
-        x = tf.cast(x, self.compute_dtype)
+        x = zero_padding(tf.cast(x, self.compute_dtype), mask)
         x = tf.tensordot(x, tf.convert_to_tensor(self.W), 1) + self.b
         if self.positions:
             x += sinusoids_from_end(tf.shape(x)[1], self.units, x.dtype)

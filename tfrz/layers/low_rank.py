@@ -1,8 +1,10 @@
-"""A dense layer whose matrix is a product of two thin ones."""
+"""A dense layer whose matrix is a product of two thin ones, and the full matrix it replaces."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import functools
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -11,8 +13,10 @@ import tensorflow as tf
 from tfrz.config import require
 from tfrz.layers.temporal import last_dim
 
+Factors = tuple[np.ndarray, np.ndarray]
 
-def spectral_factors(W: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+
+def spectral_factors(W: np.ndarray, rank: int) -> Factors:
     """Balanced factors of the matrix of that rank nearest to `W` in the Frobenius norm.
 
     Formula: `W = P S R^T`, `U = P_r S_r^(1/2)`, `V = R_r S_r^(1/2)`, so that
@@ -43,6 +47,76 @@ def spectral_factors(W: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     left, values, right = np.linalg.svd(W, full_matrices=False)
     root = np.sqrt(values[:rank])
     return left[:, :rank] * root, right[:rank].T * root
+
+
+def as_float64(weight: Any) -> np.ndarray:
+    """The values of a variable in float64."""
+    return np.asarray(tf.cast(tf.convert_to_tensor(weight), tf.float64))
+
+
+def as_rows(tensor: tf.Tensor) -> np.ndarray:
+    """The values of `[..., dim]` as float64 rows `[rows, dim]`."""
+    values = np.asarray(tf.cast(tensor, tf.float32), np.float64)
+    return values.reshape(-1, values.shape[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class FullMatrix:
+    """The matrix of a built layer, which two thin ones can replace.
+
+    Attributes:
+      kind: `dense`, or `cross` for the transposed matrix of a cross layer.
+      weight: the variable, `[dim, units]`; a cross layer's is square.
+      bias: the variable `[units]`, None if there is none.
+      is_relu: whether a ReLU follows.
+    """
+
+    kind: Literal["dense", "cross"]
+    weight: tf.Variable
+    bias: tf.Variable | None
+    is_relu: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(dim, units)`."""
+        dim, units = self.weight.shape
+        return int(dim), int(units)
+
+    @property
+    def values(self) -> np.ndarray:
+        """W, float64 `[dim, units]`: the layer computes `x W`."""
+        values = as_float64(self.weight)
+        return values.T if self.kind == "cross" else values
+
+    def unit_weights(self, read: tuple[tf.Tensor, ...], output: tf.Tensor) -> np.ndarray:
+        """What an error of each unit counts: `x0^2` in a cross layer, else 0 where a ReLU is 0.
+
+        Args:
+          read: the arguments of a call of the layer.
+          output: of that call.
+
+        Returns:
+          float64 `[rows, units]`.
+        """
+        if self.kind == "cross":
+            return np.square(as_rows(read[0]))
+        values = as_rows(output)
+        return (values > 0).astype(np.float64) if self.is_relu else np.ones_like(values)
+
+
+@functools.singledispatch
+def full_matrix(layer: keras.layers.Layer) -> FullMatrix | None:
+    """The full matrix of a built layer; None if it has none that can be replaced.
+
+    A class of layers joins in by `full_matrix.register`.
+    """
+    return None
+
+
+@full_matrix.register
+def _(layer: keras.layers.Dense) -> FullMatrix:
+    bias = layer.bias if layer.use_bias else None
+    return FullMatrix("dense", layer.kernel, bias, layer.activation is keras.activations.relu)
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
@@ -139,6 +213,16 @@ class LowRankDense(keras.layers.Layer):
                 name="b", shape=(self.units,), initializer=self.bias_initializer
             )
         self.built = True
+
+    @property
+    def factors(self) -> Factors:
+        """U `[dim, rank]` and V `[units, rank]`, float64, of the matrix `U V^T`."""
+        return as_float64(self.U), as_float64(self.V)
+
+    def assign_factors(self, U: np.ndarray, V: np.ndarray) -> None:
+        """Sets U `[dim, rank]` and V `[units, rank]`."""
+        self.U.assign(U)
+        self.V.assign(V)
 
     def squared_norm(self) -> tf.Tensor:
         """`||U V^T||_F^2 = trace((U^T U)(V^T V))`, without forming `U V^T`."""

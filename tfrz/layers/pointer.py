@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfrz.config import require
 from tfrz.layers.initializers import independent
-from tfrz.layers.temporal import last_dim, policy_of
+from tfrz.layers.temporal import last_dim, policy_of, zero_padding
 
 METHODS = ("greedy", "sample", "forced")
 # Not -inf: 0 times it is NaN in a loss. Scores are float32 or float64.
@@ -216,10 +216,7 @@ class ListEncoder(keras.layers.Layer):
         self, x: tf.Tensor, valid: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """E `[batch, list, units]`, and the state after the last valid row, h and c."""
-        x = tf.cast(x, self.compute_dtype)
-        if valid is not None:
-            # Not a number in padding would stay one when multiplied by zero.
-            x = tf.where(valid[..., None], x, tf.zeros_like(x))
+        x = zero_padding(tf.cast(x, self.compute_dtype), valid)
         encoded, hidden, carry = self._rnn(x, mask=valid)
         return encoded, hidden, carry
 
@@ -585,9 +582,8 @@ class PointerDecoder(keras.layers.Layer):
 
     def _stepper(self, x: tf.Tensor, encoded: tf.Tensor, valid: tf.Tensor) -> ScoreStep:
         """The decoder as `roll` and `beam_search` take it."""
-        x, keys = tf.cast(x, self.compute_dtype), self.attention.keys(encoded)
-        # Not a number in padding would stay one when multiplied by zero, in gradients too.
-        x = tf.where(valid[..., None], x, tf.zeros_like(x))
+        x = zero_padding(tf.cast(x, self.compute_dtype), valid)
+        keys = self.attention.keys(zero_padding(encoded, valid))
         go = tf.cast(tf.convert_to_tensor(self.go), x.dtype)
 
         def score(state: Any, last: tf.Tensor) -> tuple[Any, tf.Tensor]:

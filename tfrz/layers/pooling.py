@@ -20,5 +20,7 @@ def mean_of_real(vectors: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
       >>> print(mean_of_real(vectors, tf.constant([[7, 8, 0]])).numpy())
       [[3.]]
     """
-    real = tf.cast(tf.not_equal(ids, 0), vectors.dtype)[:, :, None]
-    return tf.math.divide_no_nan(tf.reduce_sum(vectors * real, axis=1), tf.reduce_sum(real, axis=1))
+    real = tf.not_equal(ids, 0)[:, :, None]
+    # Not a product with 0 and 1: NaN times 0 is NaN.
+    sums = tf.reduce_sum(tf.where(real, vectors, tf.zeros_like(vectors)), axis=1)
+    return tf.math.divide_no_nan(sums, tf.reduce_sum(tf.cast(real, vectors.dtype), axis=1))

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfrz.config import require
 from tfrz.layers.initializers import independent
-from tfrz.layers.temporal import last_dim
+from tfrz.layers.temporal import last_dim, zero_padding
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
@@ -209,12 +209,13 @@ class ChaosFreeRNN(keras.layers.Layer):
         if isinstance(mask, list | tuple):
             mask = mask[0]
         wide = self.cell.compute_dtype
-        added = self.cell.of_inputs(tf.cast(inputs, wide))
+        mask = None if mask is None else tf.cast(mask, tf.bool)
+        added = self.cell.of_inputs(zero_padding(tf.cast(inputs, wide), mask))
         rows, steps = tf.shape(added)[0], tf.shape(added)[1]
         first = tf.zeros([rows, self.units], wide)
         if initial_state is not None:
             first = tf.cast(initial_state, wide)
-        real = tf.ones([rows, steps], tf.bool) if mask is None else tf.cast(mask, tf.bool)
+        real = tf.ones([rows, steps], tf.bool) if mask is None else mask
         if inputs.shape[1] is not None:
             states = [first]
             for t in range(inputs.shape[1]):

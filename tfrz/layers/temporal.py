@@ -1,8 +1,9 @@
 """Encoders of tiny, short and long temporal range, and their gated mixture: the layers of M3.
 
-All are causal: the output of a step depends on that step and those before it. A boolean mask,
-True for real events, may come along for padding on either side; padded steps change no other
-step and come out as zeros. With padding on the right no mask is needed for real steps to be right.
+All are causal: the output of a step depends on that step and those before it. They take a boolean
+mask, True for real events, for padding on either side. Padded steps, whatever they hold (NaN
+included), change no output or gradient, and their own outputs are zeros. Padding on the right needs
+no mask for the outputs of real steps to be right.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ def policy_of(layer: keras.layers.Layer) -> Any:
 
 
 def zero_padding(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    """`values` `[batch, time, dim]` with zeros where `mask` `[batch, time]` is False."""
+    """`values` `[batch, time, dim]` with zeros where `mask` `[batch, time]` is False.
+
+    Layers call it before their first product: NaN times zero is NaN, in gradients too.
+    """
     if mask is None:
         return values
     return tf.where(mask[..., None], values, tf.zeros_like(values))
@@ -131,7 +135,7 @@ class TinyRangeEncoder(Encoder):
 
     def call(self, z: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
         """Encodes every step by itself."""
-        z = tf.cast(z, self.compute_dtype)
+        z = zero_padding(tf.cast(z, self.compute_dtype), mask)
         if self.units is not None:
             z = tf.tensordot(z, tf.convert_to_tensor(self.W_T), 1) + self.b_T
         return zero_padding(z, mask)
@@ -338,7 +342,7 @@ class LongRangeEncoder(Encoder):
 
     def attention(self, z: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
         """The weights `a`, `[batch, time, time]`; rows of padded steps are zeros."""
-        z = tf.cast(z, self.compute_dtype)
+        z = zero_padding(tf.cast(z, self.compute_dtype), mask)
         queries = z if self.W_Q is None else tf.tensordot(z, tf.convert_to_tensor(self.W_Q), 1)
         keys = z if self.W_K is None else tf.tensordot(z, tf.convert_to_tensor(self.W_K), 1)
         # The softmax of a long history needs float32 whatever the compute dtype is.
@@ -357,7 +361,7 @@ class LongRangeEncoder(Encoder):
 
     def call(self, z: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
         """Encodes every step with all steps before it."""
-        z = tf.cast(z, self.compute_dtype)
+        z = zero_padding(tf.cast(z, self.compute_dtype), mask)
         values = z if self.W_V is None else tf.tensordot(z, tf.convert_to_tensor(self.W_V), 1)
         return tf.matmul(self.attention(z, mask), values)
 
@@ -538,9 +542,11 @@ class MultiTemporalRangeMixture(keras.layers.Layer):
             self.contextual_gate.build((None, None, width))
         self.built = True
 
-    def gates(self, z: tf.Tensor, u: tf.Tensor | None = None) -> tf.Tensor:
+    def gates(
+        self, z: tf.Tensor, u: tf.Tensor | None = None, mask: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """The weights of the encoders, `[batch, time, len(ranges)]`."""
-        return self.contextual_gate(z if u is None else u)
+        return self.contextual_gate(zero_padding(z if u is None else u, mask))
 
     def encodings(self, z: tf.Tensor, mask: tf.Tensor | None = None) -> list[tf.Tensor]:
         """The output of each encoder, `[batch, time, units]`."""
@@ -553,7 +559,7 @@ class MultiTemporalRangeMixture(keras.layers.Layer):
         # Keras hands one mask for each argument where several tensors are called with.
         if isinstance(mask, list | tuple):
             mask = mask[0]
-        gates = self.gates(z, u)
+        gates = self.gates(z, u, mask)
         parts = self.encodings(z, mask)
         return tf.add_n([gates[..., k : k + 1] * part for k, part in enumerate(parts)])
 

@@ -4,7 +4,8 @@ A teacher is known by its logits, which never get a gradient. Its softened class
 distribution that keeps only a part of what they say (`soft_targets`), are the targets of
 `distillation_loss`; one logit of a click needs neither (`binary_distillation_loss`). The weight
 lambda is that of the teacher's term: with 0 there is no teacher. Half of the literature uses the
-letter for the other term.
+letter for the other term. All functions raise `InputError` for shapes other than those that they
+document.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tensorflow as tf
 
 from tfrz.config import require
 from tfrz.layers.pointer import wide
+from tfrz.shapes import require_fit, require_shape
 
 Kind = Literal["full", "label_smoothing", "partial", "similarity", "partial_similarity", "topk"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -148,6 +150,7 @@ def soft_targets(
     _checked_temperature(temperature)
     logits = tf.stop_gradient(wide(tf.convert_to_tensor(teacher_logits)))
     classes = _num_classes(logits, "teacher_logits")
+    require_shape(logits.shape[:-1], labels=labels)
     if kind == "label_smoothing":
         return tf.ones_like(logits) / classes
     if kind == "similarity":
@@ -213,6 +216,8 @@ def distillation_loss(
     """
     factor = _scale(weight, temperature, scale)
     logits = wide(tf.convert_to_tensor(student_logits))
+    require_shape(logits.shape[:-1], labels=labels)
+    require_shape(logits.shape, targets=targets)
     hard = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     if weight == 0:  # Not multiplied by 0: a teacher without a number changes nothing either.
         return hard
@@ -261,6 +266,7 @@ def binary_distillation_loss(
     """
     factor = _scale(weight, temperature, scale)
     logits = wide(tf.convert_to_tensor(student_logits))
+    require_shape(logits.shape, labels=labels, teacher_logits=teacher_logits)
     hard = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(labels, logits.dtype), logits)
     if weight == 0:
         return hard
@@ -318,6 +324,8 @@ def rescaling_factor(
     """
     factor = _scale(weight, temperature, scale)
     logits = tf.stop_gradient(wide(tf.convert_to_tensor(student_logits)))
+    require_shape(logits.shape[:-1], labels=labels)
+    require_shape(logits.shape, targets=targets)
     rho = tf.stop_gradient(tf.cast(targets, logits.dtype))
     own = _own(labels, _num_classes(logits, "student_logits"))
     missed = _log_missed(logits, own)
@@ -363,6 +371,7 @@ def binary_rescaling_factor(
     """
     _scale(weight, temperature, scale)
     logits = wide(tf.convert_to_tensor(student_logits))
+    require_shape(logits.shape, labels=labels, teacher_logits=teacher_logits)
     taught = tf.cast(teacher_logits, logits.dtype)
     clicked = tf.cast(tf.cast(labels, logits.dtype) > 0.5, tf.int32)
     pair = tf.stack([tf.zeros_like(logits), logits], axis=-1)
@@ -408,6 +417,8 @@ def split_divergence(
       Specification c7; Zhao et al., "Decoupled Knowledge Distillation" (2022).
     """
     logits = wide(tf.convert_to_tensor(student_logits))
+    require_shape(logits.shape[:-1], labels=labels)
+    require_shape(logits.shape, targets=targets)
     rho = tf.stop_gradient(tf.cast(targets, logits.dtype))
     own = _own(labels, _num_classes(logits, "student_logits"))
     logs, nothing = tf.nn.log_softmax(logits), tf.zeros_like(logits)
@@ -484,6 +495,7 @@ def discrepancy_weights(
     require(num_items >= 1, "num_items", "must be at least 1")
     require(0 < sharpness < math.inf, "sharpness", f"must be above 0, not {sharpness}")
     scores, others = wide(candidate_scores), wide(sampled_scores)
+    require_shape([*scores.shape[:-1], None], sampled_scores=others)
     above = tf.cast(others[..., None, :] > scores[..., :, None], tf.int64)
     drawn = tf.shape(others, tf.int64)[-1]
     # In whole numbers, so that floor never falls short of a whole rank.
@@ -519,6 +531,10 @@ def ranking_distillation_loss(
       Tang and Wang, "Ranking Distillation" (KDD 2018), as its public code has it.
     """
     scores = wide(candidate_scores)
+    require_fit(scores.shape, weights=weights)
+    if mask is not None:
+        require_shape(scores.shape, mask=mask)
+        scores = tf.where(mask, scores, tf.zeros_like(scores))
     weighted = tf.stop_gradient(tf.cast(weights, scores.dtype)) * tf.nn.softplus(-scores)
     if mask is not None:
         weighted = tf.where(mask, weighted, tf.zeros_like(weighted))
@@ -555,11 +571,13 @@ def relaxed_ranking_loss(
     """
     first = wide(tf.convert_to_tensor(interesting))
     far = tf.constant(_FAR, first.dtype)
+    require_shape(first.shape, mask=mask)
     if mask is not None:
         first = tf.where(mask, first, far)
     together = first
     if uninteresting is not None and uninteresting.shape[-1] != 0:
         last = tf.cast(uninteresting, first.dtype)
+        require_shape(last.shape, uninteresting_mask=uninteresting_mask)
         if uninteresting_mask is not None:
             last = tf.where(uninteresting_mask, last, far)
         together = tf.concat([first, tf.reduce_logsumexp(last, -1, keepdims=True)], axis=-1)

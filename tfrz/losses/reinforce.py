@@ -1,4 +1,7 @@
-"""REINFORCE from logs of other policies: returns, importance weights, the top-K multiplier."""
+"""REINFORCE from logs of other policies: returns, importance weights, the top-K multiplier.
+
+All functions raise `InputError` for shapes other than those that they document.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from tfrz.config import require
+from tfrz.shapes import require_fit, require_shape, shape_of
 
 # Of the paper: e^3.
 DEFAULT_CAP = math.exp(3.0)
@@ -37,6 +41,8 @@ def discounted_returns(
       Chen et al. (arXiv 1812.02353), equation 2.
     """
     require(0 <= gamma <= 1, "gamma", "must be 0 to 1")
+    require_shape([None, None], rewards=rewards)
+    require_shape(shape_of(rewards), mask=mask)
     if mask is not None:
         rewards = tf.where(mask, rewards, tf.zeros_like(rewards))
     backwards = tf.transpose(tf.reverse(rewards, [1]))
@@ -97,6 +103,7 @@ def importance_weights(
       Chen et al. (arXiv 1812.02353), equations 4 and 9.
     """
     require(cap is None or cap > 0, "cap", "must be above 0, or None")
+    require_shape(shape_of(log_pi), log_beta=log_beta)
     ratio = tf.exp(tf.stop_gradient(log_pi - log_beta))
     return ratio if cap is None else tf.minimum(ratio, tf.constant(cap, ratio.dtype))
 
@@ -118,11 +125,13 @@ def normalized_weights(weights: tf.Tensor, mask: tf.Tensor | None = None) -> tf.
       [0.125 0.5   0.025 0.35 ]
     """
     if mask is not None:
+        require_shape(shape_of(weights), mask=mask)
         weights = tf.where(mask, weights, tf.zeros_like(weights))
     return tf.math.divide_no_nan(weights, tf.reduce_sum(weights))
 
 
 def _corrected(negative_logits: tf.Tensor, log_expected: Any, hits: tf.Tensor | None) -> tf.Tensor:
+    require_fit(shape_of(negative_logits), log_expected=log_expected, hits=hits)
     corrected = negative_logits - tf.cast(log_expected, negative_logits.dtype)
     if hits is None:
         return corrected
@@ -158,6 +167,7 @@ def sampled_log_prob(
     Reference:
       Specification 3.5, the probability form.
     """
+    require_shape(shape_of(negative_logits)[:-1], positive_logit=positive_logit)
     others = _corrected(negative_logits, log_expected, hits)
     together = tf.concat([positive_logit[..., None], others], axis=-1)
     return positive_logit - tf.reduce_logsumexp(together, axis=-1)
@@ -188,6 +198,8 @@ def sampled_policy_loss(
     Reference:
       Specification 3.5, the loss form.
     """
+    require_shape(shape_of(negative_logits)[:-1], positive_logit=positive_logit)
+    require_fit(shape_of(positive_logit), log_expected_positive=log_expected_positive)
     positive = positive_logit - tf.cast(log_expected_positive, positive_logit.dtype)
     others = _corrected(negative_logits, log_expected, hits)
     together = tf.concat([positive[..., None], others], axis=-1)
@@ -259,6 +271,7 @@ class TopKOffPolicyReinforce:
           returns: R, `[batch, time]`.
           mask: boolean `[batch, time]`, True for steps that count; all if left out.
         """
+        require_shape(shape_of(log_pi), log_beta=log_beta, returns=returns, mask=mask)
         log_pi, returns = tf.stop_gradient(log_pi), tf.stop_gradient(returns)
         log_beta = tf.stop_gradient(log_beta)
         cap = None if self.cap_after else self.cap
@@ -303,6 +316,7 @@ class TopKOffPolicyReinforce:
           losses: what the coefficients multiply, `-log pi` if left out; the loss form of a sampled
             softmax goes here.
         """
+        require_shape(shape_of(log_pi), losses=losses)
         coefficients = self.coefficients(log_pi, log_beta, returns, mask)
         losses = -log_pi if losses is None else losses
         # Where nothing is weighed, whatever stands there (a padded step's -inf) is not looked at.
@@ -331,4 +345,5 @@ def behavior_loss(log_beta: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tens
     Reference:
       Chen et al. (arXiv 1812.02353), section 4.2.
     """
+    require_shape(shape_of(log_beta), mask=mask)
     return -log_beta if mask is None else tf.where(mask, -log_beta, tf.zeros_like(log_beta))

@@ -1,6 +1,7 @@
 """Softmax over items, whole or sampled: the losses of next-item prediction.
 
-Items have ids 1..V by falling frequency; id 0 is padding and never a candidate.
+Items have ids 1..V by falling frequency; id 0 is padding and never a candidate. All functions
+raise `InputError` for shapes other than those that they document.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfrz.config import require
+from tfrz.shapes import require_fit, require_shape, shape_of
 
 DISTRIBUTIONS = ("uniform", "log_uniform")
 CORRECTIONS = ("log_q", "partition")
@@ -41,6 +43,9 @@ def softmax_loss(
     Reference:
       M3 (arXiv 1902.08588), the training objective as recalled.
     """
+    require_shape([None, None], items=items)
+    require_shape(shape_of(items)[:1], bias=bias)
+    require_shape(shape_of(hidden)[:-1], targets=targets)
     wide = hidden.dtype if hidden.dtype == tf.float64 else tf.float32
     logits = tf.cast(tf.tensordot(hidden, items, [[-1], [1]]), wide) + tf.cast(bias, wide)
     count = tf.shape(items, out_type=targets.dtype)[0]
@@ -74,6 +79,10 @@ def sampled_softmax_loss(
     Reference:
       M3 specification, 3.6; logQ correction as in Bengio and Senecal (2008).
     """
+    drawn = shape_of(negative_logits)
+    require_shape(drawn[:-1], target_logits=target_logits)
+    require_fit(drawn[:-1], target_correction=target_correction)
+    require_fit(drawn, hits=hits, negative_correction=negative_correction)
     wide = target_logits.dtype if target_logits.dtype == tf.float64 else tf.float32
     target = tf.cast(target_logits, wide) - tf.cast(target_correction, wide)
     negative = tf.cast(negative_logits, wide) - tf.cast(negative_correction, wide)
@@ -151,6 +160,10 @@ def candidate_logits(
       [[ 2.e+00 -1.e+09]
        [-1.e+09  3.e+00]]
     """
+    require_shape([None, None], scores=scores)
+    require_shape(shape_of(scores)[:1], targets=targets)
+    require_shape(shape_of(scores)[1:], candidates=candidates, allowed=allowed)
+    require_fit(shape_of(scores)[1:], log_q=log_q)
     wide = scores.dtype if scores.dtype == tf.float64 else tf.float32
     logits = tf.cast(scores, wide) - tf.cast(log_q, wide)
     rows, columns = tf.shape(logits)[0], tf.shape(logits)[1]
@@ -178,6 +191,7 @@ def log_expected_counts(
     Returns:
       `[V]`, float32.
     """
+    require_shape([None], counts=counts)
     counts = tf.cast(counts, tf.float32)
     p = counts / tf.maximum(tf.reduce_sum(counts), 1.0)
     uniform = num_uniform / tf.cast(tf.shape(counts)[0], tf.float32)

@@ -1,4 +1,4 @@
-"""Metrics of binary predictions: AUC, log loss, normalised entropy and calibration."""
+"""Metrics of one output an example: AUC, log loss, normalised entropy, calibration, error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrz.metrics.directions import better
+from tfrz.shapes import require_shape
 
+
+def _pair(labels: Any, outputs: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and outputs as float64, one output for each label."""
+    labels, outputs = np.asarray(labels, np.float64), np.asarray(outputs, np.float64)
+    require_shape(labels.shape, outputs=outputs)
+    return labels, outputs
+
+
+@better("min", "log_loss")
 def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
     """Mean binary cross-entropy: mean of log(1 + e^z) - y z, in nats.
 
@@ -19,16 +30,20 @@ def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
     Returns:
       The mean; NaN for no rows.
 
+    Raises:
+      InputError: the two shapes differ.
+
     Example:
       >>> round(log_loss(np.array([1.0, 0.0]), np.array([0.0, 0.0])), 6)
       0.693147
     """
-    labels, logits = np.asarray(labels, np.float64), np.asarray(logits, np.float64)
+    labels, logits = _pair(labels, logits)
     if labels.size == 0:
         return float("nan")
     return float(np.mean(np.logaddexp(0.0, logits) - labels * logits))
 
 
+@better("min", "normalized_entropy")
 def normalized_entropy(labels: np.ndarray, logits: np.ndarray) -> float:
     """Log loss over that of predicting the mean label; lower is better, 1 is no use.
 
@@ -41,6 +56,9 @@ def normalized_entropy(labels: np.ndarray, logits: np.ndarray) -> float:
     Returns:
       The ratio; NaN unless both labels occur.
 
+    Raises:
+      InputError: the two shapes differ.
+
     Example:
       >>> normalized_entropy(np.array([1.0, 0.0]), np.array([0.0, 0.0]))
       1.0
@@ -48,7 +66,7 @@ def normalized_entropy(labels: np.ndarray, logits: np.ndarray) -> float:
     Reference:
       DV365 (arXiv 2506.00450), specification 3.9.
     """
-    labels = np.asarray(labels, np.float64)
+    labels, logits = _pair(labels, logits)
     mean = labels.mean() if labels.size else 0.0
     if not 0 < mean < 1:
         return float("nan")
@@ -56,6 +74,7 @@ def normalized_entropy(labels: np.ndarray, logits: np.ndarray) -> float:
     return float(log_loss(labels, logits) / entropy)
 
 
+@better("max", "auc")
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
     """Area under the ROC curve: P(s+ > s-) + P(s+ = s-) / 2, exactly, by ranks.
 
@@ -66,11 +85,15 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
     Returns:
       The area; NaN unless both labels occur.
 
+    Raises:
+      InputError: the two shapes differ.
+
     Example:
       >>> auc(np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8]))
       0.75
     """
-    labels, scores = np.asarray(labels) > 0.5, np.asarray(scores, np.float64)
+    labels, scores = _pair(labels, scores)
+    labels = labels > 0.5
     positives, negatives = int(labels.sum()), int((~labels).sum())
     if not positives or not negatives:
         return float("nan")
@@ -81,6 +104,7 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
     return (rank_sum - positives * (positives + 1) / 2.0) / (positives * negatives)
 
 
+@better(1.0, "calibration")
 def calibration(labels: np.ndarray, logits: np.ndarray) -> float:
     """Mean predicted probability over mean label; 1 is calibrated in the large.
 
@@ -91,15 +115,40 @@ def calibration(labels: np.ndarray, logits: np.ndarray) -> float:
     Returns:
       The ratio; NaN if no label is 1.
 
+    Raises:
+      InputError: the two shapes differ.
+
     Example:
       >>> calibration(np.array([1.0, 0.0]), np.array([0.0, 0.0]))
       1.0
     """
-    labels, logits = np.asarray(labels, np.float64), np.asarray(logits, np.float64)
+    labels, logits = _pair(labels, logits)
     if labels.sum() == 0:
         return float("nan")
     probabilities = np.exp(-np.logaddexp(0.0, -logits))
     return float(probabilities.sum() / labels.sum())
+
+
+@better("min", "mse")
+def mean_squared_error(labels: np.ndarray, outputs: np.ndarray) -> float:
+    """Mean of (y - z)^2.
+
+    Args:
+      labels: y `[batch]`, any numbers.
+      outputs: z `[batch]`.
+
+    Returns:
+      The mean; NaN for no rows.
+
+    Raises:
+      InputError: the two shapes differ.
+
+    Example:
+      >>> mean_squared_error(np.array([1.0, 3.0]), np.array([1.0, 1.0]))
+      2.0
+    """
+    labels, outputs = _pair(labels, outputs)
+    return float(np.mean(np.square(labels - outputs))) if labels.size else float("nan")
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
@@ -128,9 +177,9 @@ class Calibration(keras.metrics.Metric):
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds a batch."""
         labels = tf.reshape(tf.cast(y_true, self.dtype), [-1])
-        predictions = tf.reshape(tf.cast(y_pred, self.dtype), [-1])
+        predictions = tf.reshape(tf.cast(y_pred, self.dtype), tf.shape(labels))
         if sample_weight is not None:
-            weights = tf.reshape(tf.cast(sample_weight, self.dtype), [-1])
+            weights = tf.reshape(tf.cast(sample_weight, self.dtype), tf.shape(labels))
             labels, predictions = labels * weights, predictions * weights
         self.predicted.assign_add(tf.reduce_sum(predictions))
         self.observed.assign_add(tf.reduce_sum(labels))
@@ -175,11 +224,11 @@ class NormalizedEntropy(keras.metrics.Metric):
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds a batch."""
         labels = tf.reshape(tf.cast(y_true, self.dtype), [-1])
-        p = tf.reshape(tf.cast(y_pred, self.dtype), [-1])
+        p = tf.reshape(tf.cast(y_pred, self.dtype), tf.shape(labels))
         p = tf.clip_by_value(p, 1e-7, 1 - 1e-7)
         weights = tf.ones_like(labels)
         if sample_weight is not None:
-            weights = tf.reshape(tf.cast(sample_weight, self.dtype), [-1])
+            weights = tf.reshape(tf.cast(sample_weight, self.dtype), tf.shape(labels))
         losses = -(labels * tf.math.log(p) + (1 - labels) * tf.math.log1p(-p))
         self.loss.assign_add(tf.reduce_sum(weights * losses))
         self.observed.assign_add(tf.reduce_sum(weights * labels))

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from tfrz.metrics.directions import better
+from tfrz.shapes import require_shape
+
+
+def _row(counts: np.ndarray) -> np.ndarray:
+    counts = np.asarray(counts, np.float64)
+    require_shape([None], counts=counts)
+    return counts
+
 
 def exposures(listed: np.ndarray, num_items: int) -> np.ndarray:
     """How often each item is listed.
@@ -20,32 +29,41 @@ def exposures(listed: np.ndarray, num_items: int) -> np.ndarray:
     return np.bincount(flat - 1, minlength=num_items)
 
 
+@better("max", "coverage")
 def coverage(counts: np.ndarray) -> float:
     """Share of the items that are listed at all.
 
     Args:
-      counts: how often each item of the catalogue is listed.
+      counts: how often each item of the catalogue is listed, `[num_items]`.
+
+    Raises:
+      InputError: counts of another shape.
 
     Example:
       >>> coverage(np.array([3, 0, 1, 0]))
       0.5
     """
-    return float(np.mean(np.asarray(counts) > 0)) if len(counts) else float("nan")
+    counts = _row(counts)
+    return float(np.mean(counts > 0)) if len(counts) else float("nan")
 
 
+@better("min", "gini")
 def gini(counts: np.ndarray) -> float:
     """How unevenly the items are listed: 0 if all alike, near 1 if one has all.
 
     Formula: `sum_i (2 i - n - 1) x_i / (n sum_i x_i)` over counts x in rising order, i from 1.
 
     Args:
-      counts: how often each item of the catalogue is listed.
+      counts: how often each item of the catalogue is listed, `[num_items]`.
+
+    Raises:
+      InputError: counts of another shape.
 
     Example:
       >>> gini(np.array([1, 1, 1, 1])), gini(np.array([0, 0, 0, 8]))
       (0.0, 0.75)
     """
-    x = np.sort(np.asarray(counts, np.float64))
+    x = np.sort(_row(counts))
     total, n = x.sum(), len(x)
     if not total:
         return float("nan")

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from tfrz.errors import InputError
+from tfrz.metrics.directions import better
 
 # How far out the two additional rows are, in terms of the farthest real one.
 _REACH = 2.0
@@ -51,6 +52,7 @@ class Estimate:
     count: int
 
 
+@better("max", "ips")
 def inverse_propensity(
     rewards: Any, target: Any, logged: Any, cap: float | None = None
 ) -> Estimate:
@@ -86,6 +88,7 @@ def inverse_propensity(
     return _estimate(weights * rewards, weights)
 
 
+@better("max", "snips")
 def self_normalized(rewards: Any, target: Any, logged: Any, cap: float | None = None) -> Estimate:
     """Self-normalised inverse propensity scoring: never outside of the rewards that were logged.
 
@@ -201,6 +204,7 @@ def doubly_robust(
     return _estimate((policy * expected).sum(axis=1) + weights * residuals, weights)
 
 
+@better("max", "effective_sample_size")
 def effective_sample_size(weights: Any) -> float:
     """How many equal weights would be worth these: `(sum w)^2 / sum w^2`; 0 if all are 0.
 

@@ -1,6 +1,7 @@
 """Metrics of rankings: precision, recall, average precision and NDCG at n.
 
-All are of a full ranking of the items that may be shown, never of a sample of them.
+All are of a full ranking of the items that may be shown, never of a sample of them. An item that
+is listed or relevant more than once counts once.
 """
 
 from __future__ import annotations
@@ -10,11 +11,25 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import tensorflow as tf
 
+from tfrz.config import require
+from tfrz.metrics.directions import better
+from tfrz.shapes import require_shape, shape_of
 
-def _hits(ranking: Sequence[object], relevant: Collection[object], n: int) -> np.ndarray:
-    return np.array([item in relevant for item in ranking[:n]], np.float64)
+
+def _hits(
+    ranking: Sequence[object], relevant: Collection[object], n: int
+) -> tuple[np.ndarray, int]:
+    """Where relevant items are found first among the first n, and how many items are relevant."""
+    require(n >= 1, "n", f"must be at least 1, not {n}")
+    left = set(relevant)
+    count, hits = len(left), np.zeros(len(ranking[:n]))
+    for place, item in enumerate(ranking[:n]):
+        hits[place] = item in left
+        left.discard(item)
+    return hits, count
 
 
+@better("max", "precision")
 def precision_at(ranking: Sequence[object], relevant: Collection[object], n: int) -> float:
     """Share of the first n that is relevant: hits / n.
 
@@ -22,9 +37,10 @@ def precision_at(ranking: Sequence[object], relevant: Collection[object], n: int
       >>> precision_at([7, 3, 9, 1, 5], {3, 5, 8}, 5)
       0.4
     """
-    return float(_hits(ranking, relevant, n).sum() / n)
+    return float(_hits(ranking, relevant, n)[0].sum() / n)
 
 
+@better("max", "recall")
 def recall_at(ranking: Sequence[object], relevant: Collection[object], n: int) -> float:
     """Share of the relevant that is among the first n: hits / |relevant|; NaN if none is.
 
@@ -32,10 +48,11 @@ def recall_at(ranking: Sequence[object], relevant: Collection[object], n: int) -
       >>> round(recall_at([7, 3, 9, 1, 5], {3, 5, 8}, 5), 4)
       0.6667
     """
-    found = _hits(ranking, relevant, n).sum()
-    return float(found / len(relevant)) if relevant else float("nan")
+    hits, count = _hits(ranking, relevant, n)
+    return float(hits.sum() / count) if count else float("nan")
 
 
+@better("max", "map")
 def average_precision_at(ranking: Sequence[object], relevant: Collection[object], n: int) -> float:
     """Mean precision at the places of the hits: sum_k [hit at k] precision@k / min(|relevant|, n).
 
@@ -45,13 +62,14 @@ def average_precision_at(ranking: Sequence[object], relevant: Collection[object]
       >>> round(average_precision_at([7, 3, 9, 1, 5], {3, 5, 8}, 5), 4)
       0.3
     """
-    hits = _hits(ranking, relevant, n)
-    if not relevant:
+    hits, count = _hits(ranking, relevant, n)
+    if not count:
         return float("nan")
     precisions = np.cumsum(hits) / np.arange(1, len(hits) + 1)
-    return float((hits * precisions).sum() / min(len(relevant), n))
+    return float((hits * precisions).sum() / min(count, n))
 
 
+@better("max", "ndcg")
 def ndcg_at(ranking: Sequence[object], relevant: Collection[object], n: int) -> float:
     """Discounted gain over the best possible: sum_k [hit at k] / log2(k + 1), normalised.
 
@@ -59,11 +77,11 @@ def ndcg_at(ranking: Sequence[object], relevant: Collection[object], n: int) -> 
       >>> round(ndcg_at(["a", "b"], {"b"}, 2), 4)
       0.6309
     """
-    if not relevant:
+    hits, count = _hits(ranking, relevant, n)
+    if not count:
         return float("nan")
-    hits = _hits(ranking, relevant, n)
     discounts = 1.0 / np.log2(np.arange(2, n + 2))
-    best = discounts[: min(len(relevant), n)].sum()
+    best = discounts[: min(count, n)].sum()
     return float((hits * discounts[: len(hits)]).sum() / best)
 
 
@@ -115,7 +133,12 @@ def rank_of(scores: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
     Returns:
       int64 `[batch]`: 1 + items that score higher, or as high with a lower id, as `tf.math.top_k`
       breaks ties; 0 where the item may not be shown or is none of the candidates.
+
+    Raises:
+      InputError: scores or ids of another shape.
     """
+    require_shape([None, None], scores=scores)
+    require_shape([shape_of(scores)[0]], ids=ids)
     count = tf.shape(scores, out_type=tf.int64)[1]
     ids = tf.cast(ids, tf.int64)
     known = (ids >= 1) & (ids <= count)

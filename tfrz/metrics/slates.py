@@ -1,11 +1,15 @@
 """Metrics of slates: what was shown, best position first, and how relevant each of it is.
 
-Lists without a relevant candidate have no metric and are left out of means.
+Lists without a relevant candidate have no metric and are left out of means. All functions refuse
+(`InputError`) labels that are not one row.
 """
 
 from __future__ import annotations
 
 import numpy as np
+
+from tfrz.metrics.directions import better
+from tfrz.shapes import require_shape
 
 
 def parse(name: str) -> tuple[str, int | None]:
@@ -19,6 +23,13 @@ def parse(name: str) -> tuple[str, int | None]:
     return kind, int(n) if n else None
 
 
+def _row(labels: np.ndarray) -> np.ndarray:
+    labels = np.asarray(labels, np.float64)
+    require_shape([None], labels=labels)
+    return labels
+
+
+@better("max", "ndcg")
 def ndcg(labels: np.ndarray, n: int | None = None) -> float:
     """NDCG at n of one slate: `sum_r (2^{y_r} - 1) / log2(r + 1)` over that of the best order.
 
@@ -26,12 +37,14 @@ def ndcg(labels: np.ndarray, n: int | None = None) -> float:
       >>> round(ndcg(np.array([0, 1, 0, 1, 1]), 3), 4)
       0.2961
     """
+    labels = _row(labels)
     discounts = 1.0 / np.log2(np.arange(2, len(labels) + 2))[:n]
-    gains = 2.0 ** np.asarray(labels, np.float64) - 1.0
+    gains = 2.0**labels - 1.0
     best = (np.sort(gains)[::-1][:n] * discounts).sum()
     return float((gains[:n] * discounts).sum() / best) if best > 0 else float("nan")
 
 
+@better("max", "map")
 def average_precision(labels: np.ndarray, n: int | None = None) -> float:
     """Mean precision at the positions of the relevant, those beyond n counting nothing.
 
@@ -39,13 +52,14 @@ def average_precision(labels: np.ndarray, n: int | None = None) -> float:
       >>> round(average_precision(np.array([0, 1, 0, 1, 1])), 4)
       0.5333
     """
-    hits = np.asarray(labels) > 0
+    hits = _row(labels) > 0
     if not hits.any():
         return float("nan")
     precisions = np.cumsum(hits) / np.arange(1, len(hits) + 1)
     return float((hits * precisions)[:n].sum() / hits.sum())
 
 
+@better("max", "err")
 def expected_reciprocal_rank(
     labels: np.ndarray, n: int | None = None, max_grade: float = 4.0
 ) -> float:
@@ -58,7 +72,7 @@ def expected_reciprocal_rank(
     Reference:
       Chapelle et al., CIKM 2009.
     """
-    labels = np.asarray(labels, np.float64)
+    labels = _row(labels)
     if not (labels > 0).any():
         return float("nan")
     satisfied = (2.0 ** np.minimum(labels, max_grade) - 1.0) / 2.0**max_grade
@@ -80,6 +94,7 @@ def of_slate(name: str, labels: np.ndarray, max_grade: float = 4.0) -> float:
     return ndcg(labels, n) if kind == "ndcg" else average_precision(labels, n)
 
 
+@better("max", "rank_gain")
 def rank_gain(labels: np.ndarray, positions: np.ndarray) -> float:
     """How far relevant candidates moved up on average: place before less place after.
 
@@ -93,8 +108,10 @@ def rank_gain(labels: np.ndarray, positions: np.ndarray) -> float:
       >>> rank_gain(np.array([0, 0, 1]), np.array([2, 0, 1]))
       2.0
     """
-    rows = np.asarray(positions)[np.asarray(positions) >= 0]
-    relevant = np.asarray(labels)[rows] > 0
+    positions = np.asarray(positions)
+    require_shape([None], positions=positions)
+    rows = positions[positions >= 0]
+    relevant = _row(labels)[rows] > 0
     if not relevant.any():
         return float("nan")
     return float((rows - np.arange(len(rows)))[relevant].mean())

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from tfrz.config import require
 from tfrz.errors import InputError
 from tfrz.files import atomic_write
+from tfrz.metrics import direction, distance_to_best
 from tfrz.training.batches import Batches
 from tfrz.training.compilation import compiled_value_and_gradients, use_xla
 from tfrz.training.config import TrainerConfig
@@ -32,7 +34,6 @@ from tfrz.training.curves import save_curves
 
 logger = logging.getLogger(__name__)
 
-_SMALL_IS_GOOD = ("loss", "log_loss", "cross_entropy")
 _NO_METRIC = ("step", "epoch", "loss", "stage")
 
 
@@ -40,7 +41,6 @@ class Trainable(Protocol):
     """What the loop needs to know of a task (see `tfrz.zoo.tasks`)."""
 
     objective: str
-    objective_direction: str
 
     def lookup(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Embedding lookups and all else that XLA shall not compile."""
@@ -259,9 +259,26 @@ class _Loop:
             variable.assign(value)
 
 
+# By model and task: tracing a model takes longer than evaluating it.
+_predictors: weakref.WeakKeyDictionary[
+    keras.Model, weakref.WeakKeyDictionary[Trainable, Callable[..., dict[str, tf.Tensor]]]
+] = weakref.WeakKeyDictionary()
+
+
+def _predictor(model: keras.Model, task: Trainable) -> Callable[..., dict[str, tf.Tensor]]:
+    """`task.predict` of a model as a compiled function that keeps neither of them alive."""
+    of_model = _predictors.setdefault(model, weakref.WeakKeyDictionary())
+    if task not in of_model:
+        referred, by = weakref.ref(model), weakref.ref(task)
+        of_model[task] = tf.function(
+            lambda batch: by().predict(referred(), batch), reduce_retracing=True
+        )
+    return of_model[task]
+
+
 def evaluate(model: keras.Model, task: Trainable, batches: Batches) -> dict[str, float]:
     """The task's metrics of `model` over all examples of `batches`."""
-    predict = tf.function(lambda batch: task.predict(model, batch), reduce_retracing=True)
+    predict = _predictor(model, task)
     collected: dict[str, list[np.ndarray]] = {}
     for batch in batches.once():
         for name, value in predict(batch).items():
@@ -334,26 +351,21 @@ def _boundaries(steps_per_epoch: int, per_epoch: int, total: int) -> Callable[[i
     return following
 
 
-def objective_of(task: Trainable, config: TrainerConfig) -> tuple[str, float]:
-    """The metric that chooses the weights, and 1 if it is to be small, -1 if large."""
-    name = config.early_stopping_metric
-    if name is None or name == task.objective:
-        return task.objective, 1.0 if task.objective_direction == "min" else -1.0
-    return name, 1.0 if name in _SMALL_IS_GOOD else -1.0
+def objective_of(task: Trainable, config: TrainerConfig) -> str:
+    """The metric that chooses the weights; `tfrz.metrics.direction` tells its better values."""
+    return config.early_stopping_metric or task.objective
 
 
-def _judge(
-    loop: _Loop, progress: _Progress, objective: tuple[str, float], evaluations_of_patience: int
-) -> None:
+def _judge(loop: _Loop, progress: _Progress, objective: str, evaluations_of_patience: int) -> None:
     """Keeps the weights if the last evaluation is the best, and decides whether to stop."""
-    name, sign = objective
     require(
-        name in progress.history[-1],
+        objective in progress.history[-1],
         "trainer.early_stopping_metric",
         f"is none of {', '.join(measured(progress.history[-1]))}",
     )
-    values = [sign * row[name] for row in progress.history]
-    if progress.best_row < 0 or values[-1] < values[progress.best_row]:
+    values = [distance_to_best(objective, row[objective]) for row in progress.history]
+    # As long as the metric is undefined, the last weights are the best.
+    if progress.best_row < 0 or values[-1] < values[progress.best_row] or min(values) == math.inf:
         progress.best_row = len(values) - 1
         loop.assign(loop.best, loop.weights_to_evaluate())
     elif evaluations_of_patience and len(values) - 1 - progress.best_row >= evaluations_of_patience:
@@ -385,7 +397,10 @@ def fit(
 
     Raises:
       InputError: fewer examples than one batch, or the loss is no longer finite.
+      ConfigError: `early_stopping_metric` is not a metric of the task, or declares no direction.
     """
+    objective = objective_of(task, config)
+    direction(objective)  # Refuses a metric without one before the first step.
     steps_per_epoch = train.steps_per_epoch
     total = steps_per_epoch * config.epochs
     if config.max_steps is not None:
@@ -445,7 +460,7 @@ def fit(
                     }
                 )
                 state.loss_sum, state.loss_steps = 0.0, 0
-                _judge(loop, state, objective_of(task, config), patience)
+                _judge(loop, state, objective, patience)
                 bar.set_postfix({k: f"{v:.4f}" for k, v in metrics.items()})
                 if writer is not None:
                     with writer.as_default(step=state.step):

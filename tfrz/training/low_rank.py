@@ -16,10 +16,9 @@ import tensorflow as tf
 
 from tfrz.config import did_you_mean, require
 from tfrz.errors import ConfigError
-from tfrz.layers.cross import Cross
-from tfrz.layers.low_rank import LowRankDense
-from tfrz.models.dcn_v2 import DCNv2
+from tfrz.layers.low_rank import FullMatrix, LowRankDense, as_float64, as_rows, full_matrix
 from tfrz.models.low_rank import (
+    Factorizable,
     low_rank_layers,
     low_rank_like,
     placed_layers,
@@ -28,7 +27,6 @@ from tfrz.models.low_rank import (
 from tfrz.training.batches import ArrayBatches, Batches
 from tfrz.training.config import LowRankConfig
 from tfrz.training.low_rank_factors import (
-    Factors,
     activation_gain,
     balanced,
     bias_shift,
@@ -184,39 +182,31 @@ class LayerReport:
     skipped: str = ""
 
 
-def _value(weight: Any) -> np.ndarray:
-    return np.asarray(tf.cast(tf.convert_to_tensor(weight), tf.float64))
-
-
-def _matrix(layer: Any) -> np.ndarray:
-    """The layer's matrix as `[dim, units]`; a cross layer stores the transpose."""
-    return _value(layer.W).T if isinstance(layer, Cross) else _value(layer.kernel)
-
-
-def _layers(model: Any) -> dict[str, Any]:
+def _layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
     """The layers that have a matrix between embeddings and output, by name."""
     if isinstance(model, keras.Sequential):
         raise ConfigError("model: a Sequential cannot be factorised: its layers have no attributes")
-    if isinstance(model, DCNv2):
-        return {layer.name: layer for layer in (*model.cross_layers, *model.hidden_layers)}
+    if isinstance(model, Factorizable):
+        return model.factorizable()
     dense = (keras.layers.Dense, LowRankDense)
     found = [m for m in (*placed_layers(model), *model.submodules) if isinstance(m, dense)]
     return {layer.name: layer for layer in found if layer.built}
 
 
-def _is_full(layer: Any) -> bool:
-    return isinstance(layer, Cross | keras.layers.Dense)
+def _full(layers: Mapping[str, keras.layers.Layer]) -> dict[str, FullMatrix]:
+    """The full matrices of layers, by name."""
+    found = {name: full_matrix(layer) for name, layer in layers.items()}
+    return {name: matrix for name, matrix in found.items() if matrix is not None}
 
 
-def _refused(model: Any, layers: Mapping[str, Any]) -> dict[str, str]:
+def _refused(model: keras.Model, layers: Mapping[str, keras.layers.Layer]) -> dict[str, str]:
     """Full layers that cannot be replaced, and why."""
-    if isinstance(model, DCNv2):
+    if isinstance(model, Factorizable):
         return {}
     places = [id(layer) for layer in placed_layers(model)]
     reasons = {}
-    for name, layer in layers.items():
-        if not _is_full(layer):
-            continue
+    for name in _full(layers):
+        layer = layers[name]
         if name in _OUTPUTS:
             reasons[name] = "gives the model's output"
         elif id(layer) not in places:
@@ -228,16 +218,12 @@ def _refused(model: Any, layers: Mapping[str, Any]) -> dict[str, str]:
     return reasons
 
 
-def _shape(layer: Any) -> tuple[int, int]:
-    if isinstance(layer, Cross):
-        dim = int(layer.W.shape[0])
-        return dim, dim
-    if isinstance(layer, keras.layers.Dense):
-        return int(layer.kernel.shape[0]), int(layer.kernel.shape[1])
+def _shape(layer: keras.layers.Layer) -> tuple[int, int]:
+    matrix = full_matrix(layer)
+    if matrix is not None:
+        return matrix.shape
     rows = int(layer.U.shape[0])
-    if not hasattr(layer, "units"):  # Cross layers are square.
-        return rows, rows
-    return rows, int(layer.units)
+    return rows, int(getattr(layer, "units", rows))  # Cross layers are square.
 
 
 def factorizable_layers(model: keras.Model) -> dict[str, tuple[int, int]]:
@@ -252,11 +238,7 @@ def factorizable_layers(model: keras.Model) -> dict[str, tuple[int, int]]:
     """
     layers = _layers(model)
     refused = _refused(model, layers)
-    return {
-        name: _shape(layer)
-        for name, layer in layers.items()
-        if _is_full(layer) and name not in refused
-    }
+    return {name: full.shape for name, full in _full(layers).items() if name not in refused}
 
 
 def _wanted(
@@ -285,7 +267,7 @@ def _wanted(
         if isinstance(ranks, Mapping):
             require(1 <= rank <= full, f"ranks.{name}", f"{rank} is not 1 to {full}, the full rank")
         even = break_even_rank(*shapes[name])
-        if not _is_full(layer):
+        if full_matrix(layer) is None:
             skipped[name] = "is of low rank already"
         elif rank > full:
             skipped[name] = f"rank {rank} is above {full}, the full rank"
@@ -293,7 +275,7 @@ def _wanted(
             skipped[name] = f"rank {rank} is not below break-even, {even:.4g}"
         else:
             wanted[name] = rank
-    crosses = {name for name, layer in layers.items() if isinstance(layer, Cross)}
+    crosses = {name for name, full in _full(layers).items() if full.kind == "cross"}
     found = {wanted.get(name, 0) for name in crosses}
     require(len(found) <= 1, "ranks", "the cross layers of a DCN-V2 share one rank: give them one")
     return wanted, skipped
@@ -357,28 +339,14 @@ class _Moments:
     weights: np.ndarray
 
 
-def _float(tensor: tf.Tensor) -> np.ndarray:
-    """Its values as rows `[rows, dim]`."""
-    values = np.asarray(tf.cast(tensor, tf.float32), np.float64)
-    return values.reshape(-1, values.shape[-1])
-
-
-def _unit_weights(layer: Any, read: tuple[tf.Tensor, ...], output: tf.Tensor) -> np.ndarray:
-    """What an error of each unit counts in each row."""
-    if isinstance(layer, Cross):
-        return np.square(_float(read[0]))
-    values = _float(output)
-    is_relu = layer.activation is keras.activations.relu
-    return (values > 0).astype(np.float64) if is_relu else np.ones_like(values)
-
-
 def _measure(
     model: keras.Model, layers: Mapping[str, Any], batches: Iterable[Batch]
 ) -> dict[str, _Moments]:
     sums: dict[str, tuple[Any, ...]] = {}
+    full = _full(layers)
     for batch in batches:
         for name, read, output in _trace(model, layers, batch):
-            x, units = _float(read[-1]), _unit_weights(layers[name], read, output)
+            x, units = as_rows(read[-1]), full[name].unit_weights(read, output)
             found = (x.T @ x, x.sum(axis=0), units.sum(axis=0), len(x))
             old = sums.get(name)
             sums[name] = tuple(a + b for a, b in zip(old, found, strict=True)) if old else found
@@ -397,7 +365,7 @@ def _compare(
     sums: dict[str, Any] = {}
     for batch in batches:
         for name, read, output in _trace(model, old, batch):
-            before, after = _float(output), _float(new[name](*read))
+            before, after = as_rows(output), as_rows(new[name](*read))
             found = [np.square(v).sum() for v in (after - before, before, after)]
             sums[name] = sums.get(name, 0.0) + np.array(found)
     errors = {}
@@ -408,73 +376,23 @@ def _compare(
     return errors
 
 
-def _cross_factors(W: np.ndarray, rank: int, first: bool, moments: _Moments | None) -> Factors:
-    """Of a cross layer's stored matrix, rows belonging to x0."""
-    if moments is None:
-        return diagonal_weighted(W, rank) if first else spectral(W, rank)
-    # Row i of the error is multiplied by x0_i.
-    V, U = data_whitened(W.T, rank, moments.second, unit_weights=moments.weights)
-    return balanced(U, V)
-
-
-def _assign(new: Any, old: Any, init: str, first: bool, moments: _Moments | None) -> None:
+def _assign(new: Any, full: FullMatrix, init: str, first: bool, moments: _Moments | None) -> None:
     """Gives a low-rank layer the factors of a full one's matrix."""
-    rank = int(new.rank)
-    if isinstance(old, Cross):
-        used = moments if init == "data" else None
-        U, V = _cross_factors(_value(old.W), rank, first, used)
-        bias = _value(old.b) if old.use_bias else None
+    W, rank = full.values, int(new.rank)
+    bias = None if full.bias is None else as_float64(full.bias)
+    if init == "data" and moments is not None:
+        # A cross layer's bias is multiplied by x0, and cannot make up for an error of the mean.
+        mean = moments.mean if bias is not None and full.kind == "dense" else None
+        U, V = data_whitened(W, rank, moments.second, mean, moments.weights)
+        if bias is not None and mean is not None:
+            bias = bias + bias_shift(W, U, V, mean)
+    elif init == "function" and full.is_relu:
+        U, V = function_aware(W, rank, None if moments is None else moments.second)
     else:
-        W = _matrix(old)
-        bias = _value(old.bias) if old.use_bias else None
-        if init == "data" and moments is not None:
-            mean = moments.mean if bias is not None else None
-            U, V = data_whitened(W, rank, moments.second, mean, moments.weights)
-            if bias is not None:
-                bias = bias + bias_shift(W, U, V, moments.mean)
-        elif init == "function" and old.activation is keras.activations.relu:
-            U, V = function_aware(W, rank, None if moments is None else moments.second)
-        else:
-            U, V = spectral(W, rank)
-    new.U.assign(U)
-    new.V.assign(V)
+        U, V = diagonal_weighted(W, rank) if first else spectral(W, rank)
+    new.assign_factors(U, V)
     if bias is not None:
         new.b.assign(bias)
-
-
-def _dcn_v2_successor(model: DCNv2, wanted: Mapping[str, int], decay: float) -> DCNv2:
-    """A model with low-rank layers in the wanted places and the old weights in all others."""
-    config = model.config
-    require(
-        not (decay and config.deep_decay),
-        "low_rank.frobenius_decay",
-        "model.deep_decay means the same: give one of them",
-    )
-    hidden = tuple(
-        wanted.get(layer.name, rank)
-        for layer, rank in zip(model.hidden_layers, config.hidden_ranks, strict=True)
-    )
-    changes: dict[str, Any] = {"deep_decay": decay / 2} if decay else {}
-    if any(layer.name in wanted for layer in model.hidden_layers):
-        changes["hidden_rank"] = hidden
-    crosses = [wanted[layer.name] for layer in model.cross_layers if layer.name in wanted]
-    if crosses:
-        changes |= {"cross": "low_rank", "rank": crosses[0]}
-    values = model.get_config()
-    values["config"] = {**values["config"], **changes}
-    new = DCNv2.from_config(values)
-    pairs = [
-        *[(new.embeddings[name], layer) for name, layer in model.embeddings.items()],
-        *zip(new.cross_layers, model.cross_layers, strict=True),
-        *zip(new.hidden_layers, model.hidden_layers, strict=True),
-        (new.logit, model.logit),
-    ]
-    if model.long_history_adapter is not None:
-        pairs.append((new.long_history_adapter, model.long_history_adapter))
-    for after, before in pairs:
-        if before.name not in wanted:
-            after.set_weights(before.get_weights())
-    return new
 
 
 def _successor(
@@ -557,26 +475,28 @@ def factorize(
     old = _layers(model)
     wanted, skipped = _wanted(old, _refused(model, old), ranks, beyond_break_even)
     batches = None if inputs is None else _batches(inputs)
-    if isinstance(model, DCNv2):
-        new: keras.Model = _dcn_v2_successor(model, wanted, frobenius_decay)
+    if isinstance(model, Factorizable):
+        new = model.successor(wanted, frobenius_decay)
     else:
         first_batch = None if batches is None else next(iter(batches))
         new, refused = _successor(model, wanted, frobenius_decay, first_batch)
         skipped |= refused
     fresh = {name: layer for name, layer in _layers(new).items() if name not in skipped}
-    full = {name: old[name] for name in fresh}
-    moments = _measure(model, full, batches) if batches is not None and init != "spectral" else {}
-    first = model.cross_layers[0].name if isinstance(model, DCNv2) and model.cross_layers else None
+    replaced = {name: old[name] for name in fresh}
+    full = _full(replaced)
+    measured = batches is not None and init != "spectral"
+    moments = _measure(model, replaced, batches) if measured else {}
+    # The first cross layer of a model reads x0 twice.
+    first = next((name for name, matrix in _full(old).items() if matrix.kind == "cross"), None)
     for name, layer in fresh.items():
         _assign(layer, full[name], init, name == first, moments.get(name))
-    errors = _compare(model, full, fresh, batches) if batches is not None else {}
+    errors = _compare(model, replaced, fresh, batches) if batches is not None else {}
     if repair_scale and batches is not None:
         for name, layer in fresh.items():
-            if not isinstance(full[name], Cross) and name in errors:
+            if full[name].kind == "dense" and name in errors:
                 root = np.sqrt(errors[name][1])
-                for factor in (layer.U, layer.V):
-                    factor.assign(_value(factor) * root)
-        errors = _compare(model, full, fresh, batches)
+                layer.assign_factors(*(factor * root for factor in layer.factors))
+        errors = _compare(model, replaced, fresh, batches)
     reports = []
     for name, layer in old.items():
         report = _report(layer, fresh.get(name), errors.get(name), skipped.get(name, ""))
@@ -588,10 +508,9 @@ def factorize(
 
 def _report(old: Any, new: Any, error: tuple[float, float] | None, skipped: str) -> LayerReport:
     before, after = int(old.count_params()), int((new or old).count_params())
-    lost = 0.0
-    if new is not None:
-        U, V = _value(new.U), _value(new.V)
-        W = _value(old.W) if isinstance(old, Cross) else _matrix(old)
+    lost, full = 0.0, full_matrix(old)
+    if new is not None and full is not None:
+        (U, V), W = new.factors, full.values
         norm = float(np.linalg.norm(W))
         lost = float(np.linalg.norm(W - U @ V.T)) / norm if norm else 0.0
     kind: Literal["dense", "cross"] = "dense" if hasattr(old, "units") else "cross"
@@ -646,10 +565,8 @@ def factorize_for_training(
 def low_rank_config(model: keras.Model) -> LowRankConfig:
     """With what, beside the model's own configuration, its structure is built again.
 
-    It is off for a DCN-V2, whose own configuration tells its ranks.
+    It is off for a model whose own configuration tells the ranks of its layers.
     """
-    if isinstance(model, DCNv2):
-        return LowRankConfig()
     layers = low_rank_layers(model).get("low_rank", {})
     decays = [values["frobenius_decay"] for values in layers.values()]
     return LowRankConfig(

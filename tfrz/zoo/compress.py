@@ -15,6 +15,7 @@ import keras
 from tfrz.config import read_yaml, require, to_mapping, write_yaml
 from tfrz.data.records import open_source
 from tfrz.files import atomic_write
+from tfrz.metrics import distance_to_best
 from tfrz.training.config import LowRankConfig, TrainerConfig
 from tfrz.training.distillation import DistillConfig
 from tfrz.training.fit import evaluate, fit, make_strategy, objective_of
@@ -76,9 +77,9 @@ def _data_of(source: Path) -> str:
 
 def _better(task: Any, trainer: TrainerConfig, new: Quality, old: Quality) -> bool:
     """Whether the validation set prefers one model to another, by what training goes by."""
-    name, sign = objective_of(task, trainer)
-    after, before = (q.metrics["validation"][name] for q in (new, old))
-    return sign * after < sign * before
+    name = objective_of(task, trainer)
+    after, before = (distance_to_best(name, q.metrics["validation"][name]) for q in (new, old))
+    return after < before
 
 
 def _described(config: RunConfig, model: Any) -> RunConfig:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfrz.errors import ConfigError
 from tfrz.metrics.ranking import (
     at_rank,
     average_precision_at,
@@ -58,3 +59,12 @@ def test_ranks_break_ties_as_top_k_does_and_know_what_may_not_be_shown():
             shown = bool(np.isfinite(scores[row, item - 1]))
             assert rank == (int(np.flatnonzero(order[row] == item)[0]) + 1 if shown else 0)
     assert rank_of(scores, tf.constant([0, 5])).numpy().tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("metric", [precision_at, recall_at, average_precision_at, ndcg_at])
+def test_an_item_that_is_listed_or_relevant_twice_counts_once(metric):
+    assert metric([3, 3, 3], {3}, 3) == metric([3, 8, 9], {3}, 3) <= 1
+    assert metric([3, 5], [3, 3, 7, 7], 2) == metric([3, 5], {3, 7}, 2)
+    assert np.isnan(recall_at([3], [], 1))
+    with pytest.raises(ConfigError, match="n: must be at least 1"):
+        metric([3], {3}, 0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 
 import keras
 import numpy as np
@@ -81,6 +83,70 @@ def test_early_stopping_waits_as_long_as_told():
     result = _fit(_replace(epochs=7, early_stopping_patience=2), task=Worsening())[3]
     assert [row["log_loss"] for row in result.history] == [0.5, 0.4, 0.6, 0.7]
     assert result.best["log_loss"] == 0.4
+
+
+class Scripted(ToyTask):
+    """Reports the given values of one metric, one at each evaluation."""
+
+    def __init__(self, name, values):
+        self.name, self.values = name, iter(values)
+
+    def metrics(self, outputs):
+        return {self.name: next(self.values)}
+
+
+@pytest.mark.parametrize(
+    ("name", "best"),
+    [
+        ("mse", 0.2),
+        ("mse_watch_time", 0.2),
+        ("normalized_entropy_like", 0.2),
+        ("gini_at_20", 0.2),
+        ("cross_entropy", 0.2),
+        ("auc_like", 1.9),
+        ("recall_at_50_tail", 1.9),
+        ("calibration", 1.1),
+    ],
+)
+def test_weights_are_chosen_by_any_metric_in_its_direction(name, best):
+    config = _replace(epochs=4, early_stopping_patience=None, early_stopping_metric=name)
+    result = _fit(config, task=Scripted(name, [1.3, 0.2, 1.9, 1.1]))[3]
+    assert result.best[name] == best
+
+
+def test_an_undefined_metric_is_never_the_best():
+    values = [np.nan, 0.4, np.nan, np.inf, 0.6]
+    result = _fit(_replace(epochs=5), task=Scripted("log_loss", values))[3]
+    assert result.best["log_loss"] == 0.4
+    result = _fit(_replace(epochs=2), task=Scripted("log_loss", [np.nan] * 2))[3]
+    assert result.best["step"] == result.steps_run
+
+
+def test_a_metric_without_a_direction_is_refused_before_the_first_step():
+    task = Scripted("entropy", [])
+    with pytest.raises(ConfigError, match="entropy: no metric of this name declares"):
+        _fit(_replace(early_stopping_metric="entropy"), task=task)
+
+
+def test_evaluations_of_one_model_are_traced_once():
+    class Counting(ToyTask):
+        traces = 0
+
+        def predict(self, model, batch):
+            type(self).traces += 1
+            return super().predict(model, batch)
+
+    model, task, validation, result = _fit(_replace(epochs=2), task=Counting())
+    traces, found = task.traces, loop.evaluate(model, task, validation)
+    assert task.traces == traces <= 2  # The last batch is smaller.
+    assert found["log_loss"] == pytest.approx(result.best["log_loss"], abs=1e-9)
+    model.out.kernel.assign(tf.zeros_like(model.out.kernel))
+    model.out.bias.assign([1.0])
+    assert loop.evaluate(model, task, validation)["auc"] == 0.5
+    alive = weakref.ref(model)
+    del model, result
+    gc.collect()
+    assert alive() is None
 
 
 def test_max_steps_ends_with_an_evaluation():
