@@ -10,7 +10,7 @@ HELP = "run a paper's experiments and compare; without a name, list them"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     parser.add_argument("names", nargs="*", metavar="GROUP/EXPERIMENT", help="names or globs")
-    parser.add_argument("--quick", action="store_true", help="the same checks on less data")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, which judge less")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (0)")
     parser.add_argument("--data", help="the experiment's data set, where it needs one")
     parser.add_argument("--json", metavar="FILE", help="write the results here")
@@ -26,8 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the experiments; 1 if a stated direction does not hold."""
-    import dataclasses
+    """Runs the experiments.
+
+    Returns:
+      0, or 1 if a statement that was judged does not hold. What a quick run is too small to show is
+      not judged.
+    """
     import json
     import platform
     import sys
@@ -69,14 +73,14 @@ def run(args: argparse.Namespace) -> int:
             "seed": args.seed,
             "seconds": round(time.perf_counter() - started, 1),
             "machine": f"{platform.machine()}, TensorFlow {tf.__version__}",
-            **dataclasses.asdict(outcome),
+            **outcome.to_mapping(),
         }
         results[experiment.name] = result
         print(f"\n{experiment.name}: {experiment.title} ({experiment.source})\n")
         print(format_table(outcome.columns, outcome.rows))
         print()
         for check in outcome.checks:
-            print(f"{'held' if check.held else 'NOT held'}: {check.statement} ({check.measured})")
+            print(check.line)
         if args.store:
             atomic_write(result_file(experiment.name), json.dumps(result, indent=1) + "\n")
     if args.json:

@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrz.errors import InputError
-from tfrz.reproduce.experiment import Context
-from tfrz.reproduce.training import prepared
+from tfrz.reproduce import training
 from tfrz.training.batches import ArrayBatches
-from tfrz.training.fit import build_model, fit
-from tfrz.zoo import registry
-from tfrz.zoo.run_config import load_run_config
+from tfrz.training.fit import evaluate
 
 DATA = "../shared/data/ml-1m/ml-1m.zip"
 _AT_ONCE = 8192
-
-
-def data_path(context: Context) -> str:
-    """Where the data set is.
-
-    Raises:
-      InputError: it is not there.
-    """
-    path = context.data or DATA
-    if not Path(path).exists():
-        raise InputError(f"{path} does not exist: name MovieLens-1M with --data PATH")
-    return path
 
 
 @functools.lru_cache(maxsize=1)
@@ -44,8 +26,8 @@ def sets(path: str, split: int) -> Any:
       path: of the archive, or of a folder with its files.
       split: seed of the random split.
     """
-    overrides = ['data.options={"genres": false}', f"data.seed={split}"]
-    return prepared("dcn_v2", "movielens-1m", f"movielens-1m:{path}", overrides)
+    task = task_of({"data.options": {"genres": False}, "data.seed": split})
+    return training.prepared(task, f"movielens-1m:{path}")
 
 
 def task_of(values: Mapping[str, Any]) -> Any:
@@ -54,34 +36,23 @@ def task_of(values: Mapping[str, Any]) -> Any:
     Args:
       values: dotted name to value.
     """
-    entry = registry.get("dcn_v2")
-    overrides = [f"{name}={json.dumps(value)}" for name, value in values.items()]
-    return entry.load("task")(entry, load_run_config("dcn_v2", "movielens-1m", overrides))
+    return training.task_of("dcn_v2", "movielens-1m", training.settings(values))
 
 
 def train(
     task: Any, sets: Any, columns: Mapping[str, Any], model: keras.Model | None = None
 ) -> tuple[keras.Model, dict[str, float]]:
-    """Trains a model by the zoo's loop; nothing is written.
+    """Trains a model; the validation set of `sets` chooses its weights. See `training.train`."""
+    return training.train(task, sets.inputs, columns, sets.validation, model)
 
-    Args:
-      task: of `task_of`.
-      sets: the validation set chooses the weights and the end.
-      columns: training examples.
-      model: to go on with; a new one if left out.
 
-    Returns:
-      The model and its metrics on the validation set.
-    """
-    config = task.config.trainer
-    if model is None:
-        model = build_model(lambda: task.build(sets.inputs), config)
-    batches = ArrayBatches(columns, config.batch_size, config.seed)
-    return model, fit(model, task, batches, sets.validation, config, None, False).best
+def judged(model: keras.Model, task: Any, sets: Any) -> dict[str, dict[str, float]]:
+    """Metrics of a model on the validation set and on the test set."""
+    return {kind: evaluate(model, task, getattr(sets, kind)) for kind in ("validation", "test")}
 
 
 def logits(model: keras.Model, columns: Mapping[str, Any]) -> np.ndarray:
-    """What a model says of examples, `[examples]`."""
+    """A model's logits of examples, `[examples]`."""
     ask = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
     return np.concatenate([ask(b).numpy() for b in ArrayBatches(columns, _AT_ONCE).once()])
 

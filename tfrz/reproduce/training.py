@@ -1,8 +1,9 @@
-"""Training for a fixed number of steps: what experiments share."""
+"""Training as experiments share it: by the zoo's loop or recipe, with nothing written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -11,9 +12,8 @@ import tensorflow as tf
 from tfrz.training.batches import ArrayBatches, Batches
 from tfrz.training.fit import build_model, fit
 from tfrz.zoo import registry
-from tfrz.zoo.run_config import RunConfig, load_run_config
+from tfrz.zoo.run_config import load_run_config
 
-# The weights of the last step are taken: nothing is chosen by looking at held-out data.
 _TRAINER = (
     "trainer.epochs=1",
     "trainer.clip_norm=null",
@@ -24,33 +24,48 @@ _TRAINER = (
 )
 
 
-def configure(model: str, dataset: str, overrides: Iterable[str], seed: int) -> RunConfig:
-    """The zoo's configuration of a model for an experiment."""
-    return load_run_config(model, dataset, [*_TRAINER, *overrides, f"trainer.seed={seed}"])
+def last_step(overrides: Iterable[str], seed: int) -> list[str]:
+    """Overrides of a training whose last weights count: nothing is chosen on held-out data."""
+    return [*_TRAINER, *overrides, f"trainer.seed={seed}"]
 
 
 def device_name() -> str:
-    """What the runs of this process are trained on."""
+    """The device that this process trains on."""
     for device in tf.config.list_physical_devices("GPU"):
         details = tf.config.experimental.get_device_details(device)
         return str(details.get("device_name", "GPU"))
     return "CPU"
 
 
-def prepared(model: str, dataset: str, data: str, overrides: Iterable[str] = ()) -> Any:
-    """The sets of a model's configuration on a data set, as `tfrz train` makes them.
+def settings(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Overrides of a configuration from a mapping: `model.rank=8`."""
+    return [f"{prefix}{name}={json.dumps(value)}" for name, value in values.items()]
+
+
+def task_of(model: str, dataset: str, overrides: Iterable[str] = ()) -> Any:
+    """Returns the task of the zoo's configuration of a model with some values changed.
 
     Args:
       model: a name of the registry.
-      dataset: whose configuration.
+      dataset: whose configuration to use.
+      overrides: of the configuration, as `--set` takes them.
+    """
+    entry = registry.get(model)
+    return entry.load("task")(entry, load_run_config(model, dataset, overrides))
+
+
+def prepared(task: Any, data: str, **options: Any) -> Any:
+    """Returns the sets of a task, as `tfrz train` prepares them.
+
+    Args:
+      task: of `task_of`.
       data: as `--data` of the command line.
-      overrides: of the configuration.
+      **options: of the reader, beside those of the configuration.
     """
     from tfrz.data.records import open_source
 
-    entry, config = registry.get(model), load_run_config(model, dataset, overrides)
-    reader = open_source(data, None, entry.record_type, **config.data.options)
-    return entry.load("task")(entry, config).prepare(reader)
+    options = {**task.config.data.options, **options}
+    return task.prepare(open_source(data, None, task.entry.record_type, **options))
 
 
 def staged(
@@ -61,31 +76,37 @@ def staged(
     seed: int,
     after: Callable[[str, keras.Model, Any], None] | None = None,
 ) -> tuple[keras.Model, Any]:
-    """Trains by the model's own recipe, with nothing written.
+    """Trains by the model's own recipe; writes nothing.
 
     Args:
       model: a name of the registry.
-      dataset: whose configuration.
+      dataset: whose configuration to use.
       sets: of `prepared`.
       overrides: of the configuration.
       seed: of weights and order; also of what the recipe draws.
-      after: called with each stage's name, the model and its task.
+      after: called with each stage's name (`train`, `density`, `calibrate`), the model and its
+        task.
 
     Returns:
       The trained model and its task.
     """
     seeds = (f"trainer.seed={seed}", f"weighting.seed={seed}", "trainer.tensorboard=false")
-    config = load_run_config(model, dataset, [*overrides, *seeds])
-    entry = registry.get(model)
-    task = entry.load("task")(entry, config)
-    built = build_model(lambda: task.build(sets.inputs), config.trainer)
-    batches = ArrayBatches(sets.train.columns(), config.trainer.batch_size, seed)
-    arguments = (built, task, batches, sets.validation, config.trainer, None, False)
-    recipe = entry.load("recipe")
+    task = task_of(model, dataset, [*overrides, *seeds])
+    config = task.config.trainer
+    built = build_model(lambda: task.build(sets.inputs), config)
+    batches = ArrayBatches(sets.train.columns(), config.batch_size, seed)
+    arguments = (built, task, batches, sets.validation, config, None, False)
+    recipe = registry.get(model).load("recipe")
     if after is None:
         recipe(*arguments)
     else:
-        recipe(*arguments, lambda stage, trained: after(stage, trained, task))
+        # The rounds of the density are stages of their own; the last one counts.
+        recipe(
+            *arguments,
+            lambda stage, trained: after(
+                "density" if stage.startswith("density") else stage, trained, task
+            ),
+        )
     return built, task
 
 
@@ -120,15 +141,30 @@ class Stepped:
 
 
 def train(
-    config: RunConfig, inputs: Any, batches: ArrayBatches, steps: int, validation: Batches
-) -> tuple[keras.Model, Any, dict[str, float]]:
-    """Trains the model of `config` for `steps`.
+    task: Any,
+    inputs: Any,
+    columns: Mapping[str, Any],
+    validation: Batches,
+    model: keras.Model | None = None,
+    steps: int | None = None,
+) -> tuple[keras.Model, dict[str, float]]:
+    """Trains a model by the zoo's loop; writes nothing.
+
+    Args:
+      task: of `task_of`.
+      inputs: of the task's model.
+      columns: training examples.
+      validation: the set that the weights and the end are chosen by.
+      model: trained further; a new one if left out.
+      steps: of one epoch; passes over the examples if left out.
 
     Returns:
-      The model, its task, and the metrics on `validation` at the end.
+      The model and its metrics on the validation set.
     """
-    entry = registry.get(config.name)
-    task = entry.load("task")(entry, config)
-    model = build_model(lambda: task.build(inputs), config.trainer)
-    result = fit(model, task, Stepped(batches, steps), validation, config.trainer, None, False)
-    return model, task, result.best
+    config = task.config.trainer
+    if model is None:
+        model = build_model(lambda: task.build(inputs), config)
+    batches: Any = ArrayBatches(columns, config.batch_size, config.seed)
+    if steps is not None:
+        batches = Stepped(batches, steps)
+    return model, fit(model, task, batches, validation, config, None, False).best

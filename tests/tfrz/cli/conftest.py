@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.tfrz.data.small_sources import many_ratings_1m_zip
 from tests.tfrz.serving.harness import free_port
 from tfrz.cli.main import main
 
@@ -21,12 +20,6 @@ def trained(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "run"
     assert main(["train", "dcn_v2", "--out", str(out), *SMALL]) == 0
     return out
-
-
-@pytest.fixture(scope="session")
-def ratings_1m(tmp_path_factory) -> Path:
-    """3,600 ratings in the format of MovieLens-1M: two batches, and one for half of them."""
-    return many_ratings_1m_zip(tmp_path_factory.mktemp("ml-1m"), 60, 60)
 
 
 @pytest.fixture(scope="session")

@@ -130,7 +130,7 @@ def _f2(x: np.ndarray) -> np.ndarray:
 
 
 def _order_two(context: Context) -> Outcome:
-    seeds = range(context.seed, context.seed + (2 if context.quick else 5))
+    seeds = context.seeds
     targets = {"f1": (_f1, 4), "f2": (_f2, 3)}
     rows, errors = [], {}
     for name, (function, dim) in targets.items():
@@ -172,7 +172,7 @@ def _order_two(context: Context) -> Outcome:
             ),
             Check("one ReLU layer stays above 1e-3", min(relu) > 1e-3, f"{min(relu):.2e}"),
         ],
-        {"seeds": list(seeds), "training_points": 2000, "test_points": 20000},
+        {"seeds": seeds, "training_points": 2000, "test_points": 20000},
     )
 
 
@@ -190,7 +190,9 @@ def _monomials(
 
 def _combined(context: Context) -> Outcome:
     dim, noise = 20, 0.01
-    points, iterations, starts = (4000, 300, 1) if context.quick else (10_000, 800, 2)
+    points, iterations, starts, depths = (
+        context.size[name] for name in ("points", "iterations", "starts", "depths")
+    )
     rng = np.random.default_rng([context.seed, 20])
     linear, sine = rng.normal(0, 0.3, dim), rng.normal(0, 0.05, dim)
     high = _monomials(rng, dim, {2: 20, 3: 10, 4: 5}, 0.3)
@@ -216,7 +218,7 @@ def _combined(context: Context) -> Outcome:
 
     paper = {1: "1.43E-01", 2: "2.89E-02", 3: "9.82E-03", 4: "9.87E-03", 5: "9.92E-03"}
     rows, errors = [], {}
-    for depth in range(1, 5 if context.quick else 6):
+    for depth in range(1, depths + 1):
         errors[depth] = best(lambda d=depth: _cross_network(dim, d, rng, 0.3 / np.sqrt(dim)))
         context.say(f"depth {depth}: {errors[depth]:.4f}")
         rows.append((f"DCN-V2, {depth} layers", f"{errors[depth]:.4f}", paper[depth]))
@@ -249,7 +251,7 @@ def _combined(context: Context) -> Outcome:
 
 def _ablation(context: Context) -> Outcome:
     dim = 12
-    points, iterations = (3000, 150) if context.quick else (6000, 500)
+    points, iterations = (context.size[name] for name in ("points", "iterations"))
     rows, errors = [], {}
     for order in (3, 4):
         rng = np.random.default_rng([context.seed, order])
@@ -298,9 +300,23 @@ EXPERIMENTS = (
         "order-2 functions, fitted exactly by one layer",
         "Table 1",
         _order_two,
+        {"seeds": 5},
+        {"seeds": 2},
     ),
     Experiment(
-        "dcn_v2/combined_orders", "a mixture of orders 1 to 4 by depth", "Table 2", _combined
+        "dcn_v2/combined_orders",
+        "a mixture of orders 1 to 4 by depth",
+        "Table 2",
+        _combined,
+        {"points": 10_000, "iterations": 800, "starts": 2, "depths": 5},
+        {"points": 4000, "iterations": 300, "starts": 1, "depths": 4},
     ),
-    Experiment("dcn_v2/order_ablation", "what bias and residual are for", "Figure 4", _ablation),
+    Experiment(
+        "dcn_v2/order_ablation",
+        "what bias and residual are for",
+        "Figure 4",
+        _ablation,
+        {"points": 6000, "iterations": 500},
+        {"points": 3000, "iterations": 150},
+    ),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,36 @@ import numpy as np
 from tfrz import metrics
 from tfrz.data.simulators.clicks import FIELDS, ClickSimulator
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
+from tfrz.reproduce.runs import spread
 
 MODELS: dict[str, dict[str, Any]] = {
     "ReLU 64, 64": {"num_cross_layers": 0, "hidden_units": [64, 64]},
-    "2 cross layers": {"cross": "full", "hidden_units": []},
-    "2 cross layers, rank d/4": {"cross": "low_rank", "rank": 12, "hidden_units": []},
-    "2 cross layers, then ReLU 64": {"cross": "full", "hidden_units": [64]},
+    "2 cross layers": {"num_cross_layers": 2, "cross": "full", "hidden_units": []},
+    "2 cross layers, rank d/4": {
+        "num_cross_layers": 2,
+        "cross": "low_rank",
+        "rank": 12,
+        "hidden_units": [],
+    },
+    "2 cross layers, then ReLU 64": {
+        "num_cross_layers": 2,
+        "cross": "full",
+        "hidden_units": [64],
+    },
 }
+
+
+_SHARED = (
+    "model.structure=stacked",
+    "model.embedding_dim=8",
+    "trainer.batch_size=512",
+    "trainer.learning_rate=0.003",
+    "trainer.learning_rate_schedule=cosine",
+    "trainer.epochs=100",
+    "trainer.ema_decay=null",
+    "trainer.early_stopping_patience=null",
+    "trainer.steps_per_call=100",
+)
 
 
 def click_columns(
@@ -29,59 +51,34 @@ def click_columns(
 
 
 def _run(context: Context) -> Outcome:
+    from tfrz.reproduce.training import settings, task_of, train
     from tfrz.training.batches import ArrayBatches
-    from tfrz.training.fit import build_model, evaluate, fit
-    from tfrz.zoo import registry
-    from tfrz.zoo.run_config import load_run_config
+    from tfrz.training.fit import evaluate
     from tfrz.zoo.tasks.click import ModelInputs
 
-    entry = registry.get("dcn_v2")
     world = ClickSimulator(context.seed)
-    rows_train = 100_000 if context.quick else 200_000
-    train, _ = click_columns(world, rows_train, seed=1)
+    training, _ = click_columns(world, context.size["rows"], seed=1)
     held_out, sample = click_columns(world, 40_000, seed=2)
     bayes = world.bayes_log_loss(sample)
-    p = sample["probability"]
-    bayes_auc = metrics.auc(sample["click"], p)
+    bayes_auc = metrics.auc(sample["click"], sample["probability"])
     inputs = ModelInputs({f"{n}_xf": size + 2 for n, size in FIELDS.items()})
-    steps = 1000 if context.quick else 2500
-    seeds = range(1 if context.quick else 3)
+    steps, seeds = context.size["steps"], range(context.size["seeds"])
+    # Evaluated once, at the last step: nothing is chosen on the test rows.
+    last = ArrayBatches({k: v[:512] for k, v in training.items()}, 512)
     rows = [("the true probabilities", f"{bayes:.4f}", "", f"{bayes_auc:.4f}")]
     mean: dict[str, float] = {}
-    for name, overrides in MODELS.items():
-        losses, aucs = [], []
+    for name, values in MODELS.items():
+        found = []
         for seed in seeds:
-            config = load_run_config(
-                "dcn_v2",
-                "default",
-                [
-                    "model.structure=stacked",
-                    "model.embedding_dim=8",
-                    "model.num_cross_layers=2",
-                    *[f"model.{k}={json.dumps(v)}" for k, v in overrides.items()],
-                    "trainer.batch_size=512",
-                    "trainer.learning_rate=0.003",
-                    "trainer.learning_rate_schedule=cosine",
-                    "trainer.epochs=100",
-                    f"trainer.max_steps={steps}",
-                    "trainer.ema_decay=null",
-                    "trainer.early_stopping_patience=null",
-                    "trainer.steps_per_call=100",
-                    f"trainer.seed={seed}",
-                ],
-            )
-            task = entry.load("task")(entry, config)
-            model = build_model(lambda t=task: t.build(inputs), config.trainer)
-            test = ArrayBatches(held_out, 8192)
-            # Evaluated once, at the last step: nothing is chosen on the test rows.
-            last = ArrayBatches({k: v[:512] for k, v in train.items()}, 512)
-            fit(model, task, ArrayBatches(train, 512, seed), last, config.trainer, None, False)
-            found = evaluate(model, task, test)
-            losses.append(found["log_loss"])
-            aucs.append(found["auc"])
+            trainer = {"max_steps": steps, "seed": seed}
+            overrides = (*_SHARED, *settings(trainer, "trainer."), *settings(values, "model."))
+            task = task_of("dcn_v2", "default", overrides)
+            model, _ = train(task, inputs, training, last)
+            found.append(evaluate(model, task, ArrayBatches(held_out, 8192)))
+        losses = [one["log_loss"] for one in found]
         mean[name] = float(np.mean(losses))
-        spread = f"{np.std(losses, ddof=1):.4f}" if len(losses) > 1 else ""
-        rows.append((name, f"{mean[name]:.4f}", spread, f"{np.mean(aucs):.4f}"))
+        auc = np.mean([one["auc"] for one in found])
+        rows.append((name, f"{mean[name]:.4f}", spread(losses), f"{auc:.4f}"))
         context.say(f"{name}: {mean[name]:.4f}")
     relu, full, low = (mean[n] for n in list(MODELS)[:3])
     return Outcome(
@@ -114,5 +111,7 @@ EXPERIMENTS = (
         "clicks of known probability",
         "the same question as Table 5, on simulated clicks",
         _run,
+        {"rows": 200_000, "steps": 2500, "seeds": 3},
+        {"rows": 100_000, "steps": 1000, "seeds": 1},
     ),
 )

@@ -13,7 +13,7 @@ from tfrz.data.simulators.clicks import FIELDS, ClickSimulator
 from tfrz.losses.distillation import binary_distillation_loss
 from tfrz.reproduce.distillation.training import fit_together
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
-from tfrz.reproduce.runs import Runs
+from tfrz.reproduce.runs import Row
 
 STUDENT_ROWS, TEACHER_ROWS, TEST_ROWS = 20_000, 200_000, 40_000
 STUDENT_STEPS, TEACHER_STEPS, BATCH = 1_200, 2_500, 512
@@ -54,7 +54,7 @@ def _quality(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     }
 
 
-def train_one(key: dict[str, Any]) -> dict[str, Any]:
+def train_one(key: dict[str, Any]) -> Row:
     """A seed: two teachers and the students of each.
 
     Args:
@@ -113,10 +113,8 @@ def train_one(key: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(context: Context) -> Outcome:
-    seeds = [context.seed + i for i in range(1 if context.quick else 3)]
-    runs = Runs(context.work / "clicks.jsonl")
-    keys = [{"world": context.seed, "seed": seed} for seed in seeds]
-    rows = runs.all(train_one, keys, context.jobs, context.say)
+    keys = [{"world": context.seed, "seed": seed} for seed in context.seeds]
+    rows = context.trained("clicks.jsonl", train_one, keys)
     found = {
         name: {m: np.array([row["found"][name][m] for row in rows]) for m in values}
         for name, values in rows[0]["found"].items()
@@ -173,7 +171,7 @@ def _run(context: Context) -> Outcome:
             ),
         ],
         {
-            "seeds": seeds,
+            "seeds": context.seeds,
             "temperature": 1.0,
             "parameters": rows[0]["parameters"],
             "runs": rows,
@@ -186,4 +184,6 @@ EXPERIMENT = Experiment(
     "a small DCN-V2 taught by a large one, on clicks of known probability",
     "a task of the specification of arXiv 2002.03532 (G2)",
     _run,
+    {"seeds": 3},
+    {"seeds": 1},
 )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfrz.files import atomic_write
+from tfrz.pictures import picture
 from tfrz.reproduce.distillation.classes import NAMES, SHARPNESS, STUDENTS, K, train_one
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
-from tfrz.reproduce.runs import Runs
+from tfrz.reproduce.runs import Row
 
 # Of the specification's own run, section (g) G1; the paper has no such table.
 _SPECIFICATION = {
@@ -37,11 +36,14 @@ CHAIN = {
 Found = Mapping[str, np.ndarray]
 
 
-def runs_of(context: Context) -> list[dict[str, Any]]:
-    """The seeds' runs, trained or as they were kept."""
-    keys = [{"seed": context.seed + i} for i in range(2 if context.quick else 4)]
-    runs = Runs(context.work / "classes.jsonl")
-    return runs.all(train_one, keys, context.jobs, context.say)
+# What every experiment on this task needs; the three share their runs.
+FULL, QUICK = {"seeds": 4}, {"seeds": 2}
+
+
+def runs_of(context: Context) -> list[Row]:
+    """The runs of all seeds, trained or as they were kept."""
+    keys = [{"seed": seed} for seed in context.seeds]
+    return context.trained("classes.jsonl", train_one, keys)
 
 
 def measured(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, np.ndarray]:
@@ -101,24 +103,17 @@ def checks(found: Found) -> list[Check]:
 
 def _plot(adds: Mapping[str, Found], path: Path) -> None:
     """What each link of the chain adds, its seeds as points."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    for place, (metric, links) in enumerate(adds.items()):
-        axes = figure.add_subplot(1, len(adds), place + 1)
-        at = np.arange(len(links))
-        axes.barh(at, [values.mean() for values in links.values()], color="tab:blue", alpha=0.6)
-        for row, values in zip(at, links.values(), strict=True):
-            axes.scatter(values, np.full(len(values), row), s=8, color="black", zorder=3)
-        axes.set_yticks(at, [CHAIN[link] for link in links] if place == 0 else [""] * len(at))
-        axes.invert_yaxis()
-        axes.axvline(0, color="black", lw=0.8)
-        axes.set_xlabel(f"added {metric}")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    atomic_write(path, picture.getvalue())
+    with picture(path, 10, 3.2) as figure:
+        for place, (metric, links) in enumerate(adds.items()):
+            axes = figure.add_subplot(1, len(adds), place + 1)
+            at = np.arange(len(links))
+            axes.barh(at, [v.mean() for v in links.values()], color="tab:blue", alpha=0.6)
+            for row, values in zip(at, links.values(), strict=True):
+                axes.scatter(values, np.full(len(values), row), s=8, color="black", zorder=3)
+            axes.set_yticks(at, [CHAIN[link] for link in links] if place == 0 else [""] * len(at))
+            axes.invert_yaxis()
+            axes.axvline(0, color="black", lw=0.8)
+            axes.set_xlabel(f"added {metric}")
 
 
 def _run(context: Context) -> Outcome:
@@ -192,4 +187,6 @@ EXPERIMENT = Experiment(
     "20 classes in 5 groups: students of targets that keep a part of the teacher",
     "the question of arXiv 2002.03532, on a task of the specification (G1)",
     _run,
+    FULL,
+    QUICK,
 )

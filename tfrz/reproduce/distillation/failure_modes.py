@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from tfrz.reproduce.distillation.classes import NAMES, STUDENTS, train_one
-from tfrz.reproduce.distillation.factors import measured
+from tfrz.reproduce.distillation.factors import FULL, QUICK, measured
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
-from tfrz.reproduce.runs import Runs
 
 _MEMORY = {"units": 1024, "decay": 0.0, "steps": 2500}
 TEACHERS: dict[str, dict[str, Any]] = {
@@ -36,8 +35,7 @@ def _gains(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _run(context: Context) -> Outcome:
-    seeds = [context.seed + i for i in range(2 if context.quick else 4)]
-    runs = Runs(context.work / "classes.jsonl")
+    seeds = context.seeds
     teachers = {n: t for n, t in TEACHERS.items() if not (context.quick and n == _LONGER_ONLY)}
     # The first teacher's runs are those of distillation/factors.
     keys = [
@@ -45,7 +43,7 @@ def _run(context: Context) -> Outcome:
         for teaching in teachers.values()
         for seed in seeds
     ]
-    done = runs.all(train_one, keys, context.jobs, context.say)
+    done = context.trained("classes.jsonl", train_one, keys)
     rows = {t: done[i * len(seeds) : (i + 1) * len(seeds)] for i, t in enumerate(teachers)}
     accuracy, log_loss = (
         {teacher: measured(of, metric) for teacher, of in rows.items()}
@@ -122,4 +120,6 @@ EXPERIMENT = Experiment(
     "the diagnosis reported of arXiv 2002.03532's later version, on a task of the specification "
     "(G4)",
     _run,
+    FULL,
+    QUICK,
 )

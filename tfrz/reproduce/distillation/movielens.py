@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,7 @@ from tfrz import metrics
 from tfrz.data.spec import transformed_name
 from tfrz.reproduce import movielens_1m
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
-from tfrz.reproduce.runs import Runs
-from tfrz.reproduce.training import device_name
+from tfrz.reproduce.runs import Row, grid, spread, where
 from tfrz.training.fit import evaluate
 from tfrz.zoo.teacher import TEACHER_SCORE
 
@@ -53,7 +50,7 @@ def _scores(folder: Path, key: dict[str, Any], fold: int | None) -> Path:
     return folder / f"teacher.{key['split']}.{key['seed']}.{name}.npy"
 
 
-def _teacher(folder: Path, key: dict[str, Any], sets: Any) -> tuple[dict[str, Any], str]:
+def _teacher(folder: Path, key: dict[str, Any], sets: Any) -> tuple[Row, str]:
     columns, fold = sets.train.columns(), key["fold"]
     halves = _folds(len(columns["label_xf"]), key["split"])
     learned = np.full(len(halves), True) if fold is None else halves != fold
@@ -83,7 +80,7 @@ def _taught(folder: Path, key: dict[str, Any], whose: str, rows: int) -> np.ndar
     return scores
 
 
-def _student(folder: Path, key: dict[str, Any], sets: Any) -> tuple[dict[str, Any], str]:
+def _student(folder: Path, key: dict[str, Any], sets: Any) -> tuple[Row, str]:
     columns = sets.train.columns()
     weight, whose = ARMS[key["arm"]]
     values = {**key["student"], **key["trainer"], "trainer.seed": key["seed"]}
@@ -105,7 +102,7 @@ def _student(folder: Path, key: dict[str, Any], sets: Any) -> tuple[dict[str, An
     return row, f"{key['arm']}, {key['values']}"
 
 
-def train_one(folder: Path, key: dict[str, Any]) -> dict[str, Any]:
+def train_one(folder: Path, key: dict[str, Any]) -> Row:
     """A teacher, whose scores are kept in a folder, or a student that finds them there.
 
     Args:
@@ -115,28 +112,20 @@ def train_one(folder: Path, key: dict[str, Any]) -> dict[str, Any]:
         `student` and the `values` of the search.
     """
     sets = movielens_1m.sets(key["data"], key["split"])
-    started = time.perf_counter()
     row, name = (_student if "arm" in key else _teacher)(folder, key, sets)
-    seconds = round(time.perf_counter() - started, 1)
     says = (
         f"seed {key['seed']}, {name}: validation log loss {row['validation']['log_loss']:.4f} "
-        f"after {row['validation']['epoch']:g} epochs ({seconds} s)"
+        f"after {row['validation']['epoch']:g} epochs"
     )
-    return {**row, "seconds": seconds, "device": device_name(), "says": says}
+    return {**row, "says": says}
 
 
-def _tuned(
-    runs: Runs, train: Any, base: dict[str, Any], grid: list[dict[str, Any]], context: Context
-) -> dict[str, dict[str, Any]]:
+def _tuned(trials: list[Row]) -> dict[str, dict[str, Any]]:
     """Arm to its values, chosen by validation."""
-    keys = [{**base, "arm": arm, "values": values} for arm in ARMS for values in grid]
-    trials = runs.all(train, keys, context.jobs, context.say)
-    tuned = {}
-    for arm in ARMS:
-        own = [trial for trial in trials if trial["key"]["arm"] == arm]
-        best = min(own, key=lambda trial: trial["validation"]["log_loss"])
-        tuned[arm] = best["key"]["values"]
-    return tuned
+    return {
+        arm: min(where(trials, arm=arm), key=lambda t: t["validation"]["log_loss"])["key"]["values"]
+        for arm in ARMS
+    }
 
 
 def _cells(name: str, rows: list[dict[str, Any]], gains: str = "") -> tuple[Any, ...]:
@@ -149,7 +138,7 @@ def _cells(name: str, rows: list[dict[str, Any]], gains: str = "") -> tuple[Any,
         f"{size['dense']:,}",
         f"{size['total']:,}",
         f"{loss.mean():.4f}",
-        f"{loss.std(ddof=1):.4f}" if len(loss) > 1 else "",
+        spread(loss),
         gains,
         f"{auc.mean():.4f}",
         f"{calibration.mean():.3f}",
@@ -157,38 +146,37 @@ def _cells(name: str, rows: list[dict[str, Any]], gains: str = "") -> tuple[Any,
 
 
 def _run(context: Context) -> Outcome:
-    path = movielens_1m.data_path(context)
-    seeds = [context.seed + i for i in range(1 if context.quick else 5)]
-    search = context.seed + 1000
-    grid = [dict(zip(SEARCH, v, strict=True)) for v in itertools.product(*SEARCH.values())]
-    trainer: dict[str, Any] = {"trainer.steps_per_call": 100}
-    if context.quick:
-        grid = grid[-1:]
-        trainer |= {"trainer.epochs": 1, "trainer.max_steps": 60}
-    folder = context.work / ("movielens_1m.quick" if context.quick else "movielens_1m")
-    runs = Runs(folder / "runs.jsonl")
-    train = functools.partial(train_one, folder)
-    base = {"data": path, "split": context.seed, "trainer": trainer}
+    seeds, search = context.seeds, context.seed + 1000
+    points = grid(SEARCH)[-context.size["points"] :]
+    limits = {name: context.size[name] for name in context.size if name.startswith("trainer.")}
+    file = "movielens_1m.quick/runs.jsonl" if context.quick else "movielens_1m/runs.jsonl"
+    train = functools.partial(train_one, (context.work / file).parent)
+    base: dict[str, Any] = {
+        "data": context.path(movielens_1m.DATA),
+        "split": context.seed,
+        "trainer": {"trainer.steps_per_call": 100, **limits},
+    }
     keys = [
         {**base, "seed": seed, "fold": fold}
-        for seed in (*seeds, *([search] if len(grid) > 1 else []))
+        for seed in (*seeds, *([search] if len(points) > 1 else []))
         for fold in (None, *range(_FOLDS))
     ]
-    teachers = runs.all(train, keys, context.jobs, context.say)
+    teachers = context.trained(file, train, keys)
     teachers = [row for row in teachers if row["key"]["seed"] in seeds]
     base["student"] = STUDENT
-    tuned = dict.fromkeys(ARMS, grid[0])
-    if len(grid) > 1:
-        tuned = _tuned(runs, train, {**base, "seed": search}, grid, context)
+    tuned = dict.fromkeys(ARMS, points[0])
+    if len(points) > 1:
+        keys = [{**base, "seed": search, "arm": a, "values": v} for a in ARMS for v in points]
+        tuned = _tuned(context.trained(file, train, keys))
     keys = [{**base, "seed": s, "arm": a, "values": tuned[a]} for a in ARMS for s in seeds]
-    students = runs.all(train, keys, context.jobs, context.say)
+    students = context.trained(file, train, keys)
 
     whole = [row for row in teachers if row["key"]["fold"] is None]
     halves = [row for row in teachers if row["key"]["fold"] is not None]
     table = [_cells("teacher", whole), _cells("teacher of half the rows", halves)]
     losses = {}
     for arm in ARMS:
-        rows = [row for row in students if row["key"]["arm"] == arm]
+        rows = where(students, arm=arm)
         losses[arm] = np.array([row["test"]["log_loss"] for row in rows])
         gains = losses["no teacher"] - losses[arm]
         shown = " ".join(f"{gain:+.4f}" for gain in gains) if arm != "no teacher" else ""
@@ -234,4 +222,6 @@ EXPERIMENT = Experiment(
     "MovieLens-1M: a DCN-V2 with embeddings of 4 taught by one with 30, of the same rows",
     "a task of the specification of arXiv 2002.03532 (G5)",
     _run,
+    {"seeds": 5, "points": 4},
+    {"seeds": 1, "points": 1, "trainer.epochs": 1, "trainer.max_steps": 60},
 )

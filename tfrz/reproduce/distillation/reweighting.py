@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfrz.files import atomic_write
+from tfrz.pictures import picture
 from tfrz.reproduce.distillation.classes import NAMES, STUDENTS
-from tfrz.reproduce.distillation.factors import runs_of
+from tfrz.reproduce.distillation.factors import FULL, QUICK, runs_of
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
 
 _AGAINST = ("full", "hard")
@@ -21,27 +20,20 @@ _CLEARLY = 0.1
 
 def _plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """A thousand rows of the first seed, and the means of tenths of all."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    for place, name in enumerate(_AGAINST):
-        axes = figure.add_subplot(1, 2, place + 1)
-        found = [row["reweighting"][name] for row in rows]
-        q, omega = np.array(found[0]["points"]).T
-        axes.scatter(q, omega, s=4, alpha=0.4, color="tab:blue")
-        mean = np.mean([[(t["q"], t["omega"]) for t in f["tenths"]] for f in found], axis=0)
-        axes.plot(*mean.T, color="black", marker="o", ms=4, label="means of tenths")
-        axes.axhline(0, color="black", lw=0.6)
-        axes.set_ylim(-1.5, 1.05)
-        axes.set_xlabel("teacher's probability of the true class")
-        axes.set_ylabel("omega")
-        axes.set_title(f"student of {NAMES[name]}")
-        axes.legend()
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    atomic_write(path, picture.getvalue())
+    with picture(path, 9, 3.8) as figure:
+        for place, name in enumerate(_AGAINST):
+            axes = figure.add_subplot(1, 2, place + 1)
+            found = [row["reweighting"][name] for row in rows]
+            q, omega = np.array(found[0]["points"]).T
+            axes.scatter(q, omega, s=4, alpha=0.4, color="tab:blue")
+            mean = np.mean([[(t["q"], t["omega"]) for t in f["tenths"]] for f in found], axis=0)
+            axes.plot(*mean.T, color="black", marker="o", ms=4, label="means of tenths")
+            axes.axhline(0, color="black", lw=0.6)
+            axes.set_ylim(-1.5, 1.05)
+            axes.set_xlabel("teacher's probability of the true class")
+            axes.set_ylabel("omega")
+            axes.set_title(f"student of {NAMES[name]}")
+            axes.legend()
 
 
 def _run(context: Context) -> Outcome:
@@ -101,4 +93,6 @@ EXPERIMENT = Experiment(
     "omega of each training example against the teacher's confidence in it",
     "the re-weighting of arXiv 2002.03532, on a task of the specification (G3)",
     _run,
+    FULL,
+    QUICK,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,8 @@ from tfrz.reproduce.dv365.histories import (
     logits,
 )
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
-from tfrz.reproduce.runs import Runs
+from tfrz.reproduce.runs import Row
 
-SEEDS = 3
 _FRESH = SliceSpecification(1, (*RECENT, *SIX, *TIMED), gap_hours=0.0)
 _NAMES = [s.name for s in _FRESH.slices]
 _RECENT = [_NAMES.index(s.name) for s in RECENT]
@@ -61,13 +59,12 @@ _SETTING = {
 }
 
 
-def _sizes(context: Context, users: int) -> list[dict[str, Any]]:
-    return [{"seed": context.seed + i, "users": users} for i in range(SEEDS)]
+def _keys(context: Context) -> list[dict[str, Any]]:
+    return [{"seed": seed, "users": context.size["users"]} for seed in context.seeds]
 
 
-def stale_once(key: dict[str, Any]) -> dict[str, Any]:
+def stale_once(key: dict[str, Any]) -> Row:
     """One world: normalized entropy of every set of features."""
-    started = time.perf_counter()
     days = (*TRAIN_DAYS, TEST_DAY)
     as_of = [day - age for day in days for age in (0, *_AGES)]
     histories = Histories(key["users"], key["seed"], [(_FRESH, as_of)])
@@ -95,15 +92,12 @@ def stale_once(key: dict[str, Any]) -> dict[str, Any]:
         _WINDOWS: judged(_RECENT, [*_SIX, *_TIMED], 0),
         **{name: judged(_RECENT, _SIX, age) for age, name in _STALE.items()},
     }
-    seconds = round(time.perf_counter() - started, 1)
-    says = f"seed {key['seed']}: six slices {found[_SLICES]:.4f} ({seconds} s)"
-    return {"entropy": found, "likes": float(test.mean()), "seconds": seconds, "says": says}
+    says = f"seed {key['seed']}: six slices {found[_SLICES]:.4f}"
+    return {"entropy": found, "likes": float(test.mean()), "says": says}
 
 
 def _staleness(context: Context) -> Outcome:
-    keys = _sizes(context, 400 if context.quick else 1500)
-    runs = Runs(context.work / "staleness.jsonl")
-    rows = runs.all(stale_once, keys, context.jobs, context.say)
+    rows = context.trained("staleness.jsonl", stale_once, _keys(context))
     found = {name: np.array([row["entropy"][name] for row in rows]) for name in _TOY}
     mean = {name: float(values.mean()) for name, values in found.items()}
     gains = {name: mean[_ONLY] - value for name, value in mean.items()}
@@ -146,7 +140,7 @@ def _staleness(context: Context) -> Outcome:
                 f"{kept:.1%}",
             ),
         ],
-        details={**_SETTING, "users": keys[0]["users"], "runs": rows},
+        details={**_SETTING, "users": context.size["users"], "runs": rows},
     )
 
 
@@ -165,9 +159,8 @@ _TOY_GAP = {
 }
 
 
-def gap_once(key: dict[str, Any]) -> dict[str, Any]:
+def gap_once(key: dict[str, Any]) -> Row:
     """One world: normalized entropy by gap in training and age of the embedding."""
-    started = time.perf_counter()
     plain = [*TRAIN_DAYS, *(day - 1 for day in TRAIN_DAYS), *(TEST_DAY - age for age in _OLD)]
     # With a gap of a day, what is known at the beginning of a day is sliced as of the next.
     gapped = [*TRAIN_DAYS, *(TEST_DAY - age + 1 for age in _OLD)]
@@ -184,16 +177,12 @@ def gap_once(key: dict[str, Any]) -> dict[str, Any]:
         for age in _OLD:
             seen = histories.features(spec, TEST_DAY - age + tested, TEST_DAY)
             found[f"{name}/{age}"] = float(normalized_entropy(test, logits(seen, weights)))
-    seconds = round(time.perf_counter() - started, 1)
     gain = found[f"{_NONE}/7"] - found[f"{_DAY}/7"]
-    says = f"seed {key['seed']}: a gap gains {gain:+.5f} at 7 days ({seconds} s)"
-    return {"entropy": found, "seconds": seconds, "says": says}
+    return {"entropy": found, "says": f"seed {key['seed']}: a gap gains {gain:+.5f} at 7 days"}
 
 
 def _gap_training(context: Context) -> Outcome:
-    keys = _sizes(context, 1000 if context.quick else 1500)
-    runs = Runs(context.work / "gap_training.jsonl")
-    rows = runs.all(gap_once, keys, context.jobs, context.say)
+    rows = context.trained("gap_training.jsonl", gap_once, _keys(context))
     table, gains = [], {}
     for age in _OLD:
         none, day, moved = (
@@ -240,7 +229,7 @@ def _gap_training(context: Context) -> Outcome:
             "age": "0: all events before the day of the impression are seen",
             "gap of a day": "gap_hours 24 in training and in use: 3 days are 24 to 72 hours ago",
             "windows moved": "not gated: gap_hours 0, sliced a day before; windows stay whole",
-            "users": keys[0]["users"],
+            "users": context.size["users"],
             "runs": rows,
         },
     )
@@ -252,11 +241,15 @@ EXPERIMENTS = (
         "Slices of a long history beside the last 60 impressions, fresh and stale",
         "not in the paper; its freshness study, on a simulator",
         _staleness,
+        {"users": 1500, "seeds": 3},
+        {"users": 400},
     ),
     Experiment(
         "dv365/gap_training",
         "Trained with and without a gap of a day, on embeddings of several ages",
         "not in the paper; its distant-interest objective, on a simulator",
         _gap_training,
+        {"users": 1500, "seeds": 3},
+        {"users": 1000},
     ),
 )

@@ -19,11 +19,8 @@ import pyarrow.compute as pc
 from tfrz.errors import InputError
 from tfrz.metrics import normalized_entropy
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
-from tfrz.reproduce.runs import Runs
-from tfrz.training.batches import ArrayBatches
-from tfrz.training.fit import build_model, fit
-from tfrz.zoo import registry
-from tfrz.zoo.run_config import load_run_config
+from tfrz.reproduce.runs import Row, where
+from tfrz.reproduce.training import task_of, train
 
 _DATA = "../shared/data/vcs-edits"
 _LONG = 10_000
@@ -52,10 +49,8 @@ def _sets(variant: str, data: str, quick: bool) -> tuple[Any, list[str], np.ndar
         "trainer.learning_rate=0.003",
         *_VARIANTS[variant],
     ]
-    config = load_run_config("dv365", "vcs-edits", settings)
-    entry = registry.get("dv365")
-    task = entry.load("task")(entry, config)
-    reader = open_source(f"vcs-edits:{data}", None, "timeline", **config.data.options)
+    task = task_of("dv365", "vcs-edits", settings)
+    reader = open_source(f"vcs-edits:{data}", None, "timeline", **task.config.data.options)
     spec, parts, left_out = task.examples(reader)
     counts = _events_of(data)
     long = np.array([counts[user] >= _LONG for (user,) in parts["test"]["user"].to_pylist()])
@@ -83,14 +78,10 @@ def _chosen(key: dict[str, Any]) -> list[str]:
     ]
 
 
-def _train(key: dict[str, Any]) -> dict[str, Any]:
+def _train(key: dict[str, Any]) -> Row:
     sets, settings, long = _sets(key["variant"], key["data"], key["quick"])
-    config = load_run_config("dv365", "vcs-edits", [*settings, *_chosen(key)])
-    entry = registry.get("dv365")
-    task = entry.load("task")(entry, config)
-    model = build_model(lambda: task.build(sets.inputs), config.trainer)
-    batches = ArrayBatches(sets.train.columns(), config.trainer.batch_size, key["seed"])
-    best = fit(model, task, batches, sets.validation, config.trainer, None, False).best
+    task = task_of("dv365", "vcs-edits", [*settings, *_chosen(key)])
+    model, best = train(task, sets.inputs, sets.train.columns(), sets.validation)
     parts = [task.predict(model, batch) for batch in sets.test.once()]
     logits, labels = (
         np.concatenate([part[name].numpy()[..., 0] for part in parts])
@@ -109,21 +100,19 @@ def _run(context: Context) -> Outcome:
     data = os.path.abspath(context.data or _DATA)
     if not Path(data, "events.parquet").exists():
         raise InputError(f"{data} has no events.parquet: name the folder of vcs-edits with --data")
-    seeds = range(context.seed, context.seed + (2 if context.quick else 3))
     keys = [
         {
             "variant": variant,
             "seed": seed,
-            "epochs": 5 if context.quick else 10,
+            "epochs": context.size["epochs"],
             "data": data,
             "quick": context.quick,
         }
         for variant in _VARIANTS
-        for seed in seeds
+        for seed in context.seeds
     ]
-    runs = Runs(context.work / "dv365.vcs_edits.jsonl")
-    rows = runs.all(_train, keys, context.jobs, context.say)
-    by = {v: [row for row in rows if row["key"]["variant"] == v] for v in _VARIANTS}
+    rows = context.trained("dv365.vcs_edits.jsonl", _train, keys)
+    by = {v: where(rows, variant=v) for v in _VARIANTS}
     mean = {v: {n: float(np.mean([r[n] for r in by[v]])) for n in ("all", "long")} for v in by}
     base = mean["recent 100"]
     table = [
@@ -166,5 +155,7 @@ EXPERIMENT = Experiment(
     name="dv365/vcs_edits",
     title="next directory and extension of authors, from the newest edits and the whole history",
     source="downstream rankers, on public histories; no figure of the paper",
-    run=_run,
+    measure=_run,
+    full={"seeds": 3, "epochs": 10},
+    quick={"seeds": 2, "epochs": 5},
 )

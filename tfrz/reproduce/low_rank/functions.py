@@ -38,7 +38,7 @@ def _draw(dim: int, units: int, *seed: int) -> np.ndarray:
 
 
 def _rank_sweep(context: Context) -> Outcome:
-    draws, iterations = (1, 50) if context.quick else (3, 300)
+    draws, iterations = context.size["draws"], context.size["iterations"]
     rows, checks = [], []
     for (dim, units), published in SWEEP.items():
         gains = []
@@ -98,7 +98,7 @@ _RANK = 4
 
 
 def _dimensions(context: Context) -> Outcome:
-    draws = 2 if context.quick else 5
+    draws = context.size["draws"]
     rows: list[tuple] = []
     checks = []
     for name, (dims, width, published) in DIMENSIONS.items():
@@ -167,12 +167,16 @@ EXPERIMENTS = (
         "error of a ReLU layer at each rank: nearest matrix, closed form, best subspace found",
         f"{_SOURCE}; the body was not at hand",
         _rank_sweep,
+        {"draws": 3, "iterations": 300},
+        {"draws": 1, "iterations": 50},
     ),
     Experiment(
         "low_rank/dimensions",
         "the gap between nearest matrix and closed form as the layer grows",
         f"{_SOURCE}; the body was not at hand",
         _dimensions,
+        {"draws": 5},
+        {"draws": 2},
     ),
     Experiment(
         "low_rank/cross",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,17 +13,17 @@ import numpy as np
 import tensorflow as tf
 
 from tfrz.data.spec import transformed_name
-from tfrz.files import atomic_write
+from tfrz.pictures import picture
 from tfrz.reproduce import movielens_1m
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
-from tfrz.reproduce.runs import Runs
-from tfrz.reproduce.training import device_name
+from tfrz.reproduce.runs import Row, where
 from tfrz.training.fit import evaluate
 from tfrz.training.low_rank import factorize
 from tfrz.zoo.teacher import TEACHER_SCORE
 
 # What is changed of the zoo's configuration for MovieLens-1M.
 ORIGINAL: dict[str, Any] = {"model.cross": "full"}
+_LIMITS = ("trainer.epochs", "trainer.max_steps")
 RANKS = (2, 4, 8, 16, 32, 64)
 # Training rows on which the layers' inputs are measured.
 _MEASURED = 8192
@@ -50,7 +49,7 @@ def _file(folder: Path, key: Mapping[str, Any]) -> Path:
     return folder / f"original.{key['split']}.{key['seed']}.npz"
 
 
-def _original(folder: Path, key: dict[str, Any], sets: Any) -> dict[str, Any]:
+def _original(folder: Path, key: dict[str, Any], sets: Any) -> Row:
     task = movielens_1m.task_of({**key["model"], **key["trainer"], "trainer.seed": key["seed"]})
     columns = sets.train.columns()
     model, best = movielens_1m.train(task, sets, columns)
@@ -60,7 +59,7 @@ def _original(folder: Path, key: dict[str, Any], sets: Any) -> dict[str, Any]:
     return {
         "epochs": best["epoch"],
         "parameters": movielens_1m.parameters(model),
-        "found": {"original": _judged(model, task, sets)},
+        "found": {"original": movielens_1m.judged(model, task, sets)},
     }
 
 
@@ -72,11 +71,7 @@ def _restored(folder: Path, key: Mapping[str, Any], sets: Any) -> tuple[keras.Mo
         return model, kept["scores"]
 
 
-def _judged(model: keras.Model, task: Any, sets: Any) -> dict[str, dict[str, float]]:
-    return {kind: evaluate(model, task, getattr(sets, kind)) for kind in ("validation", "test")}
-
-
-def _compressed(folder: Path, key: dict[str, Any], sets: Any) -> dict[str, Any]:
+def _compressed(folder: Path, key: dict[str, Any], sets: Any) -> Row:
     """A rank's models; without a rank the original itself is trained on."""
     original, scores = _restored(folder, key, sets)
     columns = {**sets.train.columns(), _COLUMN: scores}
@@ -86,7 +81,7 @@ def _compressed(folder: Path, key: dict[str, Any], sets: Any) -> dict[str, Any]:
         inputs = {name: values[:_MEASURED] for name, values in columns.items()}
         for init in _INITS:
             model, _ = factorize(original, key["rank"], init, inputs)
-            found[init] = _judged(model, movielens_1m.task_of(key["model"]), sets)
+            found[init] = movielens_1m.judged(model, movielens_1m.task_of(key["model"]), sets)
         prefix = "data"
     start = model.get_weights()
     for name, changes in _FURTHER.items():
@@ -98,11 +93,11 @@ def _compressed(folder: Path, key: dict[str, Any], sets: Any) -> dict[str, Any]:
         _, after = movielens_1m.train(task, sets, columns, model)
         if after["log_loss"] >= before["log_loss"]:
             model.set_weights(start)
-        found[f"{prefix}, {name}"] = _judged(model, task, sets)
+        found[f"{prefix}, {name}"] = movielens_1m.judged(model, task, sets)
     return {"parameters": movielens_1m.parameters(model), "found": found}
 
 
-def train_one(folder: Path, key: dict[str, Any]) -> dict[str, Any]:
+def train_one(folder: Path, key: dict[str, Any]) -> Row:
     """An original, whose weights and scores are kept in a folder, or what becomes of it.
 
     Args:
@@ -111,24 +106,24 @@ def train_one(folder: Path, key: dict[str, Any]) -> dict[str, Any]:
         of an original the `rank`, None for none.
     """
     sets = movielens_1m.sets(key["data"], key["split"])
-    started = time.perf_counter()
     row = (_compressed if "rank" in key else _original)(folder, key, sets)
-    seconds = round(time.perf_counter() - started, 1)
     losses = ", ".join(f"{n} {v['test']['log_loss']:.4f}" for n, v in row["found"].items())
-    says = f"seed {key['seed']}, rank {key.get('rank')}: log loss {losses} ({seconds} s)"
-    return {**row, "seconds": seconds, "device": device_name(), "says": says}
+    return {**row, "says": f"seed {key['seed']}, rank {key.get('rank')}: log loss {losses}"}
 
 
-def forward_times(key: dict[str, Any], ranks: list[int], rounds: int) -> dict[str, list[float]]:
+def forward_times(key: dict[str, Any]) -> Row:
     """Seconds of a forward pass on the CPU by rank, 0 for the original, a round each.
 
     Every round has each model once, in an order of its own. Weights are as they are drawn.
+
+    Args:
+      key: `data`, `split`, overrides of the `model`, the ranks to time as `forward`, and `rounds`.
     """
     sets = movielens_1m.sets(key["data"], key["split"])
     with tf.device("CPU:0"):
         changes: dict[int, dict[str, Any]] = {0: {}} | {
             rank: {"model.cross": "low_rank", "model.rank": rank, "model.hidden_rank": rank}
-            for rank in ranks
+            for rank in key["forward"]
         }
         models = {
             rank: movielens_1m.task_of({**key["model"], **changed}).build(sets.inputs)
@@ -142,13 +137,14 @@ def forward_times(key: dict[str, Any], ranks: list[int], rounds: int) -> dict[st
         }
         times: dict[int, list[float]] = {rank: [] for rank in passes}
         rng = np.random.default_rng(0)
-        for number in range(rounds + 10):
+        for number in range(key["rounds"] + 10):
             for rank in rng.permutation(list(passes)).tolist():
                 started = time.perf_counter()
                 passes[rank](batch).numpy()
                 if number >= 10:
                     times[rank].append(time.perf_counter() - started)
-    return {str(rank): values for rank, values in times.items()}
+    says = f"{key['rounds']} forward passes of each rank"
+    return {"times": {str(rank): values for rank, values in times.items()}, "says": says}
 
 
 # Rank, method, share of the original's parameters, and what is lost, by seed.
@@ -157,28 +153,22 @@ _Point = tuple[int, str, float, np.ndarray]
 
 def _plot(points: Sequence[_Point], path: Path) -> None:
     """What each method loses against the share of the parameters, its seeds as points."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for method in METHODS:
-        own = [(ratio, lost) for _, name, ratio, lost in points if name == method]
-        means = [lost.mean() for _, lost in own]
-        (line,) = axes.plot([ratio for ratio, _ in own], means, marker="o", label=method)
-        for ratio, lost in own:
-            axes.scatter(np.full(len(lost), ratio), lost, s=6, color=line.get_color(), alpha=0.6)
-    axes.axhline(0, color="black", lw=0.8)
-    axes.axhline(_MAX_LOSS, color="black", lw=0.8, ls=":")
-    axes.axvline(_MAX_RATIO, color="black", lw=0.8, ls=":")
-    axes.set_xscale("log", base=2)
-    axes.set_xlabel("dense parameters, share of the original's")
-    axes.set_ylabel("test log loss above the original's")
-    axes.legend(frameon=False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    atomic_write(path, picture.getvalue())
+    with picture(path, 7, 4) as figure:
+        axes = figure.add_subplot()
+        for method in METHODS:
+            own = [(ratio, lost) for _, name, ratio, lost in points if name == method]
+            means = [lost.mean() for _, lost in own]
+            (line,) = axes.plot([ratio for ratio, _ in own], means, marker="o", label=method)
+            for ratio, lost in own:
+                at = np.full(len(lost), ratio)
+                axes.scatter(at, lost, s=6, color=line.get_color(), alpha=0.6)
+        axes.axhline(0, color="black", lw=0.8)
+        axes.axhline(_MAX_LOSS, color="black", lw=0.8, ls=":")
+        axes.axvline(_MAX_RATIO, color="black", lw=0.8, ls=":")
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("dense parameters, share of the original's")
+        axes.set_ylabel("test log loss above the original's")
+        axes.legend(frameon=False)
 
 
 def _test(rows: list[dict[str, Any]], name: str, metric: str) -> np.ndarray:
@@ -201,34 +191,31 @@ def _check(points: Sequence[_Point]) -> Check:
 
 
 def _run(context: Context) -> Outcome:
-    path = movielens_1m.data_path(context)
-    seeds = [context.seed + i for i in range(1 if context.quick else 3)]
-    ranks = [8, 32] if context.quick else list(RANKS)
-    trainer: dict[str, Any] = {"trainer.steps_per_call": 100}
-    further = {**trainer, **_ON}
+    seeds, ranks, rounds = context.seeds, list(context.size["ranks"]), context.size["rounds"]
+    limits = {name: context.size[name] for name in _LIMITS if context.size[name] is not None}
+    trainer = {"trainer.steps_per_call": 100, **limits}
+    further = {"trainer.steps_per_call": 100, **_ON}
     if context.quick:
-        trainer |= {"trainer.epochs": 1, "trainer.max_steps": 150}
         further |= {"trainer.max_steps": 30}
-    folder = context.work / ("movielens_1m.quick" if context.quick else "movielens_1m")
-    runs = Runs(folder / "runs.jsonl")
-    train = functools.partial(train_one, folder)
-    base = {"data": path, "split": context.seed, "model": ORIGINAL}
+    file = "movielens_1m.quick/runs.jsonl" if context.quick else "movielens_1m/runs.jsonl"
+    train = functools.partial(train_one, (context.work / file).parent)
+    base: dict[str, Any] = {
+        "data": context.path(movielens_1m.DATA),
+        "split": context.seed,
+        "model": ORIGINAL,
+    }
     keys = [{**base, "seed": seed, "trainer": trainer} for seed in seeds]
-    originals = runs.all(train, keys, context.jobs, context.say)
+    originals = context.trained(file, train, keys)
     keys = [
         {**base, "seed": seed, "trainer": further, "rank": rank}
         for rank in (None, *ranks)
         for seed in seeds
     ]
-    rows = runs.all(train, keys, context.jobs, context.say)
-    by_rank = {rank: [r for r in rows if r["key"]["rank"] == rank] for rank in (None, *ranks)}
-    rounds = 30 if context.quick else 300
+    rows = context.trained(file, train, keys)
+    by_rank = {rank: where(rows, rank=rank) for rank in (None, *ranks)}
+    # Timed with nothing else running.
     key = {**base, "seed": seeds[0], "forward": ranks, "rounds": rounds}
-    timed = runs.get(key)
-    if timed is None:
-        # With nothing else running.
-        times = forward_times(key, ranks, rounds)
-        timed = runs.add(key, {"times": times})
+    (timed,) = context.trained(file, forward_times, [key])
     times = {int(rank): np.array(values) for rank, values in timed["times"].items()}
 
     whole = originals[0]["parameters"]["dense"]
@@ -288,4 +275,6 @@ EXPERIMENT = Experiment(
     "MovieLens-1M: log loss against parameters of a DCN-V2's layers as factors",
     "not in the paper: how to apply it to recommenders, section (g) of the specification",
     _run,
+    {"seeds": 3, "ranks": RANKS, "rounds": 300, **dict.fromkeys(_LIMITS)},
+    {"seeds": 1, "ranks": (8, 32), "rounds": 30, "trainer.epochs": 1, "trainer.max_steps": 150},
 )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import time
 from typing import Any
 
 import numpy as np
 
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
-from tfrz.reproduce.runs import Runs
+from tfrz.reproduce.runs import Row, spread, where
 
 _LENGTH = 50
 # Predictions of events 20..49 are judged: by then a taste can be known.
@@ -121,25 +120,22 @@ def _judge(model: Any, columns: dict[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def train_one(key: dict[str, Any]) -> dict[str, Any]:
+def train_one(key: dict[str, Any]) -> Row:
     """One run: trains a model on one world and judges it on fresh users."""
     from tfrz.data.simulators.context_switch import NUM_ITEMS
-    from tfrz.reproduce.training import configure, train
+    from tfrz.reproduce.training import last_step, task_of, train
     from tfrz.training.batches import ArrayBatches
     from tfrz.zoo.tasks.history import HistoryInputs
 
-    started = time.perf_counter()
     training, test = _sets(key["seed"], tuple(key["users"]))
-    config = configure("m3", "simulated", (*_OVERRIDES, *MODELS[key["model"]]), key["seed"])
+    overrides = last_step((*_OVERRIDES, *MODELS[key["model"]]), key["seed"])
     # Pages have the ids 1 and 2; 0 is missing.
     inputs = HistoryInputs(NUM_ITEMS, NUM_ITEMS + 2, _LENGTH - 1, {"page": 3}, (), "right")
-    batches = ArrayBatches(training, config.trainer.batch_size, key["seed"])
     few = ArrayBatches({name: column[:64] for name, column in test.items()}, 64)
-    model, _, _ = train(config, inputs, batches, key["steps"], few)
+    task = task_of("m3", "simulated", overrides)
+    model, _ = train(task, inputs, training, few, steps=key["steps"])
     row = _judge(model, test)
-    seconds = round(time.perf_counter() - started, 1)
-    says = f"{key['model']}, seed {key['seed']}: home {row['home']:.3f} ({seconds} s)"
-    return {**row, "seconds": seconds, "says": says}
+    return {**row, "says": f"{key['model']}, seed {key['seed']}: home {row['home']:.3f}"}
 
 
 def _gates(rows: list[dict[str, Any]], page: str) -> str:
@@ -172,6 +168,7 @@ def _checks(found: dict[str, dict[str, float]], long_gates: np.ndarray) -> list[
             "without c_out in F_out the contextual gate beats the fixed one by 0.05 in home R@10",
             min(gains) >= 0.05,
             f"M3R +{gains[0]:.3f}, M3C +{gains[1]:.3f}",
+            ("users", "steps", "seeds"),
         ),
         Check(
             "M3C's long gate on the home page is at least 0.5 above that on detail pages",
@@ -182,43 +179,36 @@ def _checks(found: dict[str, dict[str, float]], long_gates: np.ndarray) -> list[
             "M3R and M3C with contextual sigmoid gates reach home R@10 0.61 and detail 0.80",
             worst >= 0.61 and detail >= 0.80,
             f"home {worst:.3f}, detail {detail:.3f}",
+            ("users", "steps"),
         ),
     ]
 
 
 def _run(context: Context) -> Outcome:
-    seeds = [context.seed] if context.quick else [context.seed + i for i in range(3)]
-    size: dict[str, Any] = {"users": [1500, 300] if context.quick else [4000, 1000]}
-    size["steps"] = 700 if context.quick else 1500
+    size = {name: context.size[name] for name in ("users", "steps")}
     skipped = ("softmax", "bottom") if context.quick else ()
     models = [name for name in MODELS if not name.endswith(skipped)] if skipped else list(MODELS)
-    keys = [{"model": m, "seed": s, **size} for m in models for s in seeds]
-    runs = Runs(context.work / "context_switch.jsonl")
-    rows = runs.all(train_one, keys, context.jobs, context.say)
-    found, table, gaps = {}, [], np.zeros(len(seeds))
+    keys = [{"model": m, "seed": s, **size} for m in models for s in context.seeds]
+    rows = context.trained("context_switch.jsonl", train_one, keys)
+    found, table = {}, []
     for name in models:
-        of_model = [row for row in rows if row["key"]["model"] == name]
-        means = {
-            k: float(np.mean([r[k] for r in of_model])) for k in ("home", "detail", "map_at_20")
-        }
+        own = where(rows, model=name)
+        means = {k: float(np.mean([r[k] for r in own])) for k in ("home", "detail", "map_at_20")}
         found[name] = means
-        spread = np.std([r["home"] for r in of_model], ddof=1) if len(of_model) > 1 else 0.0
-        if name == "M3C contextual, sigmoid":
-            gaps = np.array(
-                [r["gates"]["home"]["long"] - r["gates"]["detail"]["long"] for r in of_model]
-            )
         prototype = _PROTOTYPE.get(name)
         table.append(
             (
                 name,
                 f"{means['home']:.3f}",
-                f"{spread:.3f}",
+                spread([r["home"] for r in own], 3) or "0.000",
                 f"{means['detail']:.3f}",
                 f"{means['map_at_20']:.3f}",
-                f"{_gates(of_model, 'home')} / {_gates(of_model, 'detail')}",
+                f"{_gates(own, 'home')} / {_gates(own, 'detail')}",
                 " / ".join(f"{v:.3f}" for v in prototype) if prototype else "",
             )
         )
+    gates = [row["gates"] for row in where(rows, model="M3C contextual, sigmoid")]
+    gaps = np.array([gate["home"]["long"] - gate["detail"]["long"] for gate in gates])
     return Outcome(
         columns=(
             "model",
@@ -231,7 +221,7 @@ def _run(context: Context) -> Outcome:
         ),
         rows=table,
         checks=_checks(found, gaps),
-        details={"seeds": seeds, **size, "overrides": _OVERRIDES, "runs": rows},
+        details={"seeds": context.seeds, **size, "overrides": _OVERRIDES, "runs": rows},
     )
 
 
@@ -241,5 +231,7 @@ EXPERIMENTS = (
         "A task whose range of dependence switches with the page",
         "not in the paper; its motivation",
         _run,
+        {"users": [4000, 1000], "steps": 1500, "seeds": 3},
+        {"users": [1500, 300], "steps": 700, "seeds": 1},
     ),
 )

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-import time
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tfrz.errors import InputError
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
-from tfrz.reproduce.runs import Runs
+from tfrz.reproduce.runs import Row, mean_and_spread, where
 
 _CONVOLUTION = "model.short_range=convolution"
 _BARE = ("model.input_units=[]", "model.output_units=[]", "model.gate=fixed")
@@ -78,44 +76,32 @@ def _overrides(release: str, model: str, rate: float, length: int, dim: int) -> 
 
 @functools.lru_cache(maxsize=2)
 def _prepared(release: str, path: str, length: int, dim: int, with_test: bool) -> Any:
-    from tfrz.data.records import open_source
-    from tfrz.reproduce.training import configure
-    from tfrz.zoo import registry
+    from tfrz.reproduce.training import last_step, prepared, task_of
 
     overrides = _overrides(release, "tiny", 0.001, length, dim)
     overrides.append(f"data.test_fraction={0.1 if with_test else 0}")
-    entry = registry.get("m3")
-    config = configure("m3", f"movielens-{release}", overrides, 0)
-    reader = open_source(f"movielens-{release}:{path}", None, "history")
-    return entry.load("task")(entry, config).prepare(reader)
+    task = task_of("m3", f"movielens-{release}", last_step(overrides, 0))
+    return prepared(task, f"movielens-{release}:{path}")
 
 
-def train_one(key: dict[str, Any]) -> dict[str, Any]:
+def train_one(key: dict[str, Any]) -> Row:
     """One run: trains for a number of steps and judges by the full ranking."""
-    from tfrz.reproduce.training import configure, device_name, train
-    from tfrz.training.batches import ArrayBatches
+    from tfrz.reproduce.training import last_step, task_of, train
     from tfrz.training.fit import evaluate
 
     release, length, dim = key["release"], key["length"], key["dim"]
-    prepared = _prepared(release, key["data"], length, dim, key["with_test"])
-    started = time.perf_counter()
+    sets = _prepared(release, key["data"], length, dim, key["with_test"])
     overrides = _overrides(release, key["model"], key["learning_rate"], length, dim)
-    config = configure("m3", f"movielens-{release}", overrides, key["seed"])
-    batches = ArrayBatches(prepared.train.columns(), config.trainer.batch_size, key["seed"])
-    model, task, metrics = train(
-        config, prepared.inputs, batches, key["steps"], prepared.validation
-    )
-    row: dict[str, Any] = {"validation": metrics}
-    if key["with_test"]:
-        row["test"] = evaluate(model, task, prepared.test)
-    row["parameters"] = sum(int(w.shape.num_elements()) for w in model.trainable_weights)
-    row["seconds"] = round(time.perf_counter() - started, 1)
-    row["device"] = device_name()
-    row["says"] = (
-        f"{key['model']}, learning rate {key['learning_rate']}, seed {key['seed']}: "
-        f"mAP@20 {metrics['map_at_20']:.4f} ({row['seconds']} s)"
-    )
-    return row
+    task = task_of("m3", f"movielens-{release}", last_step(overrides, key["seed"]))
+    columns = sets.train.columns()
+    model, metrics = train(task, sets.inputs, columns, sets.validation, steps=key["steps"])
+    return {
+        "validation": metrics,
+        **({"test": evaluate(model, task, sets.test)} if key["with_test"] else {}),
+        "parameters": sum(int(w.shape.num_elements()) for w in model.trainable_weights),
+        "says": f"{key['model']}, learning rate {key['learning_rate']}, seed {key['seed']}: "
+        f"mAP@20 {metrics['map_at_20']:.4f}",
+    }
 
 
 def _popularity(prepared: Any, on: str) -> dict[str, float]:
@@ -141,18 +127,34 @@ def _popularity(prepared: Any, on: str) -> dict[str, float]:
 
 
 _SHOWN = ("recall_at_20", "map_at_20", "ndcg_at_20")
+_COLUMNS = ("model", "R@20 (std)", "mAP@20 (std)", "NDCG@20 (std)")
 
 
 def _row(name: str, values: list[dict[str, float]], extra: tuple[str, ...]) -> tuple[str, ...]:
-    cells = []
-    for metric in _SHOWN:
-        column = np.array([v[metric] for v in values])
-        spread = f" ({column.std(ddof=1):.4f})" if len(column) > 1 else ""
-        cells.append(f"{column.mean():.4f}{spread}")
-    return (name, *cells, *extra)
+    return (name, *(mean_and_spread([v[metric] for v in values]) for metric in _SHOWN), *extra)
 
 
-def _against_singles(mean: dict[str, float], mixtures: tuple[str, ...], strict: bool) -> Check:
+def _means(models: Sequence[str], done: Sequence[Row], of: str) -> dict[str, float]:
+    """The mean mAP@20 of each model."""
+    return {
+        name: float(np.mean([row[of]["map_at_20"] for row in where(done, model=name)]))
+        for name in models
+    }
+
+
+def _above_chance(mean: Mapping[str, float], items: int) -> Check:
+    chance = float((1 / np.arange(1, 21)).sum() / items)
+    worst = min(mean, key=lambda name: mean[name])
+    return Check(
+        "every model is at least 3 times above a random order in mean mAP@20",
+        mean[worst] >= 3 * chance,
+        f"{worst} {mean[worst]:.4f} against {chance:.4f}",
+    )
+
+
+def _against_singles(
+    mean: Mapping[str, float], mixtures: tuple[str, ...], strict: bool, *needs: str
+) -> Check:
     best = max(SINGLE, key=lambda name: mean[name])
     figures = ", ".join(f"{m} {mean[m]:.4f}" for m in mixtures)
     held = all(mean[m] > mean[best] if strict else mean[m] >= mean[best] for m in mixtures)
@@ -161,106 +163,82 @@ def _against_singles(mean: dict[str, float], mixtures: tuple[str, ...], strict: 
         "mean mAP@20",
         held,
         f"{figures}; the best single encoder is {best}, {mean[best]:.4f}",
+        needs,
     )
 
 
-def _data(context: Context, default: str) -> str:
-    path = context.data or default
-    if not Path(path).exists():
-        raise InputError(f"{path} does not exist: name the data set with --data PATH")
-    return path
-
-
 def _run_100k(context: Context) -> Outcome:
-    path = _data(context, "../shared/data/ml-100k/ml-100k.tar.xz")
+    path = context.path("../shared/data/ml-100k/ml-100k.tar.xz")
     size = {"release": "100k", "data": path, "length": 100, "dim": 32, "with_test": False}
-    size |= {"steps": 150 if context.quick else 400, "learning_rate": 0.002}
-    seeds = [context.seed] if context.quick else [context.seed + i for i in range(3)]
+    size |= {"steps": context.size["steps"], "learning_rate": 0.002}
     models = [*SINGLE, *(m for m in MIXTURES if not context.quick or m.endswith("fixed"))]
-    keys = [{"model": m, "seed": s, **size} for m in models for s in seeds]
-    runs = Runs(context.work / "movielens_100k.jsonl")
-    done = runs.all(train_one, keys, context.jobs, context.say)
-    popularity = _popularity(_prepared("100k", path, 100, 32, False), "validation")
+    keys = [{"model": m, "seed": s, **size} for m in models for s in context.seeds]
+    done = context.trained("movielens_100k.jsonl", train_one, keys)
+    sets = _prepared("100k", path, 100, 32, False)
+    popularity = _popularity(sets, "validation")
 
-    def prototype(name: str) -> tuple[str, str]:
+    def row(name: str, values: list[dict[str, float]]) -> tuple[str, ...]:
         recall, precision = _PROTOTYPE[name]
-        return f"{recall:.3f}", f"{precision:.3f}"
+        return _row(name, values, (f"{recall:.3f}", f"{precision:.3f}"))
 
-    table = [_row("popularity", [popularity], prototype("popularity"))]
-    mean = {}
-    for name in models:
-        values = [row["validation"] for row in done if row["key"]["model"] == name]
-        mean[name] = float(np.mean([v["map_at_20"] for v in values]))
-        table.append(_row(name, values, prototype(name)))
+    table = [row("popularity", [popularity])]
+    table += [row(m, [r["validation"] for r in where(done, model=m)]) for m in models]
+    mean = _means(models, done, "validation")
     return Outcome(
-        columns=(
-            "model",
-            "R@20 (std)",
-            "mAP@20 (std)",
-            "NDCG@20 (std)",
-            "prototype R@20",
-            "mAP@20",
-        ),
+        columns=(*_COLUMNS, "prototype R@20", "mAP@20"),
         rows=table,
-        checks=[_against_singles(mean, ("M3R fixed", "M3C fixed"), True)],
-        details={"seeds": seeds, **size, "overrides": _SHARED, "runs": done},
+        checks=[
+            _above_chance(mean, sets.inputs.num_items),
+            _against_singles(mean, ("M3R fixed", "M3C fixed"), True, "steps", "seeds"),
+        ],
+        details={"seeds": context.seeds, **size, "overrides": _SHARED, "runs": done},
     )
 
 
 def _run_1m(context: Context) -> Outcome:
-    path = _data(context, "../shared/data/ml-1m/ml-1m.zip")
+    path = context.path("../shared/data/ml-1m/ml-1m.zip")
     size = {"release": "1m", "data": path, "length": 200, "dim": 64, "with_test": True}
-    size["steps"] = 100 if context.quick else 2000
-    rates = SEARCH[:1] if context.quick else SEARCH
-    seeds = [context.seed] if context.quick else [context.seed + i for i in range(3)]
+    size["steps"] = context.size["steps"]
+    rates = SEARCH[: context.size["rates"]]
     # Bottom gates stand in the table of the smaller set.
     models = [m for m in MODELS if not m.endswith("bottom")]
     models = [m for m in models if not context.quick or m not in PUBLISHED]
-    runs = Runs(context.work / "movielens_1m.jsonl")
+
+    def trained(keys: list[dict[str, Any]]) -> list[Row]:
+        return context.trained("movielens_1m.jsonl", train_one, keys)
 
     def key(model: str, rate: float, seed: int, **more: Any) -> dict[str, Any]:
         return {"model": model, "learning_rate": rate, "seed": seed, **size, **more}
 
     # The same search for every model: each rate once, a quarter of the steps, by validation.
     quarter = {"steps": size["steps"] // 4}
-
-    trials = runs.all(
-        train_one,
-        [key(m, rate, 1000, **quarter) for m, rate in itertools.product(models, rates)],
-        context.jobs,
-        context.say,
+    trials = trained(
+        [key(m, rate, 1000, **quarter) for m, rate in itertools.product(models, rates)]
     )
-    tuned = {}
+    tuned = {
+        name: max(where(trials, model=name), key=lambda t: t["validation"]["map_at_20"])["key"][
+            "learning_rate"
+        ]
+        for name in models
+    }
+    done = trained([key(m, tuned[m], seed) for m in models for seed in context.seeds])
+    sets = _prepared("1m", path, 200, 64, True)
+    popularity = _popularity(sets, "test")
+    table = [_row("popularity", [popularity], ("", "0"))]
     for name in models:
-        own = [t for t in trials if t["key"]["model"] == name]
-        best = max(own, key=lambda t: t["validation"]["map_at_20"])
-        tuned[name] = best["key"]["learning_rate"]
-    done = runs.all(
-        train_one,
-        [key(m, tuned[m], seed) for m in models for seed in seeds],
-        context.jobs,
-        context.say,
-    )
-    popularity = _popularity(_prepared("1m", path, 200, 64, True), "test")
-    table, mean = [_row("popularity", [popularity], ("", "0"))], {}
-    for name in models:
-        own = [row for row in done if row["key"]["model"] == name]
-        mean[name] = float(np.mean([row["test"]["map_at_20"] for row in own]))
+        own = where(done, model=name)
         parameters = f"{own[0]['parameters'] / 1000:.0f}K"
         table.append(_row(name, [row["test"] for row in own], (f"{tuned[name]:g}", parameters)))
+    mean = _means(models, done, "test")
     return Outcome(
-        columns=(
-            "model",
-            "R@20 (std)",
-            "mAP@20 (std)",
-            "NDCG@20 (std)",
-            "tuned rate",
-            "parameters",
-        ),
+        columns=(*_COLUMNS, "tuned rate", "parameters"),
         rows=table,
-        checks=[_against_singles(mean, ("M3R fixed", "M3C fixed"), False)],
+        checks=[
+            _above_chance(mean, sets.inputs.num_items),
+            _against_singles(mean, ("M3R fixed", "M3C fixed"), False, "steps", "seeds", "rates"),
+        ],
         details={
-            "seeds": seeds,
+            "seeds": context.seeds,
             "search": {"learning_rates": rates, **quarter, "seed": 1000},
             **size,
             "overrides": _SHARED,
@@ -276,11 +254,15 @@ EXPERIMENTS = (
         "MovieLens-100k, leave-last-out: mixtures against their encoders alone",
         "not in the paper",
         _run_100k,
+        {"steps": 400, "seeds": 3},
+        {"steps": 150, "seeds": 1},
     ),
     Experiment(
         "m3/movielens_1m",
         "MovieLens-1M, leave-last-out: M3 against its encoders and published models, tuned alike",
         "not in the paper, which has MovieLens-20M",
         _run_1m,
+        {"steps": 2000, "seeds": 3, "rates": len(SEARCH)},
+        {"steps": 100, "seeds": 1, "rates": 1},
     ),
 )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tfrz.pictures import picture
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
-from tfrz.reproduce.runs import Runs
+from tfrz.reproduce.runs import Row
 
 SKEWS = {"none": (0.0, 0.0), "a=1, b=0.5": (1.0, 0.5), "a=1, b=1": (1.0, 1.0), "a=1, b=2": (1.0, 2)}
 # Each run to the arms that its stages are.
@@ -124,22 +124,17 @@ def judged(model: Any, task: Any, batches: Any, cuts: tuple[int, ...]) -> dict[s
 
 @functools.lru_cache(maxsize=1)
 def _prepared(skew: tuple[float, float], users: int, seed: int) -> Any:
-    from tfrz.reproduce.training import prepared
+    from tfrz.reproduce.training import prepared, settings, task_of
 
     options = {"users": users, "seed": seed, "interest_power": skew[0], "item_power": skew[1]}
-    return prepared(
-        "multi_interest",
-        "simulated",
-        "simulated",
-        [*_OVERRIDES, *(f"data.options.{name}={value}" for name, value in options.items())],
-    )
+    overrides = [*_OVERRIDES, *settings(options, "data.options.")]
+    return prepared(task_of("multi_interest", "simulated", overrides), "simulated")
 
 
-def train_one(key: dict[str, Any]) -> dict[str, Any]:
+def train_one(key: dict[str, Any]) -> Row:
     """One run: the test metrics after each of its stages."""
     from tfrz.reproduce.training import staged
 
-    started = time.perf_counter()
     sets = _prepared(tuple(key["skew"]), key["users"], key["seed"])
     run = RUNS[key["run"]]
     overrides = (
@@ -152,19 +147,14 @@ def train_one(key: dict[str, Any]) -> dict[str, Any]:
     stages: dict[str, dict[str, float]] = {}
 
     def after(stage: str, model: Any, task: Any) -> None:
-        name = "density" if stage.startswith("density") else stage
-        stages[name] = judged(model, task, sets.test, (5, 10))
+        stages[stage] = judged(model, task, sets.test, (5, 10))
 
     staged("multi_interest", "simulated", sets, overrides, key["seed"], after)
     # The weights may stand still at once: then the first stage is also the result.
     if run["kind"] == "density":
         stages.setdefault("density", stages["train"])
-    seconds = round(time.perf_counter() - started, 1)
-    says = (
-        f"{key['run']}, skew {key['skew']}, seed {key['seed']}: "
-        f"HR@10 {stages['train']['hr_10']:.3f} ({seconds} s)"
-    )
-    return {"stages": stages, "seconds": seconds, "says": says}
+    about = f"{key['run']}, skew {key['skew']}, seed {key['seed']}"
+    return {"stages": stages, "says": f"{about}: HR@10 {stages['train']['hr_10']:.3f}"}
 
 
 Means = dict[str, dict[str, dict[str, float]]]
@@ -251,42 +241,30 @@ def _checks(mean: Means) -> list[Check]:
 
 def _plot(mean: Means, path: Path) -> None:
     """Head against tail, an arrow of MUR3's stages for each skew."""
-    import io
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from tfrz.files import atomic_write
-
-    figure = Figure(figsize=(4.2 * len(mean), 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for place, (skew, arms) in enumerate(mean.items()):
-        axes = figure.add_subplot(1, len(mean), place + 1)
-        for name, values in arms.items():
-            point = values["tail_hr_10"], values["head_hr_10"]
-            axes.scatter(*point, marker="s" if name.startswith("SUR") else "o")
-            axes.annotate(name, point, fontsize=7, xytext=(3, 3), textcoords="offset points")
-        line = [arms[n] for n in ("MUR3", "MUR3-IDW+cal", "MUR3-IDW", "MUR3-FW")]
-        axes.plot([v["tail_hr_10"] for v in line], [v["head_hr_10"] for v in line], lw=0.8)
-        axes.set_title(f"skew {skew}")
-        axes.set_xlabel("tail HR@10")
-        axes.set_ylabel("head HR@10")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    atomic_write(path, picture.getvalue())
+    with picture(path, 4.2 * len(mean), 4) as figure:
+        for place, (skew, arms) in enumerate(mean.items()):
+            axes = figure.add_subplot(1, len(mean), place + 1)
+            for name, values in arms.items():
+                point = values["tail_hr_10"], values["head_hr_10"]
+                axes.scatter(*point, marker="s" if name.startswith("SUR") else "o")
+                axes.annotate(name, point, fontsize=7, xytext=(3, 3), textcoords="offset points")
+            line = [arms[n] for n in ("MUR3", "MUR3-IDW+cal", "MUR3-IDW", "MUR3-FW")]
+            axes.plot([v["tail_hr_10"] for v in line], [v["head_hr_10"] for v in line], lw=0.8)
+            axes.set_title(f"skew {skew}")
+            axes.set_xlabel("tail HR@10")
+            axes.set_ylabel("head HR@10")
 
 
 def _run(context: Context) -> Outcome:
     size = {"users": 10_000, "epochs": 10}
-    seeds = [context.seed + i for i in range(1 if context.quick else 4)]
+    seeds = context.seeds
     keys = [
         {"run": run, "skew": skew, "seed": seed, **size}
         for skew in SKEWS.values()
         for seed in seeds
         for run in RUNS
     ]
-    runs = Runs(context.work / "density.jsonl")
-    done = runs.all(train_one, keys, context.jobs, context.say)
+    done = context.trained("density.jsonl", train_one, keys)
     found: dict[tuple[Any, ...], dict[str, Any]] = {
         (row["key"]["run"], tuple(row["key"]["skew"]), row["key"]["seed"]): row["stages"]
         for row in done
@@ -329,4 +307,6 @@ EXPERIMENT = Experiment(
     "Simulated interests: one vector or several, weighted by nothing, frequency or density",
     "synthetic study of the authors' code",
     _run,
+    {"seeds": 4},
+    {"seeds": 1},
 )

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
-import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfrz.errors import InputError
 from tfrz.reproduce.experiment import Context, Experiment, Outcome
-from tfrz.reproduce.runs import Runs
+from tfrz.reproduce.runs import Row, mean_and_spread, where
 
 RUNS: dict[str, tuple[str, ...]] = {
     "two-tower": ("model.num_interests=1",),
@@ -32,9 +28,10 @@ _USERS_AT_ONCE = 512
 
 @functools.lru_cache(maxsize=1)
 def _prepared(path: str) -> Any:
-    from tfrz.reproduce.training import prepared
+    from tfrz.reproduce.training import prepared, task_of
 
-    return prepared("multi_interest", "gowalla", f"gowalla:{path}", ["data.test_fraction=0"])
+    task = task_of("multi_interest", "gowalla", ["data.test_fraction=0"])
+    return prepared(task, f"gowalla:{path}")
 
 
 def _sets(path: str, part: str) -> dict[bytes, list[bytes]]:
@@ -110,56 +107,40 @@ def whole_test(model: Any, items: list[str], path: str) -> dict[str, float]:
     }
 
 
-def train_one(key: dict[str, Any]) -> dict[str, Any]:
+def train_one(key: dict[str, Any]) -> Row:
     """One run: the metrics of the whole test set after each of its stages."""
-    from tfrz.reproduce.training import device_name, staged
+    from tfrz.reproduce.training import settings, staged
 
     sets = _prepared(key["data"])
-    started = time.perf_counter()
-    overrides = (
-        *RUNS[key["run"]],
-        f"trainer.epochs={key['epochs']}",
-        f"trainer.max_steps={json.dumps(key['max_steps'])}",
-        "trainer.steps_per_call=200",
-    )
+    trainer = {name: key[name] for name in ("epochs", "max_steps")} | {"steps_per_call": 200}
     stages: dict[str, dict[str, float]] = {}
 
     def after(stage: str, model: Any, task: Any) -> None:
-        name = "density" if stage.startswith("density") else stage
-        stages[name] = whole_test(model, sets.vocabularies["item_xf"], key["data"])
+        stages[stage] = whole_test(model, sets.vocabularies["item_xf"], key["data"])
 
+    overrides = (*RUNS[key["run"]], *settings(trainer, "trainer."))
     staged("multi_interest", "gowalla", sets, overrides, key["seed"], after)
-    seconds = round(time.perf_counter() - started, 1)
     found = ", ".join(f"{n} {s['recall_at_20']:.4f}" for n, s in stages.items())
-    says = f"{key['run']}, seed {key['seed']}: recall@20 {found} ({seconds} s)"
-    return {"stages": stages, "seconds": seconds, "device": device_name(), "says": says}
+    return {"stages": stages, "says": f"{key['run']}, seed {key['seed']}: recall@20 {found}"}
 
 
 def _run(context: Context) -> Outcome:
-    path = context.data or "../shared/data/gowalla"
-    if not Path(path).exists():
-        raise InputError(f"{path} does not exist: name the data set with --data PATH")
-    size = {"data": path, "epochs": 15, "max_steps": 20 if context.quick else None}
-    seeds = [context.seed + i for i in range(1 if context.quick else 3)]
-    runs = Runs(context.work / "gowalla.jsonl")
-    keys = [{"run": run, "seed": s, **size} for s in seeds for run in RUNS]
-    done = runs.all(train_one, keys, context.jobs, context.say)
+    path = context.path("../shared/data/gowalla")
+    size = {"data": path, "epochs": 15, "max_steps": context.size["max_steps"]}
+    keys = [{"run": run, "seed": s, **size} for s in context.seeds for run in RUNS]
+    done = context.trained("gowalla.jsonl", train_one, keys)
     table: list[tuple[str, ...]] = []
     for arm, (run, stage) in ARMS.items():
-        own = [row["stages"] for row in done if row["key"]["run"] == run]
-        cells = []
-        for metric in _SHOWN:
-            column = np.array([s.get(stage, s["train"])[metric] for s in own])
-            spread = f" ({column.std(ddof=1):.4f})" if len(column) > 1 else ""
-            cells.append(f"{column.mean():.4f}{spread}")
-        table.append((arm, *cells))
+        own = [row["stages"] for row in where(done, run=run)]
+        values = [stages.get(stage, stages["train"]) for stages in own]
+        table.append((arm, *(mean_and_spread([v[metric] for v in values]) for metric in _SHOWN)))
     for name, (recall, gain) in _LIGHTGCN.items():
         table.append((f"{name}, as published", f"{recall:.4f}", f"{gain:.4f}", "", "", ""))
     return Outcome(
         columns=("model", "recall@20", "NDCG@20", "tail recall@20", "coverage@20", "Gini@20"),
         rows=table,
         checks=[],
-        details={"seeds": seeds, **size, "runs": done},
+        details={"seeds": context.seeds, **size, "runs": done},
     )
 
 
@@ -168,4 +149,6 @@ EXPERIMENT = Experiment(
     "Gowalla, given split: two towers beside the published figures of LightGCN",
     "not in the paper's abstract; its tables could not be opened",
     _run,
+    {"seeds": 3, "max_steps": None},
+    {"seeds": 1, "max_steps": 20},
 )

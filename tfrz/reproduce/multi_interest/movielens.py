@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import functools
-import itertools
-import json
-import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfrz.errors import InputError
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
-from tfrz.reproduce.runs import Runs
+from tfrz.reproduce.runs import Row, grid, mean_and_spread, where
 
 # Each run, and the arms that its stages are.
 RUNS: dict[str, tuple[str, ...]] = {
@@ -33,6 +28,7 @@ ARMS: dict[str, tuple[str, str]] = {
 }
 # Tried for one vector and for several alike, and then for the density, by validation.
 SEARCH = {"learning_rate": (0.003, 0.01), "temperature": (0.05, 0.1, 0.2)}
+_FILE = "movielens_1m.jsonl"
 WEIGHTING = {"components": (4, 8, None), "momentum": (0.5, 0.8)}
 _SHOWN = (
     "recall_at_50",
@@ -47,46 +43,38 @@ _SHOWN = (
 
 @functools.lru_cache(maxsize=1)
 def _prepared(path: str) -> Any:
-    from tfrz.reproduce.training import prepared
+    from tfrz.reproduce.training import prepared, task_of
 
-    return prepared("multi_interest", "movielens-1m", f"movielens-1m:{path}")
+    return prepared(task_of("multi_interest", "movielens-1m"), f"movielens-1m:{path}")
 
 
-def train_one(key: dict[str, Any]) -> dict[str, Any]:
+def train_one(key: dict[str, Any]) -> Row:
     """One run: validation and test metrics after each of its stages."""
-    from tfrz.reproduce.training import device_name, staged
-    from tfrz.training.fit import evaluate
+    from tfrz.reproduce.movielens_1m import judged
+    from tfrz.reproduce.training import settings, staged
 
     sets = _prepared(key["data"])
-    started = time.perf_counter()
+    trainer = {name: key[name] for name in ("learning_rate", "epochs", "max_steps")}
     overrides = (
         *RUNS[key["run"]],
         *([] if key["staged"] else ["weighting.kind=none"]),
-        f"model.temperature={key['temperature']}",
-        f"weighting.components={json.dumps(key['components'])}",
-        f"weighting.momentum={key['momentum']}",
-        f"trainer.learning_rate={key['learning_rate']}",
-        f"trainer.epochs={key['epochs']}",
-        f"trainer.max_steps={json.dumps(key['max_steps'])}",
-        "trainer.steps_per_call=200",
+        *settings({"temperature": key["temperature"]}, "model."),
+        *settings({name: key[name] for name in WEIGHTING}, "weighting."),
+        *settings(trainer | {"steps_per_call": 200}, "trainer."),
     )
     stages: dict[str, dict[str, dict[str, float]]] = {}
 
     def after(stage: str, model: Any, task: Any) -> None:
-        name = "density" if stage.startswith("density") else stage
-        stages[name] = {
-            kind: evaluate(model, task, getattr(sets, kind)) for kind in ("validation", "test")
-        }
+        stages[stage] = judged(model, task, sets)
 
     staged("multi_interest", "movielens-1m", sets, overrides, key["seed"], after)
-    seconds = round(time.perf_counter() - started, 1)
     recalls = ", ".join(f"{n} {s['validation']['recall_at_50']:.4f}" for n, s in stages.items())
     says = (
         f"{key['run']}, rate {key['learning_rate']}, temperature {key['temperature']}, "
         f"components {key['components']}, momentum {key['momentum']}, "
-        f"seed {key['seed']}: validation recall@50 {recalls} ({seconds} s)"
+        f"seed {key['seed']}: validation recall@50 {recalls}"
     )
-    return {"stages": stages, "seconds": seconds, "device": device_name(), "says": says}
+    return {"stages": stages, "says": says}
 
 
 def popularity(prepared: Any) -> dict[str, float]:
@@ -123,15 +111,6 @@ def popularity(prepared: Any) -> dict[str, float]:
     }
 
 
-def _row(name: str, values: list[dict[str, float]]) -> tuple[str, ...]:
-    cells = []
-    for metric in _SHOWN:
-        column = np.array([v[metric] for v in values])
-        spread = f" ({column.std(ddof=1):.4f})" if len(column) > 1 else ""
-        cells.append(f"{column.mean():.4f}{spread}")
-    return (name, *cells)
-
-
 def _checks(mean: dict[str, dict[str, float]]) -> list[Check]:
     plain, several = mean["two-tower, one vector"], mean["MUR, four vectors"]
     weighted = mean["MUR-IDW + calibration"]
@@ -152,14 +131,8 @@ def _checks(mean: dict[str, dict[str, float]]) -> list[Check]:
     ]
 
 
-def _grid(search: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
-    return [
-        dict(zip(search, values, strict=True)) for values in itertools.product(*search.values())
-    ]
-
-
 def _tuned(
-    runs: Runs, context: Context, size: dict[str, Any]
+    context: Context, size: dict[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """The rate and temperature of each number of vectors, and the density's settings.
 
@@ -172,18 +145,19 @@ def _tuned(
     keys = [
         {"run": run, "staged": False, **short, **still, **point}
         for run in ("two-tower", "MUR")
-        for point in _grid(SEARCH)
+        for point in grid(SEARCH)
     ]
-    trials = runs.all(train_one, keys, context.jobs, context.say)
+    trials = context.trained(_FILE, train_one, keys)
     for run in ("two-tower", "MUR"):
-        own = [t for t in trials if t["key"]["run"] == run]
-        best = max(own, key=lambda t: t["stages"]["train"]["validation"]["recall_at_50"])
+        best = max(
+            where(trials, run=run), key=lambda t: t["stages"]["train"]["validation"]["recall_at_50"]
+        )
         tuned[run] = {name: best["key"][name] for name in SEARCH}
     keys = [
         {"run": "MUR", "staged": True, **size, "seed": 1000, **tuned["MUR"], **point}
-        for point in _grid(WEIGHTING)
+        for point in grid(WEIGHTING)
     ]
-    trials = runs.all(train_one, keys, context.jobs, context.say)
+    trials = context.trained(_FILE, train_one, keys)
 
     def worth(trial: dict[str, Any]) -> tuple[bool, float]:
         before, after = (trial["stages"][s]["validation"] for s in ("train", "calibrate"))
@@ -195,31 +169,32 @@ def _tuned(
 
 
 def _run(context: Context) -> Outcome:
-    path = context.data or "../shared/data/ml-1m/ml-1m.zip"
-    if not Path(path).exists():
-        raise InputError(f"{path} does not exist: name the data set with --data PATH")
-    size = {"data": path, "epochs": 6, "max_steps": 20 if context.quick else None}
-    seeds = [context.seed + i for i in range(1 if context.quick else 3)]
-    runs = Runs(context.work / "movielens_1m.jsonl")
+    path = context.path("../shared/data/ml-1m/ml-1m.zip")
+    size = {"data": path, "epochs": 6, "max_steps": context.size["max_steps"]}
     if context.quick:
         point = {"learning_rate": 0.01, "temperature": 0.1}
         tuned = dict.fromkeys(("two-tower", "MUR"), point)
         density: dict[str, Any] = {"components": 8, "momentum": 0.8}
     else:
-        tuned, density = _tuned(runs, context, size)
+        tuned, density = _tuned(context, size)
     keys = [
         {"run": run, "seed": s, "staged": True, **size, **tuned.get(run, tuned["MUR"]), **density}
-        for s in seeds
+        for s in context.seeds
         for run in RUNS
     ]
-    done = runs.all(train_one, keys, context.jobs, context.say)
-    baseline = popularity(_prepared(path))
-    table, mean = [_row("popularity", [baseline])], {}
-    for arm, (run, stage) in ARMS.items():
-        own = [row["stages"] for row in done if row["key"]["run"] == run]
-        values = [s.get(stage, s["train"])["test"] for s in own]
-        mean[arm] = {m: float(np.mean([v[m] for v in values])) for m in _SHOWN}
-        table.append(_row(arm, values))
+    done = context.trained(_FILE, train_one, keys)
+    arms = {"popularity": [popularity(_prepared(path))]} | {
+        arm: [s.get(stage, s["train"])["test"] for s in (r["stages"] for r in where(done, run=run))]
+        for arm, (run, stage) in ARMS.items()
+    }
+    mean = {
+        arm: {m: float(np.mean([v[m] for v in values])) for m in _SHOWN}
+        for arm, values in arms.items()
+    }
+    table = [
+        (arm, *(mean_and_spread([v[m] for v in values]) for m in _SHOWN))
+        for arm, values in arms.items()
+    ]
     return Outcome(
         columns=(
             "model",
@@ -234,7 +209,7 @@ def _run(context: Context) -> Outcome:
         rows=table,
         checks=_checks(mean),
         details={
-            "seeds": seeds,
+            "seeds": context.seeds,
             **size,
             "search": {**SEARCH, **WEIGHTING, "seed": 1000},
             "tuned": tuned,
@@ -249,4 +224,6 @@ EXPERIMENT = Experiment(
     "MovieLens-1M, leave-last-one-out: several vectors, and weights for the tail",
     "not in the paper's abstract; its tables could not be opened",
     _run,
+    {"seeds": 3, "max_steps": None},
+    {"seeds": 1, "max_steps": 20},
 )

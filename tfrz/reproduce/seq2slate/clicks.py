@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfrz.data.simulators.slates import ClickModel, SlateSimulator
-from tfrz.files import atomic_write
+from tfrz.pictures import picture
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
-from tfrz.reproduce.runs import Runs
+from tfrz.reproduce.runs import Row, spread, where
 
 _LENGTH = 10
 _ANYTIME = (1, 2, 3, 5, 7, 10)
@@ -128,64 +128,55 @@ def judge(drawn: dict[str, np.ndarray], positions: np.ndarray, kind: str) -> dic
     return found
 
 
-def train_one(key: dict[str, Any]) -> dict[str, Any]:
+def train_one(key: dict[str, Any]) -> Row:
     """One run: trains a re-ranker on clicks of one world, judges it on fresh lists."""
     import tensorflow as tf
 
-    from tfrz.reproduce.training import configure, train
+    from tfrz.reproduce.training import last_step, task_of, train
     from tfrz.training.batches import ArrayBatches
     from tfrz.zoo.tasks.slate import ListInputs
 
-    started = time.perf_counter()
     kind, eta, seed = key["kind"], key["eta"], key["seed"]
     training, test = (_lists(kind, eta, seed, n, i) for i, n in enumerate(key["lists"]))
-    every = np.broadcast_to(np.arange(_LENGTH), test["clicks"].shape)
-    if key["model"] == "base ranker":
-        row = judge(test, every, kind)
-    else:
+    positions = np.broadcast_to(np.arange(_LENGTH), test["clicks"].shape)
+    if key["model"] != "base ranker":
         overrides = (*_OVERRIDES, *{**MODELS, **VARIANTS}[key["model"]])
-        config = configure("seq2slate", "simulated", overrides, seed)
+        task = task_of("seq2slate", "simulated", last_step(overrides, seed))
         inputs = ListInputs(_LENGTH, training["features"].shape[2], {}, {}, 0)
-        batches = ArrayBatches(_columns(training), config.trainer.batch_size, seed)
         held_out = _columns(test)
         few = ArrayBatches({name: column[:64] for name, column in held_out.items()}, 64)
-        model, _, _ = train(config, inputs, batches, key["steps"], few)
+        model, _ = train(task, inputs, _columns(training), few, steps=key["steps"])
         best = tf.function(lambda batch: model.best(batch).positions, reduce_retracing=True)
         parts = [best(batch).numpy() for batch in ArrayBatches(held_out, 512).once()]
-        row = judge(test, np.concatenate(parts), kind)
-    seconds = round(time.perf_counter() - started, 1)
+        positions = np.concatenate(parts)
+    row = judge(test, positions, kind)
     says = f"{kind}, eta {eta:g}, {key['model']}, seed {seed}: NDCG@10 {row['ndcg_at_10']:.4f}"
-    return {**row, "seconds": seconds, "says": f"{says} ({seconds} s)"}
+    return {**row, "says": says}
 
 
 def _size(context: Context) -> dict[str, Any]:
-    if context.quick:
-        return {"lists": [4000, 1000], "steps": 300}
-    return {"lists": [20_000, 4000], "steps": 1500}
+    return {name: context.size[name] for name in ("lists", "steps")}
 
 
-def _runs(context: Context, wanted: list[tuple[str, float, str]]) -> dict[Any, list[dict]]:
+def _runs(context: Context, wanted: list[tuple[str, float, str]]) -> dict[Any, list[Row]]:
     """The rows of (kind, eta, model), one a seed."""
-    seeds = [context.seed] if context.quick else [context.seed + i for i in range(3)]
     keys = [
         {"kind": kind, "eta": eta, "model": model, "seed": seed, **_size(context)}
         for kind, eta, model in wanted
-        for seed in seeds
+        for seed in context.seeds
     ]
-    runs = Runs(context.work / "clicks.jsonl")
-    rows = runs.all(train_one, keys, context.jobs, context.say)
-    found: dict[Any, list[dict]] = {}
-    for row in rows:
-        key = row["key"]
-        found.setdefault((key["kind"], key["eta"], key["model"]), []).append(row)
-    return found
+    rows = context.trained("clicks.jsonl", train_one, keys)
+    return {
+        (kind, eta, model): where(rows, kind=kind, eta=eta, model=model)
+        for kind, eta, model in wanted
+    }
 
 
-def _mean(rows: list[dict], name: str) -> float:
+def _mean(rows: list[Row], name: str) -> float:
     return float(np.mean([row[name] for row in rows]))
 
 
-def _checks(found: dict[Any, list[dict]]) -> list[Check]:
+def _checks(found: dict[Any, list[Row]]) -> list[Check]:
     checks = []
     for kind, eta in INTERACTING:
         where = f"{kind} clicks, eta {eta:g}"
@@ -197,16 +188,19 @@ def _checks(found: dict[Any, list[dict]]) -> list[Check]:
                 f"{where}: both decoders are at least 0.03 above the base ranker in NDCG@10",
                 worst >= at["base ranker"] + 0.03,
                 f"{worst:.4f} against {at['base ranker']:.4f}",
+                ("lists", "steps"),
             ),
             Check(
                 f"{where}: both are at least 0.003 above the pointwise ranker with positions",
                 worst >= at[_POINTWISE] + 0.003,
                 f"{worst:.4f} against {at[_POINTWISE]:.4f}",
+                ("lists", "steps", "seeds"),
             ),
             Check(
                 f"{where}: one-step and sequential are within 0.005",
                 abs(one - sequential) <= 0.005,
                 f"{one:.4f} and {sequential:.4f}",
+                ("lists", "steps", "seeds"),
             ),
             Check(
                 f"{where}: without the base order's positions the pointwise ranker is below it",
@@ -223,6 +217,7 @@ def _checks(found: dict[Any, list[dict]]) -> list[Check]:
             "without interaction in the clicks the gain over the listwise ranker is within noise",
             bool(abs(gains.mean()) <= noise),
             f"{gains.mean():+.4f}, noise {noise:.4f}",
+            ("lists", "steps", "seeds"),
         )
     )
     return checks
@@ -243,7 +238,6 @@ def _run(context: Context) -> Outcome:
             rows = found.get((kind, eta, model))
             if rows is None:
                 continue
-            spread = np.std([r["ndcg_at_10"] for r in rows], ddof=1) if len(rows) > 1 else 0.0
             prototype = _PROTOTYPE.get((kind, eta), {}).get(model)
             table.append(
                 (
@@ -251,7 +245,7 @@ def _run(context: Context) -> Outcome:
                     model,
                     f"{_mean(rows, 'ndcg_at_5'):.4f}",
                     f"{_mean(rows, 'ndcg_at_10'):.4f}",
-                    f"{spread:.4f}",
+                    spread([r["ndcg_at_10"] for r in rows]) or "0.0000",
                     f"{_mean(rows, 'map'):.4f}",
                     f"{_mean(rows, 'fresh_clicks_at_5'):.3f}",
                     "" if prototype is None else f"{prototype:.4f}",
@@ -278,26 +272,17 @@ def _run(context: Context) -> Outcome:
     )
 
 
-def _picture(curves: dict[str, dict[str, list[float]]]) -> bytes:
+def _plot(curves: dict[str, dict[str, list[float]]], path: Path) -> None:
     """NDCG@k by k, a panel for each kind of clicks."""
-    import io
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.5 * len(curves), 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    for column, (kind, lines) in enumerate(curves.items()):
-        axes = figure.add_subplot(1, len(curves), column + 1)
-        for name, values in lines.items():
-            axes.plot(_ANYTIME, values, marker="o", markersize=3, label=name)
-        axes.set_title(f"{kind} clicks, eta 0")
-        axes.set_xlabel("k")
-        axes.set_ylabel("NDCG@k")
-        axes.legend(fontsize=7)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=120)
-    return out.getvalue()
+    with picture(path, 4.5 * len(curves), 3.5) as figure:
+        for column, (kind, lines) in enumerate(curves.items()):
+            axes = figure.add_subplot(1, len(curves), column + 1)
+            for name, values in lines.items():
+                axes.plot(_ANYTIME, values, marker="o", markersize=3, label=name)
+            axes.set_title(f"{kind} clicks, eta 0")
+            axes.set_xlabel("k")
+            axes.set_ylabel("NDCG@k")
+            axes.legend(fontsize=7)
 
 
 def _run_adaptivity(context: Context) -> Outcome:
@@ -325,19 +310,19 @@ def _run_adaptivity(context: Context) -> Outcome:
         improved &= bool((gaps > 0).all())
         least = min(least, float(gaps.min()))
     place = context.work / "anytime.png"
-    atomic_write(place, _picture(curves))
+    _plot(curves, place)
     context.say(f"curves: {place}")
-    spread = {
+    apart = {
         m: [_mean(found[k, 0.0, m], "diversity") for k in ("diverse", "similar")] for m in shown
     }
     checks = [
         Check(
             f"{model}: the top 3 are 0.4 more diverse than the base ranker's when trained on "
             "diverse clicks, and 0.4 less when trained on similar ones",
-            spread[model][0] >= spread["base ranker"][0] + 0.4
-            and spread[model][1] <= spread["base ranker"][1] - 0.4,
-            f"{spread[model][0]:.2f} > {spread['base ranker'][0]:.2f}, "
-            f"{spread['base ranker'][1]:.2f} > {spread[model][1]:.2f}",
+            apart[model][0] >= apart["base ranker"][0] + 0.4
+            and apart[model][1] <= apart["base ranker"][1] - 0.4,
+            f"{apart[model][0]:.2f} > {apart['base ranker'][0]:.2f}, "
+            f"{apart['base ranker'][1]:.2f} > {apart[model][1]:.2f}",
         )
         for model in shown[1:]
     ]
@@ -358,17 +343,23 @@ def _run_adaptivity(context: Context) -> Outcome:
     )
 
 
+_FULL = {"lists": [20_000, 4000], "steps": 1500, "seeds": 3}
+_QUICK = {"lists": [4000, 1000], "steps": 300, "seeds": 1}
 EXPERIMENTS = (
     Experiment(
         "seq2slate/clicks",
         "Simulated clicks: base ranker, pointwise and listwise rankers, both decoders",
         "the procedure of its semi-synthetic experiments, on synthetic lists",
         _run,
+        _FULL,
+        _QUICK,
     ),
     Experiment(
         "seq2slate/adaptivity",
         "What is learned of the interaction: diversity of the top 3, and NDCG at every cut",
         "its anytime and adaptivity figures, on synthetic lists",
         _run_adaptivity,
+        _FULL,
+        _QUICK,
     ),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import time
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from tfrz.errors import InputError
 from tfrz.reproduce.experiment import Context, Experiment, Outcome
-from tfrz.reproduce.runs import Runs
+from tfrz.reproduce.runs import Row, spread, where
 
 _POSITION = ("model.scorer=mlp", "model.position=true")
 MODELS: dict[str, tuple[str, ...]] = {
@@ -27,6 +27,8 @@ DATA: dict[str, dict[str, Any]] = {
     "MQ2008": {"path": "letor-mq2008", "threshold": 1.0, "logs": False, "test": 0.1},
     "MSLR sample": {"path": "letor-mslr", "threshold": 2.0, "logs": True, "test": 0.3},
 }
+_CLICKS = ("diverse", "similar")
+_ARMS = ("base ranker", *MODELS)
 _ETA = 0.3
 _METRICS = ("ndcg_at_5", "ndcg_at_10", "map")
 
@@ -53,80 +55,57 @@ def _overrides(key: dict[str, Any]) -> list[str]:
 
 
 @functools.lru_cache(maxsize=2)
-def _prepared(path: str, overrides: tuple[str, ...], seed: int) -> Any:
-    from tfrz.data.records import open_source
-    from tfrz.reproduce.training import configure
-    from tfrz.zoo import registry
+def _prepared(path: str, overrides: tuple[str, ...], seed: int) -> tuple[Any, Any]:
+    """A task without a model's settings, and its sets."""
+    from tfrz.reproduce.training import last_step, prepared, task_of
 
-    entry = registry.get("seq2slate")
-    config = configure("seq2slate", "letor", overrides, seed)
-    return entry.load("task")(entry, config).prepare(open_source(f"letor:{path}", None, "list"))
+    task = task_of("seq2slate", "letor", last_step(overrides, seed))
+    return task, prepared(task, f"letor:{path}", order_by=None)
 
 
-def train_one(key: dict[str, Any]) -> dict[str, Any]:
+def train_one(key: dict[str, Any]) -> Row:
     """One run: trains on the clicks of one draw, judged on those of the test queries."""
-    from tfrz.reproduce.training import configure, train
-    from tfrz.training.batches import ArrayBatches
+    from tfrz.reproduce.training import last_step, task_of, train
     from tfrz.training.fit import evaluate
-    from tfrz.zoo.tasks.slate import SlateTask
 
-    started = time.perf_counter()
-    overrides = _overrides(key)
     shared = tuple(_overrides({**key, "model": ""}))
-    prepared = _prepared(key["path"], shared, key["seed"])
-    row: dict[str, Any] = {}
+    task, sets = _prepared(key["path"], shared, key["seed"])
     if key["model"] == "base ranker":
-        parts = [SlateTask.in_base_order(batch)["ordered"] for batch in prepared.test.once()]
-        from tfrz.zoo import registry
-
-        entry = registry.get("seq2slate")
-        task = entry.load("task")(entry, configure("seq2slate", "letor", shared, key["seed"]))
+        parts = [task.in_base_order(batch)["ordered"] for batch in sets.test.once()]
         row = task.metrics({"ordered": np.concatenate(parts)})
     else:
-        config = configure("seq2slate", "letor", overrides, key["seed"])
-        columns = prepared.train.columns()
-        batches = ArrayBatches(columns, config.trainer.batch_size, key["seed"])
-        model, task, _ = train(config, prepared.inputs, batches, key["steps"], prepared.validation)
-        row = evaluate(model, task, prepared.test)
-    row["queries"] = [prepared.train.num_examples, prepared.test.num_examples]
-    row["seconds"] = round(time.perf_counter() - started, 1)
-    where = f"{key['data']}, {key['clicks']}, {key['model']}, seed {key['seed']}"
-    row["says"] = f"{where}: NDCG@10 {row['ndcg_at_10']:.4f} ({row['seconds']} s)"
-    return row
+        task = task_of("seq2slate", "letor", last_step(_overrides(key), key["seed"]))
+        columns = sets.train.columns()
+        model, _ = train(task, sets.inputs, columns, sets.validation, steps=key["steps"])
+        row = evaluate(model, task, sets.test)
+    about = f"{key['data']}, {key['clicks']}, {key['model']}, seed {key['seed']}"
+    return {
+        **row,
+        "queries": [sets.train.num_examples, sets.test.num_examples],
+        "says": f"{about}: NDCG@10 {row['ndcg_at_10']:.4f}",
+    }
 
 
 def _run(context: Context) -> Outcome:
     root = Path(context.data or "../shared/data")
-    seeds = [context.seed] if context.quick else [context.seed + i for i in range(3)]
     keys = []
     for name, given in DATA.items():
         place = root / given["path"]
         if not place.exists():
             raise InputError(f"{place} does not exist: name the folder of data sets with --data")
         path = str(place if name == "MQ2008" else next(place.iterdir()))
-        for clicks in ("diverse", "similar"):
-            for model in ("base ranker", *MODELS):
-                for seed in seeds:
-                    size = {"length": 10, "steps": 50, "epochs": 2 if context.quick else 12}
-                    key = {"data": name, "clicks": clicks, "model": model, "seed": seed, **size}
-                    keys.append({**key, **given, "path": path})
-    runs = Runs(context.work / "letor.jsonl")
-    rows = runs.all(train_one, keys, context.jobs, context.say)
+        size = {"length": 10, "steps": 50, "epochs": context.size["epochs"]}
+        for clicks, model, seed in itertools.product(_CLICKS, _ARMS, context.seeds):
+            key = {"data": name, "clicks": clicks, "model": model, "seed": seed, **size}
+            keys.append({**key, **given, "path": path})
+    rows = context.trained("letor.jsonl", train_one, keys)
     table = []
-    for name in DATA:
-        for clicks in ("diverse", "similar"):
-            for model in ("base ranker", *MODELS):
-                own = [
-                    row
-                    for row in rows
-                    if (row["key"]["data"], row["key"]["clicks"], row["key"]["model"])
-                    == (name, clicks, model)
-                ]
-                values = {m: np.array([row[m] for row in own]) for m in _METRICS}
-                spread = values["ndcg_at_10"].std(ddof=1) if len(own) > 1 else 0.0
-                cells = [f"{values[m].mean():.4f}" for m in _METRICS]
-                queries = " / ".join(map(str, own[0]["queries"]))
-                table.append((name, clicks, model, *cells, f"{spread:.4f}", queries))
+    for name, clicks, model in itertools.product(DATA, _CLICKS, _ARMS):
+        own = where(rows, data=name, clicks=clicks, model=model)
+        cells = [f"{np.mean([row[m] for row in own]):.4f}" for m in _METRICS]
+        deviation = spread([row["ndcg_at_10"] for row in own]) or "0.0000"
+        queries = " / ".join(map(str, own[0]["queries"]))
+        table.append((name, clicks, model, *cells, deviation, queries))
     return Outcome(
         columns=(
             "data",
@@ -140,7 +119,7 @@ def _run(context: Context) -> Outcome:
         ),
         rows=table,
         checks=[],
-        details={"seeds": seeds, "eta": _ETA, "runs": rows},
+        details={"seeds": context.seeds, "eta": _ETA, "runs": rows},
     )
 
 
@@ -150,5 +129,7 @@ EXPERIMENTS = (
         "MQ2008 and a sample of MSLR: clicks simulated on LambdaMART's order, re-ranked",
         "the procedure of its experiments; the paper has Yahoo LTRC and MSLR-WEB30K",
         _run,
+        {"seeds": 3, "epochs": 12},
+        {"seeds": 1, "epochs": 2},
     ),
 )

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfrz.data.simulators.bandits import ContextualSlates
-from tfrz.errors import InputError
 from tfrz.losses.reinforce import TopKOffPolicyReinforce
 from tfrz.metrics.off_policy import (
     Estimate,
@@ -73,7 +71,7 @@ Found = dict[tuple[str, int, str], dict[str, float]]
 def _simulated(context: Context) -> Outcome:
     world = ContextualSlates(seed=context.seed)
     logs = 1000
-    sizes = (500, 2000) if context.quick else (500, 2000, 10_000)
+    sizes = context.size["rows"]
     found: Found = {}
     weights = {}
     for place, (name, policy) in enumerate(_policies(world, context.seed + 1).items()):
@@ -213,9 +211,7 @@ def item_by_position(log: Mapping[str, np.ndarray], items: int) -> np.ndarray:
 
 
 def _open_bandit(context: Context) -> Outcome:
-    path = context.data or "../shared/data/obd"
-    if not Path(path).exists():
-        raise InputError(f"{path} does not exist: name the Open Bandit data's folder with --data")
+    path = context.path("../shared/data/obd")
     rows: list[tuple[Any, ...]] = []
     details = []
     for campaign in _CAMPAIGNS:
@@ -305,6 +301,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "off-policy estimators on a simulator: bias, and coverage of the intervals",
         "no table of the paper; what a push is decided by",
         _simulated,
+        {"rows": (500, 2000, 10_000)},
+        {"rows": (500, 2000)},
     ),
     Experiment(
         "topk_reinforce/obd",

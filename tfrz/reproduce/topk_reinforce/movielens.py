@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import functools
-import time
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tfrz.errors import InputError
 from tfrz.reproduce.experiment import Context, Experiment, Outcome
-from tfrz.reproduce.runs import Runs
+from tfrz.reproduce.runs import Row, mean_and_spread, where
 
 MODELS: dict[str, tuple[str, ...]] = {
     "naive (no weights, K = 1)": ("model.weights=none", "model.k=1"),
@@ -32,54 +27,39 @@ _SHOWN = {
 
 @functools.lru_cache(maxsize=1)
 def _prepared(path: str) -> Any:
-    from tfrz.reproduce.training import prepared
+    from tfrz.reproduce.training import prepared, task_of
 
-    return prepared("topk_reinforce", "movielens-1m", f"movielens-1m:{path}")
+    return prepared(task_of("topk_reinforce", "movielens-1m"), f"movielens-1m:{path}")
 
 
-def train_one(key: dict[str, Any]) -> dict[str, Any]:
+def train_one(key: dict[str, Any]) -> Row:
     """One run: the test metrics of the policy after the last epoch."""
-    from tfrz.reproduce.training import device_name, staged
+    from tfrz.reproduce.training import settings, staged
     from tfrz.training.fit import evaluate
 
     sets = _prepared(key["data"])
-    started = time.perf_counter()
-    overrides = (
-        *MODELS[key["model"]],
-        f"trainer.epochs={key['epochs']}",
-        f"trainer.max_steps={'null' if key['max_steps'] is None else key['max_steps']}",
-        "trainer.early_stopping_patience=null",
-    )
+    trainer = {name: key[name] for name in ("epochs", "max_steps")}
+    trainer["early_stopping_patience"] = None
+    overrides = (*MODELS[key["model"]], *settings(trainer, "trainer."))
     model, task = staged("topk_reinforce", "movielens-1m", sets, overrides, key["seed"])
     metrics = evaluate(model, task, sets.test)
-    seconds = round(time.perf_counter() - started, 1)
     says = f"{key['model']}, seed {key['seed']}: recall@10 {metrics['recall_at_10']:.4f}"
-    return {
-        "test": metrics,
-        "seconds": seconds,
-        "device": device_name(),
-        "says": f"{says} ({seconds} s)",
-    }
+    return {"test": metrics, "says": says}
 
 
 def _run(context: Context) -> Outcome:
-    path = context.data or "../shared/data/ml-1m/ml-1m.zip"
-    if not Path(path).exists():
-        raise InputError(f"{path} does not exist: name the data set with --data PATH")
-    size = {"data": path, "epochs": 3, "max_steps": 10 if context.quick else None}
+    path = context.path("../shared/data/ml-1m/ml-1m.zip")
+    size = {"data": path, "epochs": 3, "max_steps": context.size["max_steps"]}
     seeds = [context.seed]
-    runs = Runs(context.work / "movielens_1m.jsonl")
     keys = [{"model": m, "seed": s, **size} for s in seeds for m in MODELS]
-    done = runs.all(train_one, keys, context.jobs, context.say)
+    done = context.trained("movielens_1m.jsonl", train_one, keys)
     table = []
     for name in MODELS:
-        own = [row["test"] for row in done if row["key"]["model"] == name]
-        cells = []
-        for metric in _SHOWN:
-            column = np.array([v[metric] for v in own])
-            digits = 1 if metric == "effective_sample_size" else 4
-            spread = f" ({column.std(ddof=1):.{digits}f})" if len(column) > 1 else ""
-            cells.append(f"{column.mean():.{digits}f}{spread}")
+        own = [row["test"] for row in where(done, model=name)]
+        cells = [
+            mean_and_spread([v[m] for v in own], 1 if m == "effective_sample_size" else 4)
+            for m in _SHOWN
+        ]
         table.append((name, *cells))
     return Outcome(
         columns=("policy", *_SHOWN.values()),
@@ -94,4 +74,6 @@ EXPERIMENT = Experiment(
     "MovieLens-1M as logged actions: recall, coverage, Gini and SNIPS of the corrections",
     "not in the paper, which reports no offline results",
     _run,
+    {"max_steps": None},
+    {"max_steps": 10},
 )

@@ -83,7 +83,7 @@ def _judged(world: ContextualSlates, policy: np.ndarray) -> tuple[float, ...]:
 
 
 def _slates(context: Context) -> Outcome:
-    seeds = [context.seed + i for i in range(2 if context.quick else 5)]
+    seeds = context.seeds
     worlds = [ContextualSlates(seed=seed) for seed in seeds]
     size = worlds[0].logger.shape
     tables = [table_of(w.sample(30_000, s), *size) for w, s in zip(worlds, seeds, strict=True)]
@@ -244,11 +244,11 @@ def _linear_values(
 
 
 def _biased_catalogue(context: Context) -> Outcome:
-    seeds = [context.seed + i for i in range(2 if context.quick else 5)]
+    seeds = context.seeds
     logged = 1_000_000
     free = _free_values(seeds, logged)
     context.say(f"{_FREE}: {free[JUDGED].mean():.3f} of the optimum")
-    linear, best, oracle = _linear_values(seeds, logged, 3000 if context.quick else 6000)
+    linear, best, oracle = _linear_values(seeds, logged, context.size["steps"])
     context.say(f"{_LINEAR}: {linear[JUDGED].mean():.3f} of the optimum")
     rows = [
         (world, *learner, f"{shares.mean():.3f}", f"{shares.min():.3f} to {shares.max():.3f}")
@@ -312,11 +312,15 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "pages in contexts: the sweep of K and of the cap",
         "sections 6.2.3 and 6.2.4; specification S4",
         _slates,
+        {"seeds": 5},
+        {"seeds": 2},
     ),
     Experiment(
         "topk_reinforce/biased_catalogue",
         "1,000 items and a biased logger: how near the best policy of its class one comes",
         "the claim of section 4, at size",
         _biased_catalogue,
+        {"seeds": 5, "steps": 6000},
+        {"seeds": 2, "steps": 3000},
     ),
 )

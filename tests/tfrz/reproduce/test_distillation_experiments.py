@@ -21,7 +21,6 @@ from tfrz.reproduce.distillation.classes import (
 )
 from tfrz.reproduce.distillation.training import fit_together, rows_of_steps
 from tfrz.reproduce.experiment import Context, experiments
-from tfrz.reproduce.runs import Runs
 
 
 def test_the_group_is_listed():
@@ -229,14 +228,16 @@ def test_a_student_gets_the_teachers_scores(ratings_1m, tmp_path, monkeypatch):
             np.testing.assert_array_equal(columns["teacher_score_xf"], scores)
 
 
-def test_each_arm_takes_its_best_values_by_validation(tmp_path):
+def test_each_arm_takes_its_best_values_by_validation():
     best = dict(zip(movielens.ARMS, (0, 2, 1, 2), strict=True))
 
-    def train(key):
-        lost = float(key["values"]["x"] != best[key["arm"]])
-        return {"validation": {"log_loss": lost}, "test": {"log_loss": -lost}}
-
-    grid = [{"x": x} for x in range(3)]
-    context = Context(False, 0, None, tmp_path, lambda line: None)
-    tuned = movielens._tuned(Runs(tmp_path / "runs.jsonl"), train, {}, grid, context)
+    trials = []
+    for arm in movielens.ARMS:
+        for x in range(3):
+            lost = float(x != best[arm])
+            key = {"arm": arm, "values": {"x": x}}
+            trials.append(
+                {"key": key, "validation": {"log_loss": lost}, "test": {"log_loss": -lost}}
+            )
+    tuned = movielens._tuned(trials)
     assert tuned == {arm: {"x": x} for arm, x in best.items()}
