@@ -35,6 +35,7 @@ ARMS: dict[str, tuple[float, str | None]] = {
 }
 # The same values are tried for every arm.
 SEARCH = {"embedding_l2": (0.0, 0.01), "learning_rate": (0.004, 0.008)}
+_LIMITS = ("trainer.epochs", "trainer.max_steps")
 _TEMPERATURE, _FOLDS, _RATIO = 1.0, 2, 10
 _COLUMN = transformed_name(TEACHER_SCORE)
 
@@ -148,7 +149,7 @@ def _cells(name: str, rows: list[dict[str, Any]], gains: str = "") -> tuple[Any,
 def _run(context: Context) -> Outcome:
     seeds, search = context.seeds, context.seed + 1000
     points = grid(SEARCH)[-context.size["points"] :]
-    limits = {name: context.size[name] for name in context.size if name.startswith("trainer.")}
+    limits = {name: context.size[name] for name in _LIMITS if context.size[name] is not None}
     file = "movielens_1m.quick/runs.jsonl" if context.quick else "movielens_1m/runs.jsonl"
     train = functools.partial(train_one, (context.work / file).parent)
     base: dict[str, Any] = {
@@ -222,6 +223,6 @@ EXPERIMENT = Experiment(
     "MovieLens-1M: a DCN-V2 with embeddings of 4 taught by one with 30, of the same rows",
     "a task of the specification of arXiv 2002.03532 (G5)",
     _run,
-    {"seeds": 5, "points": 4},
+    {"seeds": 5, "points": 4, **dict.fromkeys(_LIMITS)},
     {"seeds": 1, "points": 1, "trainer.epochs": 1, "trainer.max_steps": 60},
 )
