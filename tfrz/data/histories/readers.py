@@ -275,11 +275,6 @@ class SimulatedInterests(InteractionReader):
         """See `Reader`."""
         return HistorySpec(time=None, candidates=CandidateSpec(features=(Feature("cluster"),)))
 
-    def fingerprint(self) -> str:
-        """See `Reader`."""
-        described = sorted(vars(self._simulator).items())
-        return f"{self.users}-{self.length}-{self.seed}-{described}"
-
     def shards(self) -> list[Shard]:
         """See `Reader`."""
         starts = range(0, self.users, self._USERS_A_SHARD)

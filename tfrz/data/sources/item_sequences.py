@@ -43,10 +43,6 @@ class ItemLines(InteractionReader):
         """See `Reader`."""
         return [self._source.file]
 
-    def fingerprint(self) -> str:
-        """See `Reader`."""
-        return f"{super().fingerprint()}-{self.first_is_user}"
-
     def shards(self) -> list[Shard]:
         """See `Reader`."""
         return self._source.shards()

@@ -308,10 +308,6 @@ class MovieLensInteractions(InteractionReader):
         """See `Reader`."""
         return self._ratings.files()
 
-    def fingerprint(self) -> str:
-        """See `Reader`."""
-        return f"{self._ratings.fingerprint()}-{self.min_rating}"
-
     def shards(self) -> list[Shard]:
         """See `Reader`."""
         return self._ratings.shards()
@@ -376,10 +372,6 @@ class MovieLensActions(MovieLensInteractions):
             "user_id", "movie_id", "timestamp", (numeric("reward"),), outcomes=("reward",)
         )
 
-    def fingerprint(self) -> str:
-        """See `Reader`."""
-        return f"{super().fingerprint()}-{self.good}"
-
     def of_ratings(self, ratings: np.ndarray) -> dict[str, Any]:
         """See `MovieLensInteractions`."""
         reward = ratings / 5.0 if self.good == 0 else ratings >= self.good
@@ -424,10 +416,6 @@ class MovieLensTimelines(TimelineReader):
     def files(self) -> list[str]:
         """See `Reader`."""
         return self._movies.files()
-
-    def fingerprint(self) -> str:
-        """See `Reader`."""
-        return self._movies.fingerprint()
 
     def shards(self) -> list[Shard]:
         """See `Reader`."""

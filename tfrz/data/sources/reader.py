@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import hashlib
 import inspect
+import json
+import os
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -48,13 +51,28 @@ class Reader(abc.ABC):
         return []
 
     def fingerprint(self) -> str:
-        """Changes when the records may have: by the reader's options and its files' contents."""
-        digest = hashlib.sha256(repr(sorted(vars(self).items())).encode())
+        """Changes when the records may have: by the reader's options and its files' contents.
+
+        Equal in every process; a file is read once for each version of it.
+        """
+        state = json.dumps([type(self).__name__, vars(self)], default=vars, sort_keys=True)
+        digest = hashlib.sha256(state.encode())
         for path in self.files():
-            with open(path, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+            found = os.stat(path)
+            # A copy may keep the time of modification, not that of change.
+            version = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            digest.update(_contents(path, version))
         return digest.hexdigest()[:32]
+
+
+@functools.lru_cache(maxsize=1024)
+def _contents(path: str, version: tuple[int, ...]) -> bytes:
+    """The hash of a file, kept for as long as its version stays."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
 
 
 def read_table(

@@ -60,10 +60,6 @@ class VersionControlEdits(TimelineReader):
         """See `Reader`."""
         return [self._events, self._items]
 
-    def fingerprint(self) -> str:
-        """See `Reader`."""
-        return f"{super().fingerprint()}-{self.min_events}"
-
     def shards(self) -> list[Shard]:
         """See `Reader`."""
         parquet_shards(self._items, ("item", "project", "dir", "ext"))
