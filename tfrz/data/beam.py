@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
@@ -73,28 +73,12 @@ class _Summary:
     first: CorruptLine | None = None
 
 
-class _Summarize(beam.CombineFn):
-    """How many corrupt lines there are, and the first of them."""
-
-    def create_accumulator(self) -> _Summary:
-        return _Summary()
-
-    def add_input(self, accumulator: _Summary, line: CorruptLine) -> _Summary:
-        return self.merge_accumulators([accumulator, _Summary(1, line)])
-
-    def merge_accumulators(self, accumulators: Iterable[_Summary]) -> _Summary:
-        merged = _Summary()
-        for part in accumulators:
-            merged.count += part.count
-            if part.first is not None and (
-                merged.first is None
-                or (part.first.file, part.first.line) < (merged.first.file, merged.first.line)
-            ):
-                merged.first = part.first
-        return merged
-
-    def extract_output(self, accumulator: _Summary) -> _Summary:
-        return accumulator
+def _summarized(parts: Iterable[_Summary]) -> _Summary:
+    """How many corrupt lines there are in all, and the first of them."""
+    parts = list(parts)
+    lines = [part.first for part in parts if part.first is not None]
+    first = min(lines, key=lambda line: (line.file, line.line), default=None)
+    return _Summary(sum(part.count for part in parts), first)
 
 
 def _check(_: None, rows: int, summary: _Summary, max_fraction: float) -> None:
@@ -121,7 +105,11 @@ class CheckCorrupt(beam.PTransform):
             | "RowsOfBatches" >> beam.Map(lambda batch: batch.num_rows)
             | "Rows" >> beam.CombineGlobally(sum)
         )
-        summary = outputs["corrupt"] | "Summary" >> beam.CombineGlobally(_Summarize())
+        summary = (
+            outputs["corrupt"]
+            | "Count" >> beam.Map(lambda line: _Summary(1, line))
+            | "Summary" >> beam.CombineGlobally(_summarized)
+        )
         if self._sink is not None:
             _ = (
                 outputs["corrupt"]
@@ -172,3 +160,16 @@ class RecordsToExamples(beam.PTransform):
     def expand(self, records: beam.PCollection) -> beam.PCollection:
         """Builds the transform."""
         return records | "Encode" >> beam.ParDo(_Encode()).with_output_types(bytes)
+
+
+def split_batches(examples: Mapping[str, pa.Table], *rows: int) -> Iterator[TaggedOutput]:
+    """The tables of some splits as Arrow batches, each to the output of its split.
+
+    Args:
+      examples: split to its rows.
+      rows: of a batch at most, if given.
+    """
+    for split, table in examples.items():
+        for batch in table.combine_chunks().to_batches(*rows):
+            if batch.num_rows:
+                yield TaggedOutput(split, batch)

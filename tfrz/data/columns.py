@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.data.spec import MISSING, Spec
 
@@ -20,12 +21,12 @@ def whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
 
 
-def codes_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+def codes_of(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
     """Equal values to equal numbers from 0."""
     return whole(column).dictionary_encode().indices.to_numpy(zero_copy_only=False)
 
 
-def runs(column: pa.Array, first: np.ndarray, end: np.ndarray) -> pa.ListArray:
+def runs(column: pa.Array, first: NDArray[Any], end: NDArray[Any]) -> pa.ListArray:
     """A list of the rows [first, end) for each pair."""
     lengths = end - first
     offsets = np.concatenate([[0], np.cumsum(lengths)])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
-from tfrz.config import require
+from tfrz.config import from_mapping, read_yaml, require
 
+T = TypeVar("T")
 # A missing whole number where something must stand; of strings it is "", of floats NaN.
 MISSING_INT = int(np.iinfo(np.int64).min)
 MISSING = {"string": "", "int64": MISSING_INT, "float32": float("nan")}
@@ -19,6 +21,19 @@ MISSING = {"string": "", "int64": MISSING_INT, "float32": float("nan")}
 USER_EMBEDDING = "long_history"
 
 USER_EMBEDDING_VERSION = "long_history_version"
+
+
+class FromYaml:
+    """A dataclass that a YAML file describes."""
+
+    @classmethod
+    def from_yaml(cls: type[T], path: str | Path) -> T:
+        """Reads the file: names of the fields to their values.
+
+        Raises:
+          ConfigError: the file is missing, or a name or value in it is wrong.
+        """
+        return from_mapping(cls, read_yaml(path), str(path))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.data.columns import raw_sparse, to_sparse
 from tfrz.data.spec import MISSING_INT, Feature, Spec, transformed_name
+
+SpecT = TypeVar("SpecT", bound=Spec)
+ConfigT = TypeVar("ConfigT")
 
 
 class Analyzers(Protocol):
@@ -138,23 +142,25 @@ def fitted_moments(table: pa.Table, feature: Feature) -> tuple[float, float]:
     return (float(values.mean()), float(values.var())) if values.size else (0.0, 1.0)
 
 
-class Preprocessor(tf.Module):
+class Preprocessor(tf.Module, Generic[SpecT, ConfigT]):
     """The transform, fitted to a table in this process; saved along in a SavedModel.
 
     Args:
       spec: the raw features.
       vocabularies: feature name to terms in the order of their ids from 1.
       moments: name of each standardised feature to its mean and variance.
+      config: how rows become examples, where there is such a section.
     """
 
     def __init__(
         self,
-        spec: Spec,
+        spec: SpecT,
         vocabularies: Mapping[str, list[bytes]],
         moments: Mapping[str, tuple[float, float]],
+        config: ConfigT,
     ) -> None:
         super().__init__()
-        self._spec: Any = spec
+        self._spec, self._config = spec, config
         self._terms = {name: tuple(terms) for name, terms in vocabularies.items()}
         self._moments = dict(moments)
         self._tables = {}
@@ -201,11 +207,11 @@ class Preprocessor(tf.Module):
 
 
 def transform_table(
-    preprocessor: Preprocessor,
+    preprocessor: Preprocessor[Any, Any],
     table: pa.Table,
     batch_size: int = 131_072,
     without: Collection[str] = (),
-) -> dict[str, np.ndarray]:
+) -> dict[str, NDArray[Any]]:
     """All rows of `table`, label included, as arrays; lists padded with 0 to the longest.
 
     Args:
@@ -215,7 +221,7 @@ def transform_table(
       without: transformed features that are not wanted.
     """
     spec = preprocessor._spec
-    parts: dict[str, list[np.ndarray]] = {}
+    parts: dict[str, list[NDArray[Any]]] = {}
     transform = tf.function(
         lambda raw: densify(
             {k: v for k, v in preprocessor(raw, with_label=True).items() if k not in without}

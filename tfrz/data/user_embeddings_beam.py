@@ -14,20 +14,9 @@ from tfrz.data.user_embeddings import EmbeddingJoin, Found
 FOUND = "found"
 
 
-class _Sum(beam.CombineFn):
+def _total(parts: Iterable[Found]) -> Found:
     """What all joins found together."""
-
-    def create_accumulator(self) -> Found:
-        return Found()
-
-    def add_input(self, accumulator: Found, found: Found) -> Found:
-        return accumulator + found
-
-    def merge_accumulators(self, accumulators: Iterable[Found]) -> Found:
-        return sum(accumulators, Found())
-
-    def extract_output(self, accumulator: Found) -> Found:
-        return accumulator
+    return sum(parts, Found())
 
 
 class CheckFound(beam.PTransform):
@@ -45,7 +34,7 @@ class CheckFound(beam.PTransform):
         """Takes what joins of batches found."""
         return (
             found
-            | "Sum" >> beam.CombineGlobally(_Sum())
+            | "Sum" >> beam.CombineGlobally(_total)
             | "Check" >> beam.Map(lambda total, join: join.check(total), self._join)
         )
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from tfrz.data.columns import whole
 from tfrz.data.timelines.slicing import (
@@ -81,7 +82,7 @@ class _Rows:
     def add(
         self,
         user: bytes,
-        parts: Iterable[tuple[np.ndarray, np.ndarray]],
+        parts: Iterable[tuple[NDArray[Any], NDArray[Any]]],
         counts: dict[bool, int],
         newest: int | None,
         changes_at: int | None,
@@ -264,7 +265,7 @@ class EncodeBucket(beam.DoFn):
 
     def _pooled(
         self, user: bytes, chunk: Chunk, table: pa.Table, sketches: Grouped
-    ) -> tuple[np.ndarray, np.ndarray] | None:
+    ) -> tuple[NDArray[Any], NDArray[Any]] | None:
         """The sums of a chunk, whose sketch is written; None if no slice has anything of it."""
         found = self._sketched(table)
         sketches.add(sketch_rows(self._specification, user, chunk, found))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.config import from_mapping, read_yaml
 from tfrz.data.timelines.slicing import Sketch, SliceSpecification
@@ -89,7 +90,7 @@ class Encoder:
             for table, places in self.slices.tables.items()
         }
 
-    def pool(self, sketches: Mapping[str, Sketch]) -> tuple[np.ndarray, np.ndarray]:
+    def pool(self, sketches: Mapping[str, Sketch]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Sums of weighted vectors, float64 `[slices, dim]`, and sums of weights `[slices]`.
 
         The weights are whole numbers of 2^-24, int64.
@@ -112,7 +113,9 @@ class Encoder:
                 sums[list(places)] += outputs[f"sums_{table}"].numpy()
         return sums, totals
 
-    def vectors(self, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, Any]:
+    def vectors(
+        self, parts: Iterable[tuple[NDArray[Any], NDArray[Any]]]
+    ) -> tuple[NDArray[Any], Any]:
         """A user's vectors from the sums of its chunks, in their order.
 
         Returns:
@@ -133,6 +136,6 @@ class Encoder:
         return answer["embedding"].numpy()[0], weight
 
     @staticmethod
-    def packed(vectors: np.ndarray) -> bytes:
+    def packed(vectors: NDArray[Any]) -> bytes:
         """The vectors in 4 bits a value."""
         return pack4(vectors).tobytes()

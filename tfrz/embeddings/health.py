@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from tfrz.data.columns import whole
 from tfrz.data.timelines.slicing import SliceSpecification
@@ -19,7 +20,7 @@ _DAYS = (1, 3, 7, 30, 90, 365)
 _QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 
-def _quantiles(values: np.ndarray) -> dict[str, float]:
+def _quantiles(values: NDArray[Any]) -> dict[str, float]:
     if not values.size:
         return {}
     return {f"p{round(100 * q)}": float(np.quantile(values, q)) for q in _QUANTILES}
@@ -32,7 +33,7 @@ def _rows(folder: Path, buckets: int, columns: list[str]) -> Iterator[Any]:
             yield pq.read_table(path, columns=columns)
 
 
-def vectors_of(table: Any, num_vectors: int, dim: int) -> np.ndarray:
+def vectors_of(table: Any, num_vectors: int, dim: int) -> NDArray[Any]:
     """The unpacked vectors of a table's rows, float32 `[rows, vectors, dim]`."""
     if not table.num_rows:
         return np.zeros((0, num_vectors, dim), np.float32)

@@ -185,7 +185,7 @@ class Store:
         """Users (hex) and events (user hex, time) that must not come back."""
         path = self.directory / "forgotten.json"
         known: dict[str, list[Any]] = {"users": [], "events": []}
-        return json.loads(path.read_text()) if path.exists() else known
+        return dict(json.loads(path.read_text()) if path.exists() else known)
 
     def can_be_added_to(self, manifest: Manifest, forgotten: dict[str, list[Any]]) -> bool:
         """Whether all that an incremental run needs of a generation is there, and nothing else."""

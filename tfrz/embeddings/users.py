@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from tfrz.data.columns import whole
 from tfrz.data.timelines.slicing import CHUNK_EVENTS, Sketch, SliceSpecification, merge
@@ -155,7 +156,7 @@ class ChunkGrid:
         self._held: dict[bool, list[pa.Table]] = {True: [], False: []}
         self._rows = {True: 0, False: 0}
 
-    def ranks(self, table: pa.Table) -> np.ndarray:
+    def ranks(self, table: pa.Table) -> NDArray[Any]:
         """The places that the next events will have in their timelines."""
         explicit = whole(table["explicit"]).to_numpy(zero_copy_only=False)
         found = np.empty(len(explicit), np.int64)

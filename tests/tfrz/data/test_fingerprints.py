@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.tfrz.data import small_sources
 
+from tests.tfrz.data import small_sources
 from tfrz.data.records import RECORD_TYPES, SOURCES, open_source
 from tfrz.data.sources import reader as reader_module
 from tfrz.errors import ConfigError

@@ -16,12 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.pvalue import AsList, TaggedOutput
 
+from tfrz.data.beam import split_batches
 from tfrz.data.histories.examples import build_examples, newest, not_settled
 from tfrz.data.histories.spec import HistoryConfig, HistorySpec
 from tfrz.data.splits import SPLITS
 from tfrz.data.user_embeddings import EmbeddingJoin
 from tfrz.data.user_embeddings_beam import FOUND, CheckFound
 
+# (time, position, item, contexts...)
+Event = tuple[Any, ...]
 _COUNTS_HELD = 1_000_000
 
 _USERS_A_BATCH = 64
@@ -126,11 +129,11 @@ class _OncePerEvent(beam.PTransform):
         )
 
 
-def _first_of(events: Iterable[tuple]) -> tuple:
+def _first_of(events: Iterable[Event]) -> Event:
     return min(events, key=lambda event: event[:2])
 
 
-def _rows(batch: pa.RecordBatch, columns: tuple[str, ...]) -> Iterator[tuple[bytes, tuple]]:
+def _rows(batch: pa.RecordBatch, columns: tuple[str, ...]) -> Iterator[tuple[bytes, Event]]:
     """(user, (time, position, item, contexts...)) for each row."""
     users = batch.column("user").to_pylist()
     yield from zip(
@@ -154,19 +157,19 @@ class _Kept(beam.CombineFn):
             assert config.test_start is not None
             self._bounds = (config.validation_start, config.test_start)
 
-    def create_accumulator(self) -> list[list[tuple]]:
+    def create_accumulator(self) -> list[list[Event]]:
         return [[] for _ in range(len(self._bounds) + 1)]
 
-    def _region(self, event: tuple) -> int:
+    def _region(self, event: Event) -> int:
         return sum(event[0] >= bound for bound in self._bounds)
 
-    def _shortened(self, region: int, events: list[tuple]) -> list[tuple]:
+    def _shortened(self, region: int, events: list[Event]) -> list[Event]:
         kept = newest(events, self._newest)
         if region and len(events) > len(kept):
             kept = [events[0], *kept]
         return kept
 
-    def add_input(self, accumulator: list[list[tuple]], event: tuple) -> list[list[tuple]]:
+    def add_input(self, accumulator: list[list[Event]], event: Event) -> list[list[Event]]:
         region = self._region(event)
         events = accumulator[region]
         events.append(event)
@@ -175,17 +178,17 @@ class _Kept(beam.CombineFn):
             accumulator[region] = self._shortened(region, events)
         return accumulator
 
-    def merge_accumulators(self, accumulators: Iterable[list[list[tuple]]]) -> list[list[tuple]]:
+    def merge_accumulators(self, accumulators: Iterable[list[list[Event]]]) -> list[list[Event]]:
         merged = self.create_accumulator()
         for accumulator in accumulators:
             for region, events in enumerate(accumulator):
                 merged[region] = self._shortened(region, merged[region] + events)
         return merged
 
-    def compact(self, accumulator: list[list[tuple]]) -> list[list[tuple]]:
+    def compact(self, accumulator: list[list[Event]]) -> list[list[Event]]:
         return [self._shortened(region, events) for region, events in enumerate(accumulator)]
 
-    def extract_output(self, accumulator: list[list[tuple]]) -> list[tuple]:
+    def extract_output(self, accumulator: list[list[Event]]) -> list[Event]:
         return [event for part in self.compact(accumulator) for event in part]
 
 
@@ -206,7 +209,7 @@ class _Build(beam.DoFn):
         self._spec, self._config, self._schema = spec, config, schema
         self._held_out, self._seed, self._with_test = held_out, seed, with_test
 
-    def process(self, users: list[tuple[bytes, list[tuple]]]) -> Iterator[TaggedOutput]:
+    def process(self, users: list[tuple[bytes, list[Event]]]) -> Iterator[TaggedOutput]:
         """Yields Arrow batches without the user."""
         columns = _event_columns(self._spec)
         flat = [event for _, events in users for event in events]
@@ -226,9 +229,7 @@ class _Build(beam.DoFn):
             if self._join is not None:
                 rows, found = self._join(rows)
                 yield TaggedOutput(FOUND, found)
-            for batch in rows.drop(["user"]).combine_chunks().to_batches():
-                if batch.num_rows:
-                    yield TaggedOutput(split, batch)
+            yield from split_batches({split: rows.drop(["user"])})
 
 
 def _event_columns(spec: HistorySpec) -> tuple[str, ...]:
@@ -293,7 +294,7 @@ class InteractionsToExamples(beam.PTransform):
 
 
 def _to_batch(
-    rows: list[tuple[bytes, tuple]], columns: tuple[str, ...], schema: pa.Schema
+    rows: list[tuple[bytes, Event]], columns: tuple[str, ...], schema: pa.Schema
 ) -> pa.RecordBatch:
     table = {"user": pa.array([user for user, _ in rows], pa.binary())}
     for name, values in zip(columns, zip(*(event for _, event in rows), strict=True), strict=True):

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from tfrz.config import from_mapping, to_mapping
 from tfrz.data.columns import one_each, whole
@@ -64,14 +65,14 @@ class Catalogue:
     @property
     def items(self) -> list[bytes]:
         """Raw ids in the order of the rows."""
-        return self._ids.to_pylist()
+        return list(self._ids.to_pylist())
 
     @classmethod
     def of_items(cls, items: list[bytes]) -> Catalogue:
         """A catalogue without features."""
         return cls(CandidateSpec(), pa.table({"item": pa.array(items, pa.binary())}))
 
-    def rows_of(self, items: list[bytes]) -> np.ndarray:
+    def rows_of(self, items: list[bytes]) -> NDArray[Any]:
         """The row of each item, -1 for those that are not in the catalogue."""
         index = {item: row for row, item in enumerate(self.items)}
         return np.array([index.get(item, -1) for item in items], np.int64)
@@ -123,7 +124,7 @@ class CandidateFeatures:
         columns.pop(f"{self.spec.label}_xf")
         self._columns = columns
 
-    def columns(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def columns(self, rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Transformed features of some rows of the catalogue; zeros, as if missing, for -1."""
         taken = {}
         for name, column in self._columns.items():

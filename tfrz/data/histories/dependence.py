@@ -19,9 +19,11 @@ import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from tfrz.config import require
 from tfrz.data.histories.examples import build_examples
@@ -66,7 +68,7 @@ class Dependence:
         return float(np.polyfit(np.log(np.array(self.lags)[seen]), np.log(above[seen]), 1)[0])
 
 
-def cross_covariance_trace(a: np.ndarray, b: np.ndarray) -> float:
+def cross_covariance_trace(a: NDArray[Any], b: NDArray[Any]) -> float:
     """D of one lag.
 
     Args:
@@ -89,7 +91,7 @@ def cross_covariance_trace(a: np.ndarray, b: np.ndarray) -> float:
     return float((users * same - a.sum(0) @ b.sum(0)) / (users * (users - 1)))
 
 
-def lag_dependence(vectors: np.ndarray, lags: Sequence[int]) -> np.ndarray:
+def lag_dependence(vectors: NDArray[Any], lags: Sequence[int]) -> NDArray[Any]:
     """D at each lag.
 
     Args:
@@ -102,8 +104,8 @@ def lag_dependence(vectors: np.ndarray, lags: Sequence[int]) -> np.ndarray:
 
 
 def co_occurrence_vectors(
-    histories: Sequence[np.ndarray], num_items: int, dim: int = 16, window: int = 5
-) -> np.ndarray:
+    histories: Sequence[NDArray[Any]], num_items: int, dim: int = 16, window: int = 5
+) -> NDArray[Any]:
     """Unit vectors of items: a truncated SVD of positive pointwise mutual information.
 
     Args:
@@ -143,7 +145,7 @@ def co_occurrence_vectors(
     return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 1e-9)
 
 
-def _item_numbers(reader: InteractionReader, max_corrupt_fraction: float) -> list[np.ndarray]:
+def _item_numbers(reader: InteractionReader, max_corrupt_fraction: float) -> list[NDArray[Any]]:
     """Each user's items in order of time, as numbers from 0."""
     events, _ = read_table(reader, max_corrupt_fraction)
     column = events["item"].combine_chunks()

@@ -11,8 +11,11 @@ and calls these functions for a few users at a time.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from tfrz.data.columns import codes_of, filled, runs, whole
 from tfrz.data.histories.spec import HistoryConfig, HistorySpec
@@ -67,15 +70,15 @@ def not_settled(config: HistoryConfig) -> InputError:
 
 def _targets(
     config: HistoryConfig,
-    starts: np.ndarray,
-    ends: np.ndarray,
-    times: np.ndarray,
+    starts: NDArray[Any],
+    ends: NDArray[Any],
+    times: NDArray[Any],
     users: list[bytes],
     held_out: tuple[float, float],
     seed: int,
     with_test: bool,
     least: int,
-) -> dict[str, np.ndarray]:
+) -> dict[str, NDArray[Any]]:
     """For each split, the row of each user's target, or -1 for none.
 
     In the split by users, those with fewer than `least` events are only trained on.
@@ -101,7 +104,7 @@ def _targets(
         chosen["train"] = shares >= test + validation
         return {name: np.where(chosen[name], last, none) for name in SPLITS}
 
-    def before(bound: int) -> np.ndarray:
+    def before(bound: int) -> NDArray[Any]:
         # Times rise within a user: count those below the bound.
         below = np.concatenate([[0], np.cumsum(times < bound)])
         return starts + below[ends] - below[starts]
@@ -118,8 +121,8 @@ def _targets(
 
 
 def _earlier_targets(
-    target: np.ndarray, begin: np.ndarray, config: HistoryConfig
-) -> tuple[np.ndarray, np.ndarray]:
+    target: NDArray[Any], begin: NDArray[Any], config: HistoryConfig
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Training targets with those before them, and the first event of the history of each.
 
     An earlier target has a history of one event at least, and of no more than the model sees: what
@@ -193,7 +196,7 @@ def build_examples(
     return examples
 
 
-def newest(events: list[tuple], count: int) -> list[tuple]:
+def newest(events: list[tuple[Any, ...]], count: int) -> list[tuple[Any, ...]]:
     """The newest `count` of events `(time, position, ...)`, in order."""
     events.sort(key=lambda event: event[:2])
     return events[-count:]

@@ -21,8 +21,16 @@ from tfrz.data.histories.spec import CandidateSpec, HistorySpec
 from tfrz.data.simulators.context_switch import ContextSwitchSimulator
 from tfrz.data.simulators.interests import InterestSimulator
 from tfrz.data.sources.files import CorruptLine, Shard
-from tfrz.data.sources.reader import Reader, construct
-from tfrz.data.sources.tabular import Tabular, typed
+from tfrz.data.sources.reader import Reader, construct, require_counts, simulated_shards
+from tfrz.data.sources.tabular import (
+    RawValues,
+    Tabular,
+    UnreadableError,
+    first_of,
+    key_in,
+    time_in,
+    values_of,
+)
 from tfrz.data.spec import Feature
 from tfrz.errors import InputError
 
@@ -72,17 +80,13 @@ class TabularCandidates(Tabular):
         self.spec = spec
 
     @property
-    def _multivalent(self) -> tuple[Feature, ...]:
-        return tuple(f for f in self.spec.features if f.multivalent)
-
-    @property
     def _names(self) -> list[str]:
         return [feature.name for feature in self.spec.columns]
 
-    def _row(self, raw: dict[str, list[Any]]) -> dict[str, Any] | str:
-        row = self._features(raw, self.spec.columns)
-        if isinstance(row, dict) and not row[self.spec.item]:
-            return f"{self.spec.item} is missing"
+    def _row(self, raw: RawValues) -> dict[str, Any]:
+        row = {feature.name: values_of(raw, feature) for feature in self.spec.columns}
+        if not row[self.spec.item]:
+            raise UnreadableError(f"{self.spec.item} is missing")
         return row
 
     def _batch(self, rows: list[tuple[int, dict[str, Any]]]) -> pa.RecordBatch:
@@ -157,27 +161,12 @@ class TabularInteractions(Tabular, InteractionReader):
         keys = [name for name in (spec.user, spec.item, spec.time) if name is not None]
         return keys + [feature.name for feature in spec.context]
 
-    def _row(self, raw: dict[str, list[Any]]) -> dict[str, Any] | str:
-        spec, row = self.spec, {}
-        for name, column in (("user", spec.user), ("item", spec.item)):
-            values = [v for v in raw[column] if v not in ("", b"")]
-            if len(values) != 1:
-                return f"{column} is missing" if not values else f"{column} has several values"
-            row[name] = typed("string", values[0])
+    def _row(self, raw: RawValues) -> dict[str, Any]:
+        spec = self.spec
+        row: dict[str, Any] = {"user": key_in(raw, spec.user), "item": key_in(raw, spec.item)}
         if spec.time is not None:
-            try:
-                (row["time"],) = (int(value) for value in raw[spec.time])
-            except (ValueError, TypeError):
-                return f"{spec.time} is not a time in whole Unix seconds: {raw[spec.time]!r:.40}"
-            if row["time"] < 0:
-                return f"{spec.time} is negative: {row['time']}"
-        for feature in spec.context:
-            values = raw[feature.name]
-            try:
-                row[feature.name] = typed(feature.dtype, values[0]) if values else None
-            except (ValueError, TypeError):
-                return f"{feature.name} is not {feature.dtype}: {values!r:.40}"
-        return row
+            row["time"] = time_in(raw, spec.time)
+        return row | {feature.name: first_of(raw, feature) for feature in spec.context}
 
     def _batch(self, rows: list[tuple[int, dict[str, Any]]]) -> pa.RecordBatch:
         columns: dict[str, list[Any]] = {"position": [number for number, _ in rows]}
@@ -200,9 +189,7 @@ class SimulatedInteractions(InteractionReader):
     _USERS_A_SHARD = 1000
 
     def __init__(self, users: int = 5000, length: int = 51, seed: int = 0) -> None:
-        for name, value in (("users", users), ("length", length)):
-            whole = isinstance(value, int) and value >= 1
-            require(whole, f"data.options.{name}", "must be a whole number >= 1")
+        require_counts(users=users, length=length)
         self.users, self.length, self.seed = users, length, seed
 
     def feature_spec(self) -> HistorySpec:
@@ -211,8 +198,7 @@ class SimulatedInteractions(InteractionReader):
 
     def shards(self) -> list[Shard]:
         """See `Reader`."""
-        starts = range(0, self.users, self._USERS_A_SHARD)
-        return [Shard("simulated", "", s, min(s + self._USERS_A_SHARD, self.users)) for s in starts]
+        return simulated_shards(self.users, self._USERS_A_SHARD)
 
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
         """See `Reader`."""
@@ -259,9 +245,7 @@ class SimulatedInterests(InteractionReader):
         clusters: int = 5,
         cluster_items: int = 10,
     ) -> None:
-        for name, value in (("users", users), ("length", length)):
-            sound = isinstance(value, int) and value >= 1
-            require(sound, f"data.options.{name}", "must be a whole number >= 1")
+        require_counts(users=users, length=length)
         self.users, self.length, self.seed = users, length, seed
         self._simulator = InterestSimulator(
             clusters,
@@ -277,8 +261,7 @@ class SimulatedInterests(InteractionReader):
 
     def shards(self) -> list[Shard]:
         """See `Reader`."""
-        starts = range(0, self.users, self._USERS_A_SHARD)
-        return [Shard("simulated", "", s, min(s + self._USERS_A_SHARD, self.users)) for s in starts]
+        return simulated_shards(self.users, self._USERS_A_SHARD)
 
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
         """See `Reader`."""

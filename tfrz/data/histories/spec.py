@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Literal
 
 import tensorflow as tf
 
-from tfrz.config import from_mapping, read_yaml, require
-from tfrz.data.spec import Feature, UserEmbedding, check_names
+from tfrz.config import require
+from tfrz.data.spec import Feature, FromYaml, UserEmbedding, check_names
 from tfrz.data.splits import SPLITS
 
 
@@ -45,7 +44,7 @@ class CandidateSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class HistorySpec:
+class HistorySpec(FromYaml):
     """What the columns of a source of interactions are, and what its examples look like.
 
     A source has a row per interaction. An example has a user's events in order of time, the
@@ -90,15 +89,6 @@ class HistorySpec:
         numbers = [f.name for f in self.context if f.kind == "numeric"]
         for name in self.outcomes:
             require(name in numbers, f"outcome {name}", "is no numeric context")
-
-    @classmethod
-    def from_yaml(cls, path: str | Path) -> HistorySpec:
-        """Reads a spec: `user: customer`, `item: sku`, `time: bought_at`, `context: [...]`.
-
-        Raises:
-          ConfigError: the file is missing, or a name or value in it is wrong.
-        """
-        return from_mapping(cls, read_yaml(path), str(path))
 
     @property
     def label(self) -> str:

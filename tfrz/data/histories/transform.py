@@ -175,25 +175,8 @@ def _numbers(
     return known(past), known(now)
 
 
-class HistoryPreprocessor(Preprocessor):
-    """`preprocess_history`, fitted to a table in this process; saved along in a SavedModel.
-
-    Args:
-      spec: the raw features.
-      vocabularies: feature name to terms in the order of their ids from 1.
-      moments: name of each standardised context to its mean and variance.
-      config: as of `preprocess_history`.
-    """
-
-    def __init__(
-        self,
-        spec: HistorySpec,
-        vocabularies: Mapping[str, list[bytes]],
-        moments: Mapping[str, tuple[float, float]],
-        config: HistoryConfig,
-    ) -> None:
-        super().__init__(spec, vocabularies, moments)
-        self._config = config
+class HistoryPreprocessor(Preprocessor[HistorySpec, HistoryConfig]):
+    """`preprocess_history`, fitted to a table in this process; saved along in a SavedModel."""
 
     @classmethod
     def fit_examples(

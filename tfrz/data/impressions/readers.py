@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from tfrz.config import require
 from tfrz.data.columns import one_each
 from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.simulators.clicks import FIELDS, ClickSimulator
 from tfrz.data.sources.files import CorruptLine, Shard
-from tfrz.data.sources.reader import Reader
+from tfrz.data.sources.reader import Reader, require_counts, simulated_shards
 from tfrz.data.spec import Feature
 
 _ROWS_A_SHARD = 25_000
@@ -28,9 +27,7 @@ class SimulatedClicks(Reader):
     name = "simulated"
 
     def __init__(self, rows: int = 100_000, seed: int = 0) -> None:
-        require(
-            isinstance(rows, int) and rows >= 1, "data.options.rows", "must be a whole number >= 1"
-        )
+        require_counts(rows=rows)
         self.rows, self.seed = rows, seed
 
     def feature_spec(self) -> FeatureSpec:
@@ -39,8 +36,7 @@ class SimulatedClicks(Reader):
 
     def shards(self) -> list[Shard]:
         """See `Reader`."""
-        starts = range(0, self.rows, _ROWS_A_SHARD)
-        return [Shard("simulated", "", s, min(s + _ROWS_A_SHARD, self.rows)) for s in starts]
+        return simulated_shards(self.rows, _ROWS_A_SHARD)
 
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
         """See `Reader`."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import tensorflow as tf
 
-from tfrz.config import from_mapping, read_yaml, require
-from tfrz.data.spec import Feature, UserEmbedding, check_names
+from tfrz.config import require
+from tfrz.data.spec import Feature, FromYaml, UserEmbedding, check_names
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureSpec:
+class FeatureSpec(FromYaml):
     """The raw features of a source of impressions, and its label.
 
     Attributes:
@@ -38,15 +37,6 @@ class FeatureSpec:
             require(feature.kind != "time", where, "only histories of events have times")
             one = not (feature.kind == "numeric" and feature.multivalent)
             require(one, where, "numeric features have one value")
-
-    @classmethod
-    def from_yaml(cls, path: str | Path) -> FeatureSpec:
-        """Reads a spec: `label: clicked` and `features: [{name: user, ...}, ...]`.
-
-        Raises:
-          ConfigError: the file is missing, or a name or value in it is wrong.
-        """
-        return from_mapping(cls, read_yaml(path), str(path))
 
     @property
     def categorical(self) -> tuple[Feature, ...]:

@@ -76,17 +76,15 @@ def preprocess(
     return outputs
 
 
-class ImpressionPreprocessor(Preprocessor):
+class ImpressionPreprocessor(Preprocessor[FeatureSpec, None]):
     """`preprocess`, fitted to a table in this process; saved along in a SavedModel."""
-
-    _spec: FeatureSpec
 
     @classmethod
     def fit(cls, table: pa.Table, spec: FeatureSpec) -> ImpressionPreprocessor:
         """Vocabularies and moments of the rows of `table`."""
         vocabularies = {f.name: ranked_terms(table.column(f.name), f) for f in spec.categorical}
         moments = {f.name: fitted_moments(table, f) for f in spec.numeric if f.standardize}
-        return cls(spec, vocabularies, moments)
+        return cls(spec, vocabularies, moments, None)
 
     def __call__(
         self, inputs: Mapping[str, tf.SparseTensor], with_label: bool = False

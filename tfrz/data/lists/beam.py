@@ -9,6 +9,7 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
 
+from tfrz.data.beam import split_batches
 from tfrz.data.lists.examples import build_lists
 from tfrz.data.lists.spec import ListConfig, ListSpec
 from tfrz.data.splits import SPLITS
@@ -16,7 +17,7 @@ from tfrz.data.splits import SPLITS
 _QUERIES_A_BATCH = 64
 
 
-def _by_query(batch: pa.RecordBatch) -> Iterator[tuple[tuple[bytes, bytes], tuple]]:
+def _by_query(batch: pa.RecordBatch) -> Iterator[tuple[tuple[bytes, bytes], tuple[Any, ...]]]:
     """((split, query), the row's values) for each row."""
     rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
     names = batch.schema.names
@@ -31,7 +32,7 @@ class _Build(beam.DoFn):
     def __init__(self, schema: pa.Schema, *arguments: Any) -> None:
         self._schema, self._arguments = schema, arguments
 
-    def process(self, queries: list[tuple[Any, list[tuple]]]) -> Iterator[TaggedOutput]:
+    def process(self, queries: list[tuple[Any, list[tuple[Any, ...]]]]) -> Iterator[TaggedOutput]:
         """Yields Arrow batches."""
         rows = [row for _, group in queries for row in group]
         columns = [
@@ -39,10 +40,7 @@ class _Build(beam.DoFn):
             for values, field in zip(zip(*rows, strict=True), self._schema, strict=True)
         ]
         table = pa.Table.from_arrays(columns, schema=self._schema)
-        for split, lists in build_lists(table, *self._arguments).items():
-            for batch in lists.combine_chunks().to_batches():
-                if batch.num_rows:
-                    yield TaggedOutput(split, batch)
+        yield from split_batches(build_lists(table, *self._arguments))
 
 
 class DocumentsToLists(beam.PTransform):

@@ -11,8 +11,11 @@ calls these functions for a few queries at a time.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from tfrz.data.columns import codes_of, filled, runs, whole
 from tfrz.data.lists.spec import ListConfig, ListSpec
@@ -29,7 +32,7 @@ def split_of(query: bytes, held_out: tuple[float, float], seed: int) -> str:
 
 def splits_of(
     documents: pa.Table, held_out: tuple[float, float], seed: int, with_test: bool = True
-) -> np.ndarray:
+) -> NDArray[Any]:
     """The split of each row, as words; arguments as of `build_lists`."""
     if not with_test:
         held_out = (sum(held_out), 0.0)
@@ -46,15 +49,15 @@ def splits_of(
     return given
 
 
-def _chances(query: bytes, seed: int, length: int) -> np.ndarray:
+def _chances(query: bytes, seed: int, length: int) -> NDArray[Any]:
     """Uniform draws of a query, whatever else is in its batch."""
     state = int(share_of(query, seed) * 2.0**53)
     return np.random.default_rng([state, seed]).random(length)
 
 
 def _clicked(
-    table: pa.Table, spec: ListSpec, config: ListConfig, starts: np.ndarray, ends: np.ndarray
-) -> np.ndarray:
+    table: pa.Table, spec: ListSpec, config: ListConfig, starts: NDArray[Any], ends: NDArray[Any]
+) -> NDArray[Any]:
     """Simulated clicks, one a row of `table`, on the first `length` rows of each list."""
     import tensorflow as tf
 

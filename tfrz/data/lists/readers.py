@@ -14,15 +14,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tfrz.config import from_mapping, read_yaml, require
+from tfrz.config import from_mapping, read_yaml
 from tfrz.data.columns import ARROW, record_batch
 from tfrz.data.lists.spec import ListSpec
 from tfrz.data.simulators.slates import NUM_FEATURES, SlateSimulator
 from tfrz.data.sources.files import CorruptLine, Shard
-from tfrz.data.sources.reader import Reader
-from tfrz.data.sources.tabular import Tabular, typed
+from tfrz.data.sources.reader import Reader, require_counts, simulated_shards
+from tfrz.data.sources.tabular import (
+    RawRow,
+    RawValues,
+    Tabular,
+    UnreadableError,
+    first_of,
+    key_in,
+    stored_values,
+)
 from tfrz.data.spec import Feature, numeric
-from tfrz.errors import InputError
 
 # A record's candidates stay behind those of the record before it.
 _CANDIDATES_A_RECORD = 1 << 20
@@ -89,34 +96,28 @@ class TabularDocuments(Tabular, DocumentReader):
         keys += [feature.name for feature in (*spec.candidate, *spec.context)]
         return list(dict.fromkeys(keys))
 
-    def _row(self, raw: dict[str, list[Any]]) -> dict[str, Any] | str:
-        spec, row = self.spec, {}
-        for name, column in (("query", spec.query), ("item", spec.item)):
-            if column is None:
-                continue
-            values = [v for v in raw[column] if v not in ("", b"")]
-            if len(values) != 1:
-                return f"{column} is missing" if not values else f"{column} has several values"
-            row[name] = typed("string", values[0])
+    def _row(self, raw: RawValues) -> dict[str, Any]:
+        spec = self.spec
+        row: dict[str, Any] = {"query": key_in(raw, spec.query)}
+        if spec.item is not None:
+            row["item"] = key_in(raw, spec.item)
         for name, column in (("relevance", spec.relevance), ("score", spec.score)):
             if column is None:
                 continue
             try:
                 (row[name],) = (float(np.float32(float(value))) for value in raw[column])
             except (ValueError, TypeError):
-                return f"{column} is not a number: {raw[column]!r:.40}"
+                raise UnreadableError(f"{column} is not a number: {raw[column]!r:.40}") from None
             if not np.isfinite(row[name]) or (name == "relevance" and row[name] < 0):
-                return f"{column} is {row[name]:g}"
+                raise UnreadableError(f"{column} is {row[name]:g}")
         for feature in (*spec.candidate, *spec.context):
-            values = raw[feature.name]
-            where = f"query {row['query'].decode('utf-8', 'replace')}: {feature.name}"
             try:
-                row[feature.name] = typed(feature.dtype, values[0]) if values else None
-            except (ValueError, TypeError):
-                return f"{where} is not {feature.dtype}: {values!r:.40}"
-            value = row[feature.name]
-            if isinstance(value, float) and not np.isfinite(value):
-                return f"{where} is not finite: {value}"
+                value = row[feature.name] = first_of(raw, feature)
+                if isinstance(value, float) and not np.isfinite(value):
+                    raise UnreadableError(f"{feature.name} is not finite: {value}")
+            except UnreadableError as error:
+                query = row["query"].decode("utf-8", "replace")
+                raise UnreadableError(f"query {query}: {error}") from None
         return row
 
     def _batch(self, rows: list[tuple[int, dict[str, Any]]]) -> pa.RecordBatch:
@@ -128,36 +129,21 @@ class TabularDocuments(Tabular, DocumentReader):
                 columns[name] = [row[name] for _, row in rows]
         return self.batch(**columns)
 
-    def _examples(self, shard: Shard) -> Iterator[tuple[int, dict[str, Any]] | CorruptLine]:
-        import tensorflow as tf
+    def _examples(self, shard: Shard) -> Iterator[RawRow | CorruptLine]:
         from tensorflow_serving.apis import input_pb2
 
-        def values(example: Any, name: str) -> list[Any]:
-            if name not in example.features.feature:
-                return []
-            stored = example.features.feature[name]
-            kind = stored.WhichOneof("kind")
-            return list(getattr(stored, kind).value) if kind else []
-
-        compression = "GZIP" if self.path.endswith(".gz") else ""
-        records = tf.data.TFRecordDataset(shard.path, compression_type=compression)
-        try:
-            for number, record in enumerate(records, start=1):
-                try:
-                    lists = input_pb2.ExampleListWithContext.FromString(record.numpy())
-                except Exception:  # protobuf's DecodeError has a home in each implementation
-                    yield CorruptLine(self.path, number, "is not an ExampleListWithContext", "")
-                    continue
-                for place, example in enumerate(lists.examples):
-                    row = self._row(
-                        {n: values(example, n) or values(lists.context, n) for n in self._names}
-                    )
-                    if isinstance(row, str):
-                        yield CorruptLine(self.path, number, f"candidate {place + 1}: {row}", "")
-                    else:
-                        yield number * _CANDIDATES_A_RECORD + place, row
-        except tf.errors.DataLossError as error:
-            raise InputError(f"{self.path} is not a TFRecord file, or damaged") from error
+        parse = input_pb2.ExampleListWithContext.FromString
+        for number, lists in self._records(shard, parse, "an ExampleListWithContext"):
+            if isinstance(lists, CorruptLine):
+                yield lists
+                continue
+            for place, example in enumerate(lists.examples):
+                values = {
+                    n: stored_values(example, n) or stored_values(lists.context, n)
+                    for n in self._names
+                }
+                position = number * _CANDIDATES_A_RECORD + place
+                yield RawRow(number, values, "", f"candidate {place + 1}: ", position)
 
 
 class SimulatedDocuments(DocumentReader):
@@ -173,9 +159,7 @@ class SimulatedDocuments(DocumentReader):
     _QUERIES_A_SHARD = 2000
 
     def __init__(self, queries: int = 4000, length: int = 10, seed: int = 0) -> None:
-        for name, value in (("queries", queries), ("length", length)):
-            whole = isinstance(value, int) and value >= 1
-            require(whole, f"data.options.{name}", "must be a whole number >= 1")
+        require_counts(queries=queries, length=length)
         self.queries, self.length, self.seed = queries, length, seed
 
     def feature_spec(self) -> ListSpec:
@@ -184,9 +168,7 @@ class SimulatedDocuments(DocumentReader):
 
     def shards(self) -> list[Shard]:
         """See `Reader`."""
-        starts = range(0, self.queries, self._QUERIES_A_SHARD)
-        step = self._QUERIES_A_SHARD
-        return [Shard("simulated", "", s, min(s + step, self.queries)) for s in starts]
+        return simulated_shards(self.queries, self._QUERIES_A_SHARD)
 
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
         """See `Reader`."""

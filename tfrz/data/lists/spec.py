@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Literal
 
 import tensorflow as tf
 
-from tfrz.config import from_mapping, read_yaml, require
+from tfrz.config import require
 from tfrz.data.simulators.slates import ClickModel
-from tfrz.data.spec import Feature, check_names
+from tfrz.data.spec import Feature, FromYaml, check_names
 
 # Columns of documents, and what the transform makes of every list.
 _OF_LISTS = ("position", "split", "score", "item", "mask", "features", "context")
 
 
 @dataclasses.dataclass(frozen=True)
-class ListSpec:
+class ListSpec(FromYaml):
     """What the columns of a source of lists are, and what its examples look like.
 
     A source has a row per candidate of a query. An example has a query's candidates in the base
@@ -54,15 +53,6 @@ class ListSpec:
         require(bool(self.candidate), "candidate", "there is none: name what describes candidates")
         require(self.query_vocabulary >= 1, "query_vocabulary", "must be at least 1")
         check_names(self.features, self.label, "relevance")
-
-    @classmethod
-    def from_yaml(cls, path: str | Path) -> ListSpec:
-        """Reads a spec: `query: search`, `item: sku`, `relevance: clicked`, `candidate: [...]`.
-
-        Raises:
-          ConfigError: the file is missing, or a name or value in it is wrong.
-        """
-        return from_mapping(cls, read_yaml(path), str(path))
 
     @property
     def label(self) -> str:

@@ -144,25 +144,8 @@ def preprocess_list(
     return outputs
 
 
-class ListPreprocessor(Preprocessor):
-    """`preprocess_list`, fitted to a table in this process; saved along in a SavedModel.
-
-    Args:
-      spec: the raw features.
-      vocabularies: feature name to terms in the order of their ids from 1.
-      moments: name of each standardised feature to its mean and variance.
-      config: as of `preprocess_list`.
-    """
-
-    def __init__(
-        self,
-        spec: ListSpec,
-        vocabularies: Mapping[str, list[bytes]],
-        moments: Mapping[str, tuple[float, float]],
-        config: ListConfig,
-    ) -> None:
-        super().__init__(spec, vocabularies, moments)
-        self._config = config
+class ListPreprocessor(Preprocessor[ListSpec, ListConfig]):
+    """`preprocess_list`, fitted to a table in this process; saved along in a SavedModel."""
 
     @classmethod
     def fit_examples(cls, table: pa.Table, spec: ListSpec, config: ListConfig) -> ListPreprocessor:

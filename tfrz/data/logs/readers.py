@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tfrz.config import from_mapping, read_yaml, require
+from tfrz.config import from_mapping, read_yaml
 from tfrz.data.histories.readers import InteractionReader, TabularInteractions
 from tfrz.data.histories.spec import HistorySpec
 from tfrz.data.simulators.bandits import ContextualSlates
 from tfrz.data.sources.files import CorruptLine, Shard
+from tfrz.data.sources.reader import require_counts, simulated_shards
+from tfrz.data.sources.tabular import RawValues, UnreadableError
 from tfrz.data.spec import Feature, numeric
 
 
@@ -61,13 +63,13 @@ class TabularActions(TabularInteractions):
         mapping["outcomes"] = outcomes
         self.spec = from_mapping(HistorySpec, mapping, features)
 
-    def _row(self, raw: dict[str, list[Any]]) -> dict[str, Any] | str:
+    def _row(self, raw: RawValues) -> dict[str, Any]:
         row = super()._row(raw)
-        if isinstance(row, str):
-            return row
         names = self.spec.outcomes
         wrong = wrong_outcome(row[names[0]], row[names[1]] if len(names) > 1 else None)
-        return row if wrong is None else wrong
+        if wrong is not None:
+            raise UnreadableError(wrong)
+        return row
 
 
 class SimulatedActions(InteractionReader):
@@ -93,14 +95,8 @@ class SimulatedActions(InteractionReader):
         items: int = 200,
         seed: int = 0,
     ) -> None:
-        for name, value, least in (
-            ("users", users, 1),
-            ("length", length, 1),
-            ("segments", segments, 1),
-            ("items", items, 2),
-        ):
-            sound = isinstance(value, int) and value >= least
-            require(sound, f"data.options.{name}", f"must be a whole number >= {least}")
+        require_counts(users=users, length=length, segments=segments)
+        require_counts(2, items=items)
         self.users, self.length, self.seed = users, length, seed
         self.segments, self.items = segments, items
 
@@ -119,9 +115,7 @@ class SimulatedActions(InteractionReader):
 
     def shards(self) -> list[Shard]:
         """See `Reader`."""
-        events = self.users * self.length
-        starts = range(0, events, self._EVENTS_A_SHARD)
-        return [Shard("simulated", "", s, min(s + self._EVENTS_A_SHARD, events)) for s in starts]
+        return simulated_shards(self.users * self.length, self._EVENTS_A_SHARD)
 
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
         """See `Reader`."""

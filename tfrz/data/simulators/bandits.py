@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from tfrz.config import require
 
@@ -38,11 +41,11 @@ class BiasedLoggerBandit:
         self.logger = _normalized(self.rewards[::-1])
 
     @property
-    def naive_policy(self) -> np.ndarray:
+    def naive_policy(self) -> NDArray[Any]:
         """Where REINFORCE without importance weights ends, float64 `[items]`."""
         return _normalized(self.logger * self.rewards)
 
-    def sample(self, n: int, seed: int) -> dict[str, np.ndarray]:
+    def sample(self, n: int, seed: int) -> dict[str, NDArray[Any]]:
         """A log.
 
         Args:
@@ -57,7 +60,7 @@ class BiasedLoggerBandit:
         """
         return _log(self.logger, self.rewards, n, np.random.default_rng([seed, 1812, 1]))
 
-    def value(self, policy: np.ndarray) -> float:
+    def value(self, policy: NDArray[Any]) -> float:
         """Expected reward of one draw of a policy `[items]`: `sum_a pi(a) r(a)`.
 
         Raises:
@@ -99,7 +102,7 @@ class PageOfTwoBandit:
         self.rewards[:2] = 10.0, 9.0
         self.logger = np.full(items, 1.0 / items)
 
-    def sample(self, n: int, seed: int) -> dict[str, np.ndarray]:
+    def sample(self, n: int, seed: int) -> dict[str, NDArray[Any]]:
         """A log of single items.
 
         Args:
@@ -114,7 +117,7 @@ class PageOfTwoBandit:
         """
         return _log(self.logger, self.rewards, n, np.random.default_rng([seed, 1812, 2]))
 
-    def value(self, policy: np.ndarray) -> float:
+    def value(self, policy: NDArray[Any]) -> float:
         """Expected reward of one draw of a policy `[items]`: `sum_a pi(a) r(a)`.
 
         Raises:
@@ -122,7 +125,7 @@ class PageOfTwoBandit:
         """
         return self.page_value(policy, 1)
 
-    def page_value(self, policy: np.ndarray, draws: int = 2) -> float:
+    def page_value(self, policy: NDArray[Any], draws: int = 2) -> float:
         """Expected reward of `draws` draws of a policy `[items]` without their repetitions.
 
         Raises:
@@ -130,7 +133,7 @@ class PageOfTwoBandit:
         """
         return float(inclusion(_policy(policy, self.rewards.shape), draws) @ self.rewards)
 
-    def best_policy(self, draws: int = 2) -> np.ndarray:
+    def best_policy(self, draws: int = 2) -> NDArray[Any]:
         """The policy `[items]` with the largest `page_value`."""
         return best_policy(self.rewards, draws)
 
@@ -189,14 +192,14 @@ class ContextualSlates:
     @property
     def num_contexts(self) -> int:
         """C."""
-        return self.logger.shape[0]
+        return int(self.logger.shape[0])
 
     @property
     def num_items(self) -> int:
         """A."""
-        return self.logger.shape[1]
+        return int(self.logger.shape[1])
 
-    def sample(self, n: int, seed: int) -> dict[str, np.ndarray]:
+    def sample(self, n: int, seed: int) -> dict[str, NDArray[Any]]:
         """A log of single items.
 
         Args:
@@ -222,7 +225,7 @@ class ContextualSlates:
             "click": (rng.random(n) < chance).astype(np.float64),
         }
 
-    def value(self, policy: np.ndarray) -> float:
+    def value(self, policy: NDArray[Any]) -> float:
         """Expected clicks of one draw of a policy `[contexts, items]`.
 
         Raises:
@@ -230,7 +233,7 @@ class ContextualSlates:
         """
         return self.page_value(policy, 1)
 
-    def page_value(self, policy: np.ndarray, draws: int) -> float:
+    def page_value(self, policy: NDArray[Any], draws: int) -> float:
         """Expected clicks of `draws` draws with replacement, repetitions left out.
 
         Formula: `mean_x sum_a P(click | x, a) (1 - (1 - pi(a | x))^draws)`.
@@ -245,7 +248,7 @@ class ContextualSlates:
         shown = inclusion(_policy(policy, self.logger.shape), draws)
         return float((shown * self.click_probabilities).sum(axis=1).mean())
 
-    def top_value(self, scores: np.ndarray, k: int) -> float:
+    def top_value(self, scores: NDArray[Any], k: int) -> float:
         """Expected clicks of the k items that score highest; of equals, the first.
 
         Args:
@@ -273,11 +276,11 @@ class ContextualSlates:
         """
         return self.top_value(self.click_probabilities, k)
 
-    def best_policy(self, draws: int) -> np.ndarray:
+    def best_policy(self, draws: int) -> NDArray[Any]:
         """The policy `[contexts, items]` with the largest `page_value`."""
         return best_policy(self.click_probabilities, draws)
 
-    def entropy(self, policy: np.ndarray) -> float:
+    def entropy(self, policy: NDArray[Any]) -> float:
         """Mean entropy of a policy `[contexts, items]` over the contexts, in nats.
 
         Raises:
@@ -288,7 +291,7 @@ class ContextualSlates:
         return float(-(p * logs).sum(axis=1).mean())
 
 
-def inclusion(policy: np.ndarray, draws: int) -> np.ndarray:
+def inclusion(policy: NDArray[Any], draws: int) -> NDArray[Any]:
     """Probability that an item is among `draws` draws with replacement: `1 - (1 - pi)^K`.
 
     Args:
@@ -317,7 +320,7 @@ def inclusion(policy: np.ndarray, draws: int) -> np.ndarray:
         return -np.expm1(draws * np.log1p(-policy))
 
 
-def best_policy(rewards: np.ndarray, draws: int) -> np.ndarray:
+def best_policy(rewards: NDArray[Any], draws: int) -> NDArray[Any]:
     """The policy whose `draws` draws without their repetitions earn most.
 
     It maximises `sum_a r_a (1 - (1 - pi_a)^K)`, a concave function, so that on its support
@@ -360,17 +363,17 @@ def best_policy(rewards: np.ndarray, draws: int) -> np.ndarray:
     return policy
 
 
-def _normalized(weights: np.ndarray) -> np.ndarray:
+def _normalized(weights: NDArray[Any]) -> NDArray[Any]:
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def _policy(policy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _policy(policy: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     policy = np.asarray(policy, np.float64)
     require(policy.shape == shape, "policy", f"expected the shape {shape}, got {policy.shape}")
     return policy
 
 
-def _draw(policy: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _draw(policy: NDArray[Any], rows: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
     """One action of `policy` `[contexts, items]` for each of `rows`: all in one search.
 
     The rows' cumulated probabilities follow each other on one line, the row c from c to c + 1.
@@ -382,8 +385,8 @@ def _draw(policy: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> np.
 
 
 def _log(
-    logger: np.ndarray, rewards: np.ndarray, n: int, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+    logger: NDArray[Any], rewards: NDArray[Any], n: int, rng: np.random.Generator
+) -> dict[str, NDArray[Any]]:
     require(n >= 1, "n", "must be at least 1")
     action = _draw(logger[None], np.zeros(n, np.int64), rng)
     return {"action": action, "propensity": logger[action], "reward": rewards[action]}

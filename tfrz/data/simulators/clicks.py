@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 FIELDS = {
     "user": 50,
@@ -47,14 +50,14 @@ class ClickSimulator:
             for i, j in self.pairs
         }
 
-    def logits(self, categories: np.ndarray) -> np.ndarray:
+    def logits(self, categories: NDArray[Any]) -> NDArray[Any]:
         """Log-odds of a click, `[batch]`, for categories `[batch, 6]`."""
         total = sum(a[categories[:, i]] for i, a in enumerate(self._linear))
         for (i, j), (u, v) in self._bilinear.items():
             total = total + np.sum(u[categories[:, i]] * v[categories[:, j]], axis=1)
         return np.asarray(total)
 
-    def sample(self, rows: int, seed: int) -> dict[str, np.ndarray]:
+    def sample(self, rows: int, seed: int) -> dict[str, NDArray[Any]]:
         """Impressions: a category `[rows]` for each field, `probability`, and `click` 0 or 1."""
         rng = np.random.default_rng([seed, 13535])
         sizes = np.array(list(FIELDS.values()))
@@ -66,7 +69,7 @@ class ClickSimulator:
         return columns
 
     @staticmethod
-    def bayes_log_loss(rows: dict[str, np.ndarray]) -> float:
+    def bayes_log_loss(rows: dict[str, NDArray[Any]]) -> float:
         """The expected log loss of the true probabilities: no model can do better."""
         p = rows["probability"]
         return float(np.mean(-p * np.log(p) - (1 - p) * np.log1p(-p)))

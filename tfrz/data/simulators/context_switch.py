@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 CLUSTERS = 10
 CLUSTER_ITEMS = 10
@@ -35,7 +38,7 @@ class ContextSwitchSimulator:
         low, high = HOME_ITEMS + 1, NUM_ITEMS + 1
         self.successor = np.concatenate([[0], rng.integers(low, high, NUM_ITEMS)])
 
-    def sample(self, users: int, length: int, seed: int) -> dict[str, np.ndarray]:
+    def sample(self, users: int, length: int, seed: int) -> dict[str, NDArray[Any]]:
         """`item` int64 `[users, length]`, `detail` bool alike, `favourite` `[users]`."""
         rng = np.random.default_rng([seed, 8588])
         favourite = rng.integers(0, CLUSTERS, users)

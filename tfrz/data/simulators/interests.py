@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from tfrz.config import require
 
@@ -72,16 +75,16 @@ class InterestSimulator:
         return self.clusters * self.cluster_items
 
     @property
-    def interest_probabilities(self) -> np.ndarray:
+    def interest_probabilities(self) -> NDArray[Any]:
         """Of each cluster in a draw of an interest, `[clusters]`."""
         return _power_law(self.clusters, self.interest_power)
 
     @property
-    def item_probabilities(self) -> np.ndarray:
+    def item_probabilities(self) -> NDArray[Any]:
         """Of each item within its cluster, `[cluster_items]`."""
         return _power_law(self.cluster_items, self.item_power)
 
-    def transitions(self, interests: np.ndarray) -> np.ndarray:
+    def transitions(self, interests: NDArray[Any]) -> NDArray[Any]:
         """The chains of users.
 
         Args:
@@ -102,7 +105,7 @@ class InterestSimulator:
         from_outside = self.epsilon * same + (1 - self.epsilon) / n * into
         return np.where(interests[..., :, None], from_inside, from_outside)
 
-    def sample(self, users: int, length: int, seed: int) -> dict[str, np.ndarray]:
+    def sample(self, users: int, length: int, seed: int) -> dict[str, NDArray[Any]]:
         """Users and their events.
 
         Returns:
@@ -135,6 +138,6 @@ class InterestSimulator:
         }
 
 
-def _power_law(count: int, power: float) -> np.ndarray:
+def _power_law(count: int, power: float) -> NDArray[Any]:
     weights = np.arange(1, count + 1, dtype=np.float64) ** -power
     return weights / weights.sum()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from tfrz.config import require
 
@@ -81,16 +84,16 @@ class LongHistorySimulator:
         return self.topics * self.topic_items
 
     @property
-    def popularity(self) -> np.ndarray:
+    def popularity(self) -> NDArray[Any]:
         """Global popularity, `[topics]`."""
         return _power_law(self.topics, self.popularity_power)
 
     @property
-    def item_probabilities(self) -> np.ndarray:
+    def item_probabilities(self) -> NDArray[Any]:
         """Of each item within its topic, `[topic_items]`."""
         return _power_law(self.topic_items, self.item_power)
 
-    def tastes(self, users: int, seed: int, first_user: int = 0) -> np.ndarray:
+    def tastes(self, users: int, seed: int, first_user: int = 0) -> NDArray[Any]:
         """The theta of the users that `sample` draws, float64 `[users, topics]`."""
         return np.stack(
             [self._taste(_generator(seed, first_user + row)) for row in range(users)]
@@ -98,7 +101,7 @@ class LongHistorySimulator:
 
     def sample(
         self, users: int, days: int, impressions_a_day: int, seed: int, first_user: int = 0
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, NDArray[Any]]:
         """Users and their impressions, in order of time.
 
         What is drawn of a user depends on the seed, the user's number, `days` and
@@ -154,10 +157,10 @@ class LongHistorySimulator:
             "like_probability": probability,
         }
 
-    def _taste(self, rng: np.random.Generator) -> np.ndarray:
+    def _taste(self, rng: np.random.Generator) -> NDArray[Any]:
         return rng.dirichlet(np.full(self.topics, self.concentration))
 
-    def _emerging(self, rng: np.random.Generator, days: int) -> np.ndarray:
+    def _emerging(self, rng: np.random.Generator, days: int) -> NDArray[Any]:
         """The emerging topic of each day."""
         drawn = rng.integers(0, self.topics, days)
         anew = rng.random(days) < self.emerging_probability
@@ -169,11 +172,11 @@ def _generator(seed: int, user: int) -> np.random.Generator:
     return np.random.default_rng([seed, 2506, user])
 
 
-def _pick(bounds: np.ndarray, chance: np.ndarray) -> np.ndarray:
+def _pick(bounds: NDArray[Any], chance: NDArray[Any]) -> NDArray[Any]:
     """The places whose probabilities add up to `bounds`, by numbers of [0, 1)."""
     return np.minimum(np.searchsorted(bounds, chance, "right"), len(bounds) - 1)
 
 
-def _power_law(count: int, power: float) -> np.ndarray:
+def _power_law(count: int, power: float) -> NDArray[Any]:
     weights = np.arange(1, count + 1, dtype=np.float64) ** -power
     return weights / weights.sum()

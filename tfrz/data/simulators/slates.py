@@ -8,9 +8,10 @@ too near to one that was clicked before (diverse), only if it is near to one (si
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tfrz.config import require
 
@@ -20,13 +21,13 @@ _CENTRES = 5
 _THRESHOLDS = (-0.6, 0.0, 0.5, 1.1)
 
 
-def _distances(features: np.ndarray) -> np.ndarray:
+def _distances(features: NDArray[Any]) -> NDArray[Any]:
     """Euclidean, `[lists, length, length]`."""
     gaps = features[:, :, None, :] - features[:, None, :, :]
     return np.sqrt((gaps**2).sum(-1))
 
 
-def _quantiles(distances: np.ndarray, valid: np.ndarray, quantile: float) -> np.ndarray:
+def _quantiles(distances: NDArray[Any], valid: NDArray[Any], quantile: float) -> NDArray[Any]:
     """For each list the quantile of the distances of its pairs; 0 where there is no pair."""
     bounds, counts = np.zeros(len(distances)), valid.sum(1)
     for count in np.unique(counts[counts >= 2]):
@@ -69,13 +70,13 @@ class ClickModel:
 
     def click(
         self,
-        features: np.ndarray,
-        grades: np.ndarray,
+        features: NDArray[Any],
+        grades: NDArray[Any],
         seed: int = 0,
-        valid: np.ndarray | None = None,
-        order: np.ndarray | None = None,
-        chances: np.ndarray | None = None,
-    ) -> np.ndarray:
+        valid: NDArray[Any] | None = None,
+        order: NDArray[Any] | None = None,
+        chances: NDArray[Any] | None = None,
+    ) -> NDArray[Any]:
         """Who would be clicked.
 
         Args:
@@ -138,7 +139,7 @@ class SlateSimulator:
     def __init__(self, seed: int = 0) -> None:
         self.w = np.random.default_rng([seed, 2019]).normal(size=NUM_FEATURES) / 4.0
 
-    def sample(self, lists: int, length: int, seed: int) -> dict[str, np.ndarray]:
+    def sample(self, lists: int, length: int, seed: int) -> dict[str, NDArray[Any]]:
         """`features` float64 `[lists, length, 16]` and `grade` int64 `[lists, length]`."""
         rng = np.random.default_rng([seed, 2018])
         centres = rng.normal(size=(lists, _CENTRES, NUM_FEATURES))

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from tfrz.data.columns import one_each, whole
 from tfrz.data.histories.readers import InteractionReader
 from tfrz.data.histories.spec import CandidateSpec, HistorySpec
-from tfrz.data.sources.files import CorruptLine, Shard, parquet_shards
+from tfrz.data.sources.files import CorruptLine, Shard, parquet_shards, row_group
 from tfrz.data.spec import Feature
 from tfrz.data.timelines.readers import TimelineReader
 from tfrz.data.timelines.spec import TimelineSpec
+
+
+def _purchases(
+    shard: Shard, columns: Sequence[str]
+) -> Generator[CorruptLine, None, tuple[pa.Table, pa.Array, NDArray[Any]]]:
+    """Yields the corrupt rows of a shard; returns the others, their times and positions."""
+    table, before = row_group(shard, columns)
+    stamps = whole(table["transaction_timestamp"].cast(pa.timestamp("s"), safe=False))
+    times = stamps.cast(pa.int64())
+    sound = pc.and_(
+        pc.is_valid(whole(table["household_id"])), pc.is_valid(whole(table["product_id"]))
+    )
+    sound = pc.and_(sound, pc.fill_null(pc.greater_equal(times, 0), False))
+    kept = np.asarray(sound.to_numpy(zero_copy_only=False), bool)
+    for i in np.flatnonzero(~kept):
+        reason = "household, product or time is missing, or the time is negative"
+        yield CorruptLine(shard.path, before + int(i) + 1, reason, "")
+    rows = np.flatnonzero(kept)
+    return table.take(pa.array(rows)), times.take(pa.array(rows)), before + rows
 
 
 class CompleteJourney(InteractionReader):
@@ -78,29 +99,13 @@ class CompleteJourney(InteractionReader):
 
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
         """See `Reader`."""
-        file = pq.ParquetFile(self.path)
-        before = sum(file.metadata.row_group(g).num_rows for g in range(shard.start))
-        table = file.read_row_group(shard.start, columns=list(self._COLUMNS)).combine_chunks()
-        seconds = table["transaction_timestamp"].cast(pa.timestamp("s"), safe=False)
-        times = seconds.cast(pa.int64())
-        whole = pc.and_(pc.is_valid(table["household_id"]), pc.is_valid(table["product_id"]))
-        whole = pc.and_(whole, pc.fill_null(pc.greater_equal(times, 0), False))
-        sound = np.asarray(whole.combine_chunks().to_numpy(zero_copy_only=False), bool)
-        for i in np.flatnonzero(~sound):
-            reason = "household, product or time is missing, or the time negative"
-            yield CorruptLine(self.path, before + int(i) + 1, reason, "")
-        rows = np.flatnonzero(sound)
-        table, times = table.take(pa.array(rows)), times.take(pa.array(rows))
-
-        def text(name: str) -> pa.Array:
-            return pa.concat_arrays(table[name].chunks).cast(pa.string())
-
+        table, times, position = yield from _purchases(shard, self._COLUMNS)
         yield self.batch(
-            user=text("household_id"),
-            item=text("product_id"),
-            time=pa.concat_arrays(times.chunks),
-            position=before + rows,
-            store_id=text("store_id"),
+            user=whole(table["household_id"]).cast(pa.string()),
+            item=whole(table["product_id"]).cast(pa.string()),
+            time=times,
+            position=position,
+            store_id=whole(table["store_id"]).cast(pa.string()),
         )
 
 
@@ -153,22 +158,8 @@ class CompleteJourneyTimelines(TimelineReader):
 
     def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
         """See `TimelineReader`."""
-        transactions, products = self.files()
-        file = pq.ParquetFile(transactions)
-        before = sum(file.metadata.row_group(g).num_rows for g in range(shard.start))
-        table = file.read_row_group(shard.start, columns=list(self._COLUMNS))
-        times = whole(table["transaction_timestamp"].cast(pa.timestamp("s"), safe=False))
-        sound = pc.and_(
-            pc.is_valid(whole(table["household_id"])), pc.is_valid(whole(table["product_id"]))
-        )
-        sound = pc.and_(sound, pc.fill_null(pc.greater_equal(times.cast(pa.int64()), 0), False))
-        kept = np.asarray(sound.to_numpy(zero_copy_only=False), bool)
-        for i in np.flatnonzero(~kept):
-            reason = "household, product or time is missing, or the time negative"
-            yield CorruptLine(transactions, before + int(i) + 1, reason, "")
-        rows = pa.array(np.flatnonzero(kept))
-        table, times = table.take(rows), times.take(rows)
-        catalogue = pq.read_table(products, columns=["product_id", *self._DESCRIBED])
+        table, times, position = yield from _purchases(shard, self._COLUMNS)
+        catalogue = pq.read_table(self.files()[1], columns=["product_id", *self._DESCRIBED])
         place = pc.index_in(whole(table["product_id"]), whole(catalogue["product_id"]))
 
         def text(name: str) -> pa.Array:
@@ -182,8 +173,8 @@ class CompleteJourneyTimelines(TimelineReader):
         action = pc.if_else(coupon, self._ACTIONS[2], pc.if_else(off, *self._ACTIONS[1::-1]))
         yield self.batch(
             user=whole(table["household_id"]).cast(pa.string()),
-            time=times.cast(pa.int64()),
-            position=before + rows.to_numpy(),
+            time=times,
+            position=position,
             action=action.cast(pa.binary()),
             product=whole(table["product_id"]).cast(pa.string()).cast(pa.binary()),
             category=text("product_category"),

@@ -215,3 +215,10 @@ def parquet_shards(path: str, columns: tuple[str, ...]) -> list[Shard]:
         if name not in present:
             raise InputError(f"{path} has no column {name!r} (it has {', '.join(present[:12])})")
     return [Shard(path, "", g, g + 1) for g in range(file.num_row_groups)]
+
+
+def row_group(shard: Shard, columns: Sequence[str]) -> tuple[pa.Table, int]:
+    """The rows of a shard of `parquet_shards`, and how many rows are before them."""
+    file = pq.ParquetFile(shard.path)
+    before = sum(file.metadata.row_group(g).num_rows for g in range(shard.start))
+    return file.read_row_group(shard.start, columns=list(columns)).combine_chunks(), before

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from tfrz.config import require
 from tfrz.data.lists.readers import DocumentReader
@@ -42,9 +44,6 @@ class Letor(DocumentReader):
         self, path: str, num_features: int | None = None, order_by: int | None = None
     ) -> None:
         self.path = path
-        for name, value in (("num_features", num_features), ("order_by", order_by)):
-            whole = value is None or isinstance(value, int)
-            require(whole, f"data.options.{name}", "must be a whole number")
         self.num_features = self._count() if num_features is None else num_features
         require(self.num_features >= 1, "data.options.num_features", "must be at least 1")
         require(
@@ -100,7 +99,7 @@ class Letor(DocumentReader):
         """See `Reader`."""
         return [shard for path in self.files() for shard in TextSource(path).shards()]
 
-    def _parsed(self, line: bytes) -> tuple[float, bytes, np.ndarray] | str:
+    def _parsed(self, line: bytes) -> tuple[float, bytes, NDArray[Any]] | str:
         """Grade, query and features of a line, or what is wrong with it."""
         found = _LINE.match(line)
         if found is None:

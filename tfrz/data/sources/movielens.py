@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from tfrz.config import require
 from tfrz.data.columns import one_each, whole
@@ -68,8 +69,8 @@ _GENRES_100K = [
 class _Catalogue:
     """Users and movies, as Arrow columns indexed by their id; invalid ids point to -1."""
 
-    user_rows: np.ndarray
-    movie_rows: np.ndarray
+    user_rows: NDArray[Any]
+    movie_rows: NDArray[Any]
     gender: pa.Array
     age: pa.Array
     occupation: pa.Array
@@ -148,18 +149,22 @@ class MovieLens(Reader):
         names = ids.cast(pa.string()).cast(pa.binary())
         return pa.table({"movie": names, "genre": genres, "decade": catalogue.decades.take(rows)})
 
-    def fields(self, shard: Shard) -> tuple[list[bytes], list[list[bytes]]]:
-        """The lines of a shard, and each cut into its fields."""
-        lines = self._source(self._layout.ratings).lines(shard)
-        return lines, [line.split(self._layout.separator) for line in lines]
+    def ratings(
+        self, shard: Shard
+    ) -> Generator[CorruptLine, None, tuple[list[bytes], NDArray[Any], NDArray[Any]]]:
+        """Yields the lines of a shard that are not ratings.
 
-    def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `Reader`."""
-        lines, rows = self.fields(shard)
-        catalogue = _catalogue(self.path, self.release)
+        Returns:
+          All lines; user, movie, rating and time of the others, int64 `[ratings, 4]`; the line of
+          each.
+        """
+        layout = self._layout
+        lines = self._source(layout.ratings).lines(shard)
+        rows = [line.split(layout.separator) for line in lines]
         numbers = whole_numbers(rows)
+        good = list(range(len(rows)))
         if numbers is None:
-            good: list[int] = []
+            good = []
             for i, row in enumerate(rows):
                 if len(row) != 4:
                     yield corrupt(shard, i, f"{len(row)} fields instead of 4", lines[i])
@@ -168,11 +173,15 @@ class MovieLens(Reader):
                 else:
                     good.append(i)
             numbers = whole_numbers([rows[i] for i in good])
-            indices = np.array(good, np.int64)
-        else:
-            indices = np.arange(len(rows))
-        if numbers is None or not len(indices):
+        assert numbers is not None
+        return lines, numbers, np.array(good, np.int64)
+
+    def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
+        """See `Reader`."""
+        lines, numbers, indices = yield from self.ratings(shard)
+        if not len(indices):
             return
+        catalogue = _catalogue(self.path, self.release)
         user, movie, rating = numbers[:, 0], numbers[:, 1], numbers[:, 2]
         user_row = _look_up(catalogue.user_rows, user)
         movie_row = _look_up(catalogue.movie_rows, movie)
@@ -202,11 +211,11 @@ class MovieLens(Reader):
         yield pa.RecordBatch.from_pydict(columns)
 
 
-def _strings(numbers: np.ndarray) -> pa.Array:
+def _strings(numbers: NDArray[Any]) -> pa.Array:
     return pa.array(numbers).cast(pa.string())
 
 
-def whole_numbers(rows: list[list[bytes]]) -> np.ndarray | None:
+def whole_numbers(rows: list[list[bytes]]) -> NDArray[Any] | None:
     """`[rows, 4]`, or None if any row is not four whole numbers."""
     try:
         flat = np.array([row[:3] + row[3:4] for row in rows if len(row) == 4], dtype="S20")
@@ -217,7 +226,7 @@ def whole_numbers(rows: list[list[bytes]]) -> np.ndarray | None:
         return None
 
 
-def _look_up(rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
+def _look_up(rows: NDArray[Any], ids: NDArray[Any]) -> NDArray[Any]:
     inside = (ids >= 0) & (ids < len(rows))
     return np.where(inside, rows[np.where(inside, ids, 0)], -1)
 
@@ -244,7 +253,7 @@ def _catalogue(path: str, release: str) -> _Catalogue:
             raise InputError(f"{path}!{member} is empty: nothing to read")
         return table
 
-    def index(table: list[list[str]]) -> np.ndarray:
+    def index(table: list[list[str]]) -> NDArray[Any]:
         ids = np.array([int(fields[0]) for fields in table])
         positions = np.full(ids.max() + 1, -1, np.int64)
         positions[ids] = np.arange(len(ids))
@@ -314,23 +323,7 @@ class MovieLensInteractions(InteractionReader):
 
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
         """See `Reader`."""
-        lines, fields = self._ratings.fields(shard)
-        good: list[int] = []
-        numbers = whole_numbers(fields)
-        if numbers is None:
-            for i, row in enumerate(fields):
-                if len(row) != 4:
-                    yield corrupt(shard, i, f"{len(row)} fields instead of 4", lines[i])
-                elif whole_numbers([row]) is None:
-                    yield corrupt(shard, i, "a field is not a whole number", lines[i])
-                else:
-                    good.append(i)
-            numbers = whole_numbers([fields[i] for i in good])
-        else:
-            good = list(range(len(fields)))
-        if numbers is None:
-            return
-        rows = np.array(good, np.int64)
+        lines, numbers, rows = yield from self._ratings.ratings(shard)
         sound = (numbers[:, 2] >= 1) & (numbers[:, 2] <= 5) & (numbers[:, 3] >= 0)
         for i in np.flatnonzero(~sound):
             reason = "a negative time" if numbers[i, 3] < 0 else "a rating outside 1 to 5"
@@ -345,7 +338,7 @@ class MovieLensInteractions(InteractionReader):
                 **self.of_ratings(numbers[kept, 2]),
             )
 
-    def of_ratings(self, ratings: np.ndarray) -> dict[str, Any]:
+    def of_ratings(self, ratings: NDArray[Any]) -> dict[str, Any]:
         """Columns of further contexts."""
         return {}
 
@@ -372,7 +365,7 @@ class MovieLensActions(MovieLensInteractions):
             "user_id", "movie_id", "timestamp", (numeric("reward"),), outcomes=("reward",)
         )
 
-    def of_ratings(self, ratings: np.ndarray) -> dict[str, Any]:
+    def of_ratings(self, ratings: NDArray[Any]) -> dict[str, Any]:
         """See `MovieLensInteractions`."""
         reward = ratings / 5.0 if self.good == 0 else ratings >= self.good
         return {"reward": reward.astype(np.float32)}
@@ -384,7 +377,7 @@ class _Rated(MovieLensInteractions):
     def feature_spec(self) -> HistorySpec:
         return HistorySpec("user_id", "movie_id", "timestamp", context=(numeric("rating"),))
 
-    def of_ratings(self, ratings: np.ndarray) -> dict[str, Any]:
+    def of_ratings(self, ratings: NDArray[Any]) -> dict[str, Any]:
         return {"rating": ratings.astype(np.float32)}
 
 

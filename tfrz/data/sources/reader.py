@@ -122,3 +122,19 @@ def construct(
     options_class: type = dataclasses.make_dataclass("Options", fields)
     checked = vars(from_mapping(options_class, given, "data.options"))
     return factory(**fixed, **options | checked)
+
+
+def require_counts(least: int = 1, /, **options: int) -> None:
+    """Checks that options are whole numbers of at least `least`.
+
+    Raises:
+      ConfigError: names the option.
+    """
+    for name, value in options.items():
+        sound = isinstance(value, int) and value >= least
+        require(sound, f"data.options.{name}", f"must be a whole number >= {least}")
+
+
+def simulated_shards(total: int, step: int) -> list[Shard]:
+    """Shards of at most `step` of the `total` units that a simulator draws."""
+    return [Shard("simulated", "", s, min(s + step, total)) for s in range(0, total, step)]

@@ -14,23 +14,49 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from google.protobuf.message import DecodeError
 
 from tfrz.config import from_mapping, read_yaml
 from tfrz.data.columns import ARROW
 from tfrz.data.impressions.spec import FeatureSpec
-from tfrz.data.sources.files import CorruptLine, Shard, TextSource, corrupt
+from tfrz.data.sources.files import CorruptLine, Shard, TextSource, corrupt, row_group
 from tfrz.data.sources.reader import Reader
 from tfrz.data.spec import Feature
 from tfrz.errors import InputError
 
 _ROWS_A_BATCH = 8192
+# Column to the values of a row, as they are in the file.
+RawValues = Mapping[str, list[Any]]
+_Parsed = TypeVar("_Parsed")
+
+
+class UnreadableError(ValueError):
+    """What makes a row corrupt."""
+
+
+class RawRow(NamedTuple):
+    """A row before its values have types.
+
+    Attributes:
+      line: its number in the file, from 1.
+      values: see `RawValues`.
+      text: its first characters.
+      where: the part of the line that it is, for messages.
+      position: its place in the order of the source; `line` if not given.
+    """
+
+    line: int
+    values: RawValues
+    text: str = ""
+    where: str = ""
+    position: int | None = None
 
 
 class Tabular(Reader):
@@ -72,7 +98,8 @@ class Tabular(Reader):
 
     @property
     def _multivalent(self) -> tuple[Feature, ...]:
-        return self.spec.multivalent
+        """Features whose CSV cells hold several values."""
+        return tuple(f for f in self.spec.features if f.multivalent)
 
     @property
     def _names(self) -> list[str]:
@@ -112,18 +139,17 @@ class Tabular(Reader):
 
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
         """See `Reader`."""
-        if self.format == "tfrecord":
-            rows = self._examples(shard)
-        elif self.format == "parquet":
-            rows = self._parquet_rows(shard)
-        else:
-            rows = self._csv_rows(shard)
+        read = {"tfrecord": self._examples, "parquet": self._parquet_rows}
         gathered: list[tuple[int, dict[str, Any]]] = []
-        for row in rows:
-            if isinstance(row, CorruptLine):
-                yield row
+        for raw in read.get(self.format, self._csv_rows)(shard):
+            if isinstance(raw, CorruptLine):
+                yield raw
                 continue
-            gathered.append(row)
+            try:
+                gathered.append((raw.position or raw.line, self._row(raw.values)))
+            except UnreadableError as error:
+                yield CorruptLine(self.path, raw.line, f"{raw.where}{error}", raw.text)
+                continue
             if len(gathered) == _ROWS_A_BATCH:
                 yield self._batch(gathered)
                 gathered = []
@@ -140,66 +166,48 @@ class Tabular(Reader):
             }
         )
 
-    def _features(
-        self, raw: dict[str, list[Any]], features: Iterable[Feature]
-    ) -> dict[str, Any] | str:
-        """The values of some features in their types, or what is wrong with them."""
-        row: dict[str, Any] = {}
-        for feature in features:
-            try:
-                row[feature.name] = [typed(feature.dtype, v) for v in raw[feature.name]]
-            except (ValueError, TypeError):
-                return f"{feature.name} is not {feature.dtype}: {raw[feature.name]!r:.40}"
-            if len(row[feature.name]) > 1 and not feature.multivalent:
-                return f"{feature.name} has {len(row[feature.name])} values but is not multivalent"
-        return row
+    def _row(self, raw: RawValues) -> dict[str, Any]:
+        """The values of a row in their types.
 
-    def _row(self, raw: dict[str, list[Any]]) -> dict[str, Any] | str:
-        """The values of a row in their types, or what is wrong with them."""
-        row = self._features(raw, self.spec.features)
-        if isinstance(row, str):
-            return row
+        Raises:
+          UnreadableError: says what is wrong with it.
+        """
+        row: dict[str, Any] = {f.name: values_of(raw, f) for f in self.spec.features}
         try:
             label = [float(v) for v in raw[self.spec.label]]
         except (ValueError, TypeError):
             label = []
         if len(label) != 1 or label[0] not in (0.0, 1.0):
-            return f"{self.spec.label} is neither 0 nor 1"
-        row[self.spec.label] = label
-        return row
+            raise UnreadableError(f"{self.spec.label} is neither 0 nor 1")
+        return row | {self.spec.label: label}
 
-    def _csv_rows(self, shard: Shard) -> Iterator[tuple[int, dict[str, Any]] | CorruptLine]:
+    def _csv_rows(self, shard: Shard) -> Iterator[RawRow | CorruptLine]:
         header = self._header()
         multivalent = {f.name for f in self._multivalent}
         for i, line in enumerate(TextSource(self.path).lines(shard)):
             if shard.first_line + i == 1:
                 continue
-            text = io.StringIO(line.decode("utf-8", "replace"))
-            fields = next(csv.reader(text, delimiter=self._delimiter), [])
+            decoded = line.decode("utf-8", "replace")
+            fields = next(csv.reader(io.StringIO(decoded), delimiter=self._delimiter), [])
             if len(fields) != len(header):
                 reason = f"{len(fields)} fields instead of {len(header)}"
                 yield corrupt(shard, i, reason, line)
                 continue
             cells = dict(zip(header, fields, strict=True))
-            raw = {
-                name: (
-                    [v for v in cells[name].split(self.separator) if v]
-                    if name in multivalent
-                    else [cells[name]]
-                    if cells[name]
-                    else []
-                )
+            values = {
+                name: [
+                    value
+                    for value in (
+                        cells[name].split(self.separator) if name in multivalent else [cells[name]]
+                    )
+                    if value
+                ]
                 for name in self._names
             }
-            row = self._row(raw)
-            number = shard.first_line + i
-            yield corrupt(shard, i, row, line) if isinstance(row, str) else (number, row)
+            yield RawRow(shard.first_line + i, values, line[:80].decode("utf-8", "replace"))
 
-    def _parquet_rows(self, shard: Shard) -> Iterator[tuple[int, dict[str, Any]] | CorruptLine]:
-        file = pq.ParquetFile(self.path)
-        before = sum(file.metadata.row_group(g).num_rows for g in range(shard.start))
-        table = file.read_row_group(shard.start, columns=self._names)
-        number = before
+    def _parquet_rows(self, shard: Shard) -> Iterator[RawRow | CorruptLine]:
+        table, number = row_group(shard, self._names)
         for batch in table.to_batches(_ROWS_A_BATCH):
             for values in batch.to_pylist():
                 number += 1
@@ -207,37 +215,42 @@ class Tabular(Reader):
                     n: v if isinstance(v, list) else [] if v is None else [v]
                     for n, v in values.items()
                 }
-                row = self._row(raw)
-                if isinstance(row, str):
-                    yield CorruptLine(self.path, number, row, "")
-                else:
-                    yield number, row
+                yield RawRow(number, raw)
 
-    def _examples(self, shard: Shard) -> Iterator[tuple[int, dict[str, Any]] | CorruptLine]:
+    def _records(
+        self, shard: Shard, parse: Callable[[bytes], _Parsed], named: str
+    ) -> Iterator[tuple[int, _Parsed | CorruptLine]]:
+        """The numbered records of a TFRecord file, parsed."""
         import tensorflow as tf
 
         compression = "GZIP" if self.path.endswith(".gz") else ""
         records = tf.data.TFRecordDataset(shard.path, compression_type=compression)
         try:
             for number, record in enumerate(records, start=1):
-                example = tf.train.Example()
                 try:
-                    example.ParseFromString(record.numpy())
-                except Exception:  # protobuf's DecodeError has a home in each implementation
-                    yield CorruptLine(self.path, number, "is not a tf.Example", "")
-                    continue
-                raw: dict[str, list[Any]] = {}
-                for name in self._names:
-                    stored = example.features.feature[name]
-                    kind = stored.WhichOneof("kind")
-                    raw[name] = list(getattr(stored, kind).value) if kind else []
-                row = self._row(raw)
-                if isinstance(row, str):
-                    yield CorruptLine(self.path, number, row, "")
-                else:
-                    yield number, row
+                    yield number, parse(record.numpy())
+                except DecodeError:
+                    yield number, CorruptLine(self.path, number, f"is not {named}", "")
         except tf.errors.DataLossError as error:
             raise InputError(f"{self.path} is not a TFRecord file, or damaged") from error
+
+    def _examples(self, shard: Shard) -> Iterator[RawRow | CorruptLine]:
+        import tensorflow as tf
+
+        for number, example in self._records(shard, tf.train.Example.FromString, "a tf.Example"):
+            if isinstance(example, CorruptLine):
+                yield example
+            else:
+                yield RawRow(number, {name: stored_values(example, name) for name in self._names})
+
+
+def stored_values(example: Any, name: str) -> list[Any]:
+    """The values of a feature of a `tf.train.Example`; none where it has no such feature."""
+    if name not in example.features.feature:
+        return []
+    stored = example.features.feature[name]
+    kind = stored.WhichOneof("kind")
+    return list(getattr(stored, kind).value) if kind else []
 
 
 def typed(dtype: str, value: Any) -> Any:
@@ -251,3 +264,60 @@ def typed(dtype: str, value: Any) -> Any:
     if dtype == "int64":
         return int(value)
     return float(np.float32(value))
+
+
+def values_of(raw: RawValues, feature: Feature) -> list[Any]:
+    """The values of a feature in its type.
+
+    Raises:
+      UnreadableError: of another type, or several where there may be one.
+    """
+    given = raw[feature.name]
+    try:
+        values = [typed(feature.dtype, value) for value in given]
+    except (ValueError, TypeError):
+        raise UnreadableError(f"{feature.name} is not {feature.dtype}: {given!r:.40}") from None
+    if len(values) > 1 and not feature.multivalent:
+        raise UnreadableError(f"{feature.name} has {len(values)} values but is not multivalent")
+    return values
+
+
+def first_of(raw: RawValues, feature: Feature) -> Any:
+    """The first value of a feature in its type; None for none.
+
+    Raises:
+      UnreadableError: of another type.
+    """
+    given = raw[feature.name]
+    try:
+        return typed(feature.dtype, given[0]) if given else None
+    except (ValueError, TypeError):
+        raise UnreadableError(f"{feature.name} is not {feature.dtype}: {given!r:.40}") from None
+
+
+def key_in(raw: RawValues, column: str) -> bytes:
+    """The only value of a column that must have one, as bytes.
+
+    Raises:
+      UnreadableError: none, or several.
+    """
+    values = [value for value in raw[column] if value not in ("", b"")]
+    if len(values) != 1:
+        raise UnreadableError(f"{column} {'has several values' if values else 'is missing'}")
+    return values[0] if isinstance(values[0], bytes) else str(values[0]).encode()
+
+
+def time_in(raw: RawValues, column: str, parse: Callable[[Any], int] = int) -> int:
+    """The only value of a column of times, by `parse`.
+
+    Raises:
+      UnreadableError: not a time, negative, or not one value.
+    """
+    try:
+        (seconds,) = (parse(value) for value in raw[column])
+    except (ValueError, TypeError, OverflowError):
+        what = f"is not a time in whole Unix seconds: {raw[column]!r:.40}"
+        raise UnreadableError(f"{column} {what}") from None
+    if seconds < 0:
+        raise UnreadableError(f"{column} is negative: {seconds}")
+    return seconds

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tfrz.config import require
 from tfrz.data.columns import whole
-from tfrz.data.sources.files import CorruptLine, Shard, parquet_shards
+from tfrz.data.sources.files import CorruptLine, Shard, parquet_shards, row_group
+from tfrz.data.sources.reader import require_counts
 from tfrz.data.spec import Feature
 from tfrz.data.timelines.readers import TimelineReader
 from tfrz.data.timelines.spec import TimelineSpec
@@ -34,8 +34,7 @@ class VersionControlEdits(TimelineReader):
     _ACTIONS = ("added", "changed", "deleted")
 
     def __init__(self, path: str, min_events: int = 1) -> None:
-        whole_number = isinstance(min_events, int) and min_events >= 1
-        require(whole_number, "data.options.min_events", "must be a whole number >= 1")
+        require_counts(min_events=min_events)
         self.path, self.min_events = path, min_events
 
     def feature_spec(self) -> TimelineSpec:
@@ -75,9 +74,7 @@ class VersionControlEdits(TimelineReader):
 
     def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
         """See `TimelineReader`."""
-        file = pq.ParquetFile(self._events)
-        before = sum(file.metadata.row_group(g).num_rows for g in range(shard.start))
-        table = file.read_row_group(shard.start, columns=list(self._COLUMNS)).combine_chunks()
+        table, before = row_group(shard, self._COLUMNS)
         position = np.arange(before, before + table.num_rows)
         if self.min_events > 1:
             counts = pc.value_counts(pq.read_table(self._events, columns=["user"])["user"])

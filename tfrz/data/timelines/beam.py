@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import AsIter, TaggedOutput
 
+from tfrz.data.beam import split_batches
 from tfrz.data.splits import SPLITS
 from tfrz.data.timelines.examples import buckets_of, build_examples, clean, joined_pools, sampled
 from tfrz.data.timelines.spec import TimelineConfig, TimelineSpec, example_spec
@@ -55,28 +56,14 @@ class Clean(beam.DoFn):
         yield from table.combine_chunks().to_batches()
 
 
-def _pool_of(batch: pa.RecordBatch, config: TimelineConfig) -> pa.Table:
-    return sampled(pa.Table.from_batches([batch]), config)
+def _pools(batch: pa.RecordBatch, config: TimelineConfig) -> list[pa.Table]:
+    return [sampled(pa.Table.from_batches([batch]), config)]
 
 
-class _JoinPools(beam.CombineFn):
-    """The pool of all events from those of their parts."""
-
-    def __init__(self, config: TimelineConfig) -> None:
-        self._config = config
-
-    def create_accumulator(self) -> list[pa.Table]:
-        return []
-
-    def add_input(self, accumulator: list[pa.Table], pool: pa.Table) -> list[pa.Table]:
-        return [joined_pools([*accumulator, pool], self._config)]
-
-    def merge_accumulators(self, accumulators: Iterable[list[pa.Table]]) -> list[pa.Table]:
-        pools = [pool for accumulator in accumulators for pool in accumulator]
-        return [joined_pools(pools, self._config)] if pools else []
-
-    def extract_output(self, accumulator: list[pa.Table]) -> list[pa.Table]:
-        return accumulator
+def _joined(pools: Iterable[list[pa.Table]], config: TimelineConfig) -> list[pa.Table]:
+    """The pool of all events from those of their parts; none without events."""
+    found = [pool for part in pools for pool in part]
+    return [joined_pools(found, config)] if found else []
 
 
 class _Build(beam.DoFn):
@@ -98,10 +85,8 @@ class _Build(beam.DoFn):
         examples = build_examples(
             events, self._spec, self._config, self._held_out, found[0] if found else None
         )
-        for split, rows in examples.items():
-            for batch in rows.drop(["user", "request_time"]).combine_chunks().to_batches(64):
-                if batch.num_rows:
-                    yield TaggedOutput(split, batch)
+        told = {split: rows.drop(["user", "request_time"]) for split, rows in examples.items()}
+        yield from split_batches(told, 64)
 
 
 class EventsToExamples(beam.PTransform):
@@ -135,8 +120,8 @@ class EventsToExamples(beam.PTransform):
         if self._config.negatives:
             pools = (
                 events
-                | "Sample" >> beam.Map(_pool_of, self._config)
-                | "Pool" >> beam.CombineGlobally(_JoinPools(self._config))
+                | "Sample" >> beam.Map(_pools, self._config)
+                | "Pool" >> beam.CombineGlobally(_joined, self._config)
             )
         else:
             pools = batches.pipeline | "NoPool" >> beam.Create([[]])

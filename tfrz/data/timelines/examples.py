@@ -13,10 +13,12 @@ import itertools
 import math
 import zlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from tfrz.data.columns import codes_of, whole
 from tfrz.data.splits import SPLITS, share_of
@@ -58,7 +60,7 @@ def clean(
     return events, left_out
 
 
-def _codes(column: pa.Array) -> np.ndarray:
+def _codes(column: pa.Array) -> NDArray[Any]:
     """Equal values to equal numbers; lists are equal if all their values are."""
     if pa.types.is_list(column.type):
         lengths = pc.list_value_length(column).fill_null(0).to_numpy()
@@ -100,7 +102,7 @@ def in_order(events: pa.Table) -> pa.Table:
     return events.filter(pa.array(kept))
 
 
-def bounds_of_users(events: pa.Table) -> np.ndarray:
+def bounds_of_users(events: pa.Table) -> NDArray[Any]:
     """Where each user's rows begin in a table in order, and the end, `[users + 1]`."""
     codes = codes_of(events["user"])
     if not len(codes):
@@ -149,11 +151,11 @@ def joined_pools(pools: Iterable[pa.Table], config: TimelineConfig) -> pa.Table:
 
 def _targets(
     user: bytes,
-    time: np.ndarray,
-    labels: np.ndarray,
+    time: NDArray[Any],
+    labels: NDArray[Any],
     config: TimelineConfig,
     held_out: tuple[float, float],
-) -> dict[str, np.ndarray]:
+) -> dict[str, NDArray[Any]]:
     """The places of a user's targets in each split, in order of time.
 
     A user's number of held-out targets is rounded up or down by chance, with the right mean.
@@ -185,7 +187,7 @@ def _targets(
     }
 
 
-def _spread(places: np.ndarray, count: int) -> np.ndarray:
+def _spread(places: NDArray[Any], count: int) -> NDArray[Any]:
     """At most `count` of them, evenly spaced."""
     if len(places) <= count:
         return places
@@ -200,10 +202,14 @@ class _Columns:
         self.users: list[bytes] = []
         self.times: list[int] = []
         names = [f.name for f in spec.features] + [f"label_{task}" for task in spec.tasks]
-        self.values: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        self.values: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
 
     def entries(
-        self, name: str, ids: np.ndarray, places: np.ndarray, weights: np.ndarray | None = None
+        self,
+        name: str,
+        ids: NDArray[Any],
+        places: NDArray[Any],
+        weights: NDArray[Any] | None = None,
     ) -> None:
         self.values[f"{name}_ids"].append(ids)
         self.values[f"{name}_places"].append(places)
@@ -303,7 +309,7 @@ def build_user(
                 columns.values[f"label_{task}"].append(values)
 
 
-def _entries(one: Sketch | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _entries(one: Sketch | None) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     if one is None:
         return np.zeros(0, object), np.zeros(0, np.int64), np.zeros(0, np.float32)
     slices, ids, weights = one.entries()
@@ -339,7 +345,7 @@ def build_examples(
     return {split: columns.table() for split, columns in into.items()}
 
 
-def buckets_of(users: pa.Array, count: int) -> np.ndarray:
+def buckets_of(users: pa.Array, count: int) -> NDArray[Any]:
     """The bucket of each user, `[rows]`; the same in every process."""
     coded = whole(users).dictionary_encode()
     of_terms = np.array([zlib.crc32(user) % count for user in coded.dictionary.to_pylist()], int)

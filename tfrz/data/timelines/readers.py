@@ -16,13 +16,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from tfrz.config import from_mapping, read_yaml, require
+from tfrz.config import from_mapping, read_yaml
 from tfrz.data.columns import record_batch
 from tfrz.data.simulators.long_histories import LongHistorySimulator
 from tfrz.data.sources.files import CorruptLine, Shard
-from tfrz.data.sources.reader import Reader
-from tfrz.data.sources.tabular import Tabular, typed
+from tfrz.data.sources.reader import Reader, require_counts, simulated_shards
+from tfrz.data.sources.tabular import (
+    RawValues,
+    Tabular,
+    UnreadableError,
+    key_in,
+    time_in,
+    values_of,
+)
 from tfrz.data.spec import Feature
 from tfrz.data.timelines.spec import NUMBERS, TimelineSpec
 from tfrz.errors import InputError
@@ -111,9 +119,7 @@ class SimulatedTimelines(TimelineReader):
     def __init__(
         self, users: int = 1000, days: int = 40, impressions: int = 20, seed: int = 0
     ) -> None:
-        for name, value in (("users", users), ("days", days), ("impressions", impressions)):
-            sound = isinstance(value, int) and value >= 1
-            require(sound, f"data.options.{name}", "must be a whole number >= 1")
+        require_counts(users=users, days=days, impressions=impressions)
         self.users, self.days, self.impressions, self.seed = users, days, impressions, seed
 
     def feature_spec(self) -> TimelineSpec:
@@ -130,9 +136,7 @@ class SimulatedTimelines(TimelineReader):
 
     def shards(self) -> list[Shard]:
         """See `Reader`."""
-        step = self._USERS_A_SHARD
-        starts = range(0, self.users, step)
-        return [Shard("simulated", "", s, min(s + step, self.users)) for s in starts]
+        return simulated_shards(self.users, self._USERS_A_SHARD)
 
     def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
         """See `TimelineReader`."""
@@ -147,7 +151,7 @@ class SimulatedTimelines(TimelineReader):
         rows = np.concatenate([np.arange(len(users)), liked])
         view = np.arange(len(rows)) < len(users)
 
-        def only_viewed(values: np.ndarray) -> pa.Array:
+        def only_viewed(values: NDArray[Any]) -> pa.Array:
             return pa.array(values[rows].astype(np.float32), mask=~view)
 
         yield self.batch(
@@ -225,39 +229,26 @@ class TabularTimelines(Tabular, TimelineReader):
         keys = [name for name in named if name is not None]
         return [*keys, *(f.name for f in spec.ids), *spec.tasks]
 
-    def _row(self, raw: dict[str, list[Any]]) -> dict[str, Any] | str:
+    def _row(self, raw: RawValues) -> dict[str, Any]:
         spec = self.spec
-        row: Any = self._features(raw, spec.ids)
-        if isinstance(row, str):
-            return row
-        users = [v for v in raw[spec.user] if v not in ("", b"")]
-        if len(users) != 1:
-            return f"{spec.user} is missing" if not users else f"{spec.user} has several values"
-        row["user"] = typed("string", users[0])
-        try:
-            (row["time"],) = (_whole_seconds(value) for value in raw[spec.time])
-        except (ValueError, TypeError, OverflowError):
-            return f"{spec.time} is not a time in whole Unix seconds: {raw[spec.time]!r:.40}"
-        if row["time"] < 0:
-            return f"{spec.time} is negative: {row['time']}"
-        row["action"] = spec.actions[0].encode()
-        if spec.action is not None:
-            actions = [v for v in raw[spec.action] if v not in ("", b"")]
-            if len(actions) != 1:
-                return f"{spec.action} is missing or has several values"
-            row["action"] = typed("string", actions[0])
+        row: dict[str, Any] = {feature.name: values_of(raw, feature) for feature in spec.ids}
+        row["user"] = key_in(raw, spec.user)
+        row["time"] = time_in(raw, spec.time, _whole_seconds)
+        row["action"] = (
+            spec.actions[0].encode() if spec.action is None else key_in(raw, spec.action)
+        )
         pairs = [(name, getattr(spec, name)) for name in NUMBERS]
         pairs += [(f"label_{task}", task) for task in spec.tasks]
         for name, column in pairs:
             values = [v for v in raw[column] if v not in ("", b"")] if column is not None else []
             try:
-                row[name] = float(values[0]) if values else None
+                value = row[name] = float(values[0]) if values else None
             except (ValueError, TypeError):
-                return f"{column} is not a number: {values!r:.40}"
-            if row[name] is not None and name in NUMBERS and row[name] < 0:
-                return f"{column} is negative: {row[name]}"
-            if row[name] is not None and column in spec.binary and row[name] not in (0.0, 1.0):
-                return f"{column} is neither 0 nor 1"
+                raise UnreadableError(f"{column} is not a number: {values!r:.40}") from None
+            if value is not None and name in NUMBERS and value < 0:
+                raise UnreadableError(f"{column} is negative: {value}")
+            if value is not None and column in spec.binary and value not in (0.0, 1.0):
+                raise UnreadableError(f"{column} is neither 0 nor 1")
         return row
 
     def _batch(self, rows: list[tuple[int, dict[str, Any]]]) -> pa.RecordBatch:

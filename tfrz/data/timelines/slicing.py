@@ -22,9 +22,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from tfrz.config import did_you_mean, from_mapping, read_yaml, require, to_mapping
+from tfrz.config import did_you_mean, from_mapping, require, to_mapping
 from tfrz.data.columns import whole
+from tfrz.data.spec import FromYaml
 from tfrz.errors import InputError
 
 # Events of one timeline of one user that are handled at once: the grid of chunks.
@@ -95,7 +97,7 @@ class Slice:
 
 
 @dataclasses.dataclass(frozen=True)
-class SliceSpecification:
+class SliceSpecification(FromYaml):
     """All slices of a model; a change of anything here is another version.
 
     Attributes:
@@ -132,15 +134,6 @@ class SliceSpecification:
             if one.days is not None:
                 enough = one.days * 24 > self.gap_hours
                 require(enough, f"slice {one.name}: days", "ends within the gap: always empty")
-
-    @classmethod
-    def from_yaml(cls, path: str | Path) -> SliceSpecification:
-        """Reads a specification: `version: 1` and `slices: [{name: ..., ...}, ...]`.
-
-        Raises:
-          ConfigError: the file is missing, or a name or value in it is wrong.
-        """
-        return from_mapping(cls, read_yaml(path), str(path))
 
     @functools.cached_property
     def tables(self) -> dict[str, tuple[int, ...]]:
@@ -192,7 +185,7 @@ def load_slices(name: str) -> SliceSpecification:
     return SliceSpecification.from_yaml(name)
 
 
-def watch_score(dwell: Any, duration: Any, gamma: float = 0.5) -> np.ndarray:
+def watch_score(dwell: Any, duration: Any, gamma: float = 0.5) -> NDArray[Any]:
     """How long an event was watched, for its length: ln(dwell + 1) / ln(gamma * duration + 1).
 
     Args:
@@ -218,7 +211,7 @@ def watch_score(dwell: Any, duration: Any, gamma: float = 0.5) -> np.ndarray:
         return np.where(sound, score, np.nan)
 
 
-def _within(numbers: np.ndarray, bounds: Range) -> np.ndarray:
+def _within(numbers: NDArray[Any], bounds: Range) -> NDArray[Any]:
     low, high = bounds
     inside = np.isfinite(numbers)
     if low is not None:
@@ -239,8 +232,8 @@ class Events:
 
     def __init__(self, table: pa.Table | pa.RecordBatch, gamma: float, once: bool = False) -> None:
         self._table, self._gamma, self._once = table, gamma, once
-        self._ids: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        self._entries: dict[Slice, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self._ids: dict[str, tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = {}
+        self._entries: dict[Slice, tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = {}
         self.time = whole(table["time"]).to_numpy()
         self.explicit = whole(table["explicit"]).to_numpy(zero_copy_only=False)
 
@@ -248,32 +241,32 @@ class Events:
         return len(self.time)
 
     @functools.cached_property
-    def _actions(self) -> tuple[np.ndarray, list[bytes]]:
+    def _actions(self) -> tuple[NDArray[Any], list[bytes]]:
         coded = whole(self._table["action"]).dictionary_encode()
         codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         return codes, coded.dictionary.to_pylist()
 
     @functools.cached_property
-    def _numbers(self) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = {}
+    def _numbers(self) -> dict[str, NDArray[Any]]:
+        found: dict[str, NDArray[Any]] = {}
         for name in ("duration", "dwell", "value"):
             column = whole(self._table[name]).cast(pa.float64())
             found[name] = column.fill_null(np.nan).to_numpy(zero_copy_only=False)
         return found
 
     @functools.cached_property
-    def score(self) -> np.ndarray:
+    def score(self) -> NDArray[Any]:
         """The watch scores."""
         return watch_score(self._numbers["dwell"], self._numbers["duration"], self._gamma)
 
     @functools.cached_property
-    def ratio(self) -> np.ndarray:
+    def ratio(self) -> NDArray[Any]:
         """Dwell time over duration; NaN for no duration."""
         dwell, duration = self._numbers["dwell"], self._numbers["duration"]
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(duration > 0, dwell / duration, np.nan)
 
-    def selected(self, rule: Slice) -> np.ndarray:
+    def selected(self, rule: Slice) -> NDArray[Any]:
         """Which events a slice keeps, its time bucket left aside; boolean `[events]`."""
         kept = self.explicit if rule.timeline == "explicit" else ~self.explicit
         if rule.actions:
@@ -288,7 +281,7 @@ class Events:
                 kept = kept & _within(getattr(self, name), bounds)
         return kept
 
-    def weights(self, rule: Slice) -> np.ndarray:
+    def weights(self, rule: Slice) -> NDArray[Any]:
         """What each event weighs in a slice, int64 in whole numbers of 2^-24; 0 for no weight.
 
         Raises:
@@ -307,7 +300,7 @@ class Events:
         sound = np.where(np.isfinite(numbers), np.maximum(numbers, 0.0), 0.0)
         return np.rint(sound * _ONE).astype(np.int64)
 
-    def entries(self, rule: Slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def entries(self, rule: Slice) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """For each id of each event that a slice keeps: the event, the id's place, the weight."""
         if rule in self._entries:
             return self._entries[rule]
@@ -319,13 +312,13 @@ class Events:
             self._entries[rule] = found
         return found
 
-    def ids_between(self, kind: str, first: int, end: int) -> np.ndarray:
+    def ids_between(self, kind: str, first: int, end: int) -> NDArray[Any]:
         """The ids of the events `[first, end)`, in their order."""
         rows, codes, terms = self.ids(kind)
-        bounds = np.searchsorted(rows, (first, end))
-        return terms[codes[bounds[0] : bounds[1]]]
+        begin, stop = (int(np.searchsorted(rows, bound)) for bound in (first, end))
+        return terms[codes[begin:stop]]
 
-    def ids(self, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def ids(self, kind: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Ids of a type.
 
         Returns:
@@ -337,7 +330,7 @@ class Events:
         return self._ids[kind]
 
     @staticmethod
-    def _coded(column: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _coded(column: pa.Array) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         if pa.types.is_list(column.type):
             lengths = pc.list_value_length(column).fill_null(0).to_numpy()
             rows, column = np.repeat(np.arange(len(column)), lengths), column.flatten()
@@ -369,26 +362,26 @@ class Sketch:
         an id it is 0; an id that all lack is left out.
     """
 
-    terms: np.ndarray
-    weights: np.ndarray
+    terms: NDArray[Any]
+    weights: NDArray[Any]
 
     @property
-    def floats(self) -> np.ndarray:
+    def floats(self) -> NDArray[Any]:
         """The weights, float64."""
         return self.weights / _ONE
 
-    def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def entries(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Slice (its place in the table), term and float32 weight of what is not 0, by slice."""
         slices, places = np.nonzero(self.weights)
         return slices, self.terms[places], self.floats[slices, places].astype(np.float32)
 
 
-def _compact(terms: np.ndarray, weights: np.ndarray) -> Sketch:
+def _compact(terms: NDArray[Any], weights: NDArray[Any]) -> Sketch:
     used = weights.any(axis=0)
     return Sketch(terms[used], weights[:, used])
 
 
-def _sums(codes: np.ndarray, weights: np.ndarray, count: int, rule: Slice) -> np.ndarray:
+def _sums(codes: NDArray[Any], weights: NDArray[Any], count: int, rule: Slice) -> NDArray[Any]:
     """The sum of the weights of each code, exactly: float64 is exact for halves of the bits."""
     if rule.weight == "one":
         return np.bincount(codes, minlength=count).astype(np.int64) * _ONE
@@ -404,7 +397,7 @@ def sketch(
     events: Events,
     as_of: float,
     bucketed: bool | None = None,
-    counted: np.ndarray | None = None,
+    counted: NDArray[Any] | None = None,
 ) -> dict[str, Sketch]:
     """The sketch of some events of one user at a time.
 
@@ -472,7 +465,7 @@ def merge(parts: list[dict[str, Sketch]]) -> dict[str, Sketch]:
     return merged
 
 
-def chunks(explicit: np.ndarray) -> Iterator[tuple[bool, int, np.ndarray]]:
+def chunks(explicit: NDArray[Any]) -> Iterator[tuple[bool, int, NDArray[Any]]]:
     """The grid of a user's events in order: timeline, number of the chunk, places of its events."""
     for timeline in (True, False):
         places = np.flatnonzero(explicit == timeline)
@@ -500,7 +493,7 @@ def slice_user(
     return sketch(specification, events, as_of, counted=counted)
 
 
-def totals(specification: SliceSpecification, sketches: Mapping[str, Sketch]) -> np.ndarray:
+def totals(specification: SliceSpecification, sketches: Mapping[str, Sketch]) -> NDArray[Any]:
     """The sum of weights of every slice, float64 `[slices]`: 0 for an empty one."""
     found = np.zeros(len(specification.slices))
     for table, one in sketches.items():

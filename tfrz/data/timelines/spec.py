@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Literal
 
 import tensorflow as tf
 
-from tfrz.config import from_mapping, read_yaml, require
-from tfrz.data.spec import Feature, check_names
+from tfrz.config import require
+from tfrz.data.spec import Feature, FromYaml, check_names
 from tfrz.data.timelines.slicing import Slice, SliceSpecification
 
 # Columns of every event.
@@ -41,7 +40,7 @@ class EntryList:
 
 
 @dataclasses.dataclass(frozen=True)
-class TimelineSpec:
+class TimelineSpec(FromYaml):
     """What the events of a source of timelines are, and what its examples look like.
 
     A source has a row per event. An example has the sketch of a user's timeline at a time: for each
@@ -95,15 +94,6 @@ class TimelineSpec:
         names = [feature.name for feature in self.ids]
         for name in self.candidate:
             require(name in names, f"candidate {name}", f"is none of {', '.join(names)}")
-
-    @classmethod
-    def from_yaml(cls, path: str | Path) -> TimelineSpec:
-        """Reads a spec: `user: viewer`, `ids: [{name: video}, ...]`, `binary: [liked]`.
-
-        Raises:
-          ConfigError: the file is missing, or a name or value in it is wrong.
-        """
-        return from_mapping(cls, read_yaml(path), str(path))
 
     @property
     def tasks(self) -> tuple[str, ...]:

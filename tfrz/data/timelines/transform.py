@@ -94,10 +94,8 @@ def preprocess_timeline(
     return outputs
 
 
-class TimelinePreprocessor(Preprocessor):
+class TimelinePreprocessor(Preprocessor[TimelineSpec, None]):
     """The transform, fitted to examples in this process; saved along in a SavedModel."""
-
-    _spec: TimelineSpec
 
     @classmethod
     def fit_examples(cls, examples: pa.Table, spec: TimelineSpec) -> TimelinePreprocessor:
@@ -107,7 +105,7 @@ class TimelinePreprocessor(Preprocessor):
             columns = [examples[f"{one.name}_ids"] for one in spec.lists if one.id == feature.name]
             chunks = [chunk for column in columns for chunk in column.chunks]
             vocabularies[feature.name] = ranked_terms(pa.chunked_array(chunks), feature)
-        return cls(spec, vocabularies, {})
+        return cls(spec, vocabularies, {}, None)
 
     def __call__(
         self, inputs: Mapping[str, tf.SparseTensor], with_label: bool = False

@@ -732,7 +732,7 @@ BAD = {
     "a part of a second": ("u,1.5,v1,,view,,,,,", "at is not a time in whole Unix seconds"),
     "a negative time": ("u,-100,v1,,view,,,,,", "at is negative: -100"),
     "a time beyond all": ("u,99999999999999999999,v1,,view,,,,,", "at is"),
-    "no action": ("u,100,v1,,,,,,,", "what is missing or has several values"),
+    "no action": ("u,100,v1,,,,,,,", "what is missing"),
     "a word for a length": ("u,100,v1,,view,long,,,,", "length is not a number"),
     "a negative length": ("u,100,v1,,view,-3,,,,", "length is negative: -3.0"),
     "a negative dwell time": ("u,100,v1,,view,3,-0.5,,,", "watched is negative: -0.5"),
