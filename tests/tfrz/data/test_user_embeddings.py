@@ -136,7 +136,7 @@ def test_a_file_cannot_say_that_it_has_embeddings(tmp_path):
     spec.write_text(
         "features: [{name: user}]\nlong_history: {version: a, num_vectors: 1, dim: 1}\n"
     )
-    with pytest.raises(ConfigError, match=r"s\.yaml: long_history: is no part of a file"):
+    with pytest.raises(ConfigError, match=r"s\.yaml: long_history: cannot be part of a file"):
         open_source(str(tmp_path / "d.csv"), str(spec), "impression")
     with pytest.raises(ConfigError, match="feature a: opaque is none of a file's kinds"):
         Feature("a", "opaque")
