@@ -9,7 +9,12 @@ IMPORT_STAMP := $(IMPORT_VENV)/.made-from-lock
 UV_VERSION := 0.13.9
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup demo test test-import lint format bench conformance docs lock protos build-files clean
+# Workers take whole files, in the order of tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+DOCTESTED := tfrz/agents tfrz/data tfrz/export tfrz/layers tfrz/losses tfrz/metrics tfrz/models \
+  tfrz/training tfrz/zoo
+
+.PHONY: help setup demo test test-all doctest test-import lint format bench conformance docs lock protos build-files clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,8 +38,14 @@ demo: ## train, evaluate, push and serve DCN-V2 on simulated ratings
 	@start=$$(date +%s); $(MAKE) --no-print-directory setup && \
 	$(BIN)/python -m tfx_pipelines.demo --root runs/demo --setup-seconds $$(($$(date +%s) - start))
 
-test: setup ## all tests of the reference lane
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+test: setup ## the fast tests of the reference lane (10 minutes on two cores)
+	$(PYTEST) -m "not slow"
+
+test-all: setup doctest ## every test of the reference lane (30 minutes on two cores)
+	$(PYTEST)
+
+doctest: setup ## the examples in the docstrings
+	$(BIN)/python -m pytest -q --doctest-modules $(DOCTESTED)
 
 $(IMPORT_STAMP): requirements-import.lock tools/find_python.sh
 	@python=$$(bash tools/find_python.sh 3.12 3.13 3.11) || exit 2; \
@@ -44,8 +55,8 @@ $(IMPORT_STAMP): requirements-import.lock tools/find_python.sh
 	touch $(IMPORT_STAMP)
 
 test-import: $(IMPORT_STAMP) ## layers, losses, metrics and models on the newest TensorFlow
-	$(IMPORT_VENV)/bin/python -m pytest -q tests/tfrz/layers tests/tfrz/losses tests/tfrz/models tests/tfrz/metrics \
-	  tests/conformance/test_layers.py tfrz/layers tfrz/losses tfrz/metrics tfrz/models
+	$(IMPORT_VENV)/bin/python -m pytest -q --doctest-modules tests/tfrz/layers tests/tfrz/losses \
+	  tests/tfrz/models tests/tfrz/metrics tests/conformance/test_layers.py tfrz/layers tfrz/losses tfrz/metrics tfrz/models
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,3 +1,35 @@
-"""What pytest must not import on its own: a plugin registers its model when it is imported."""
+"""What pytest must not import on its own, and the order in which workers take the files."""
 
+from __future__ import annotations
+
+import pytest
+
+# A plugin registers its model when it is imported.
 collect_ignore = ["plugins"]
+
+# Workers take whole files, so the long ones come first and no worker waits for the last of them.
+_LONG_FIRST = (
+    "tests/tfx_pipelines/",
+    "tests/conformance/test_models.py",
+    "tests/conformance/",
+    "tests/tfrz/reproduce/",
+    "tests/tfrz/cli/",
+    "tests/tfrz/embeddings/",
+    "tests/tfrz/agents/",
+    "tests/tfrz/zoo/",
+    "tests/benchmarks/",
+    "tests/tfrz/serving/",
+    "tests/tfrz/export/",
+    "tests/tfrz/training/",
+)
+
+
+def _rank(item: pytest.Item) -> int:
+    for rank, prefix in enumerate(_LONG_FIRST):
+        if item.nodeid.startswith(prefix):
+            return rank
+    return len(_LONG_FIRST)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_rank)

@@ -15,17 +15,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmarks import history, history_export, history_pooling, runner
+from benchmarks import history, history_pooling, runner
 from benchmarks.history_world import DAY, World
 from benchmarks.measure import resident_bytes
 from benchmarks.report import NOT_JUDGED
 from benchmarks.runner import Options
+from tests.lazy import lazy
 from tfrz.data.timelines.examples import in_order
 from tfrz.data.timelines.slicing import CHUNK_EVENTS
 from tfrz.embeddings.encoder import Encoder
 from tfrz.embeddings.users import stream_batches
 from tfrz.layers.quantize import pack4, unpack4
 from tfrz.zoo import registry
+
+history_export = lazy("benchmarks.history_export")
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = history_pooling.Sizes(batch=3, entries=8, spread=0.5, ids=40, dim=4, rounds=1)
@@ -184,14 +187,13 @@ def test_digests_tell_names_and_bytes_apart(tmp_path: Path) -> None:
     assert len(digests) == 3
 
 
-class Forgetful(history_export.WorldTimelines):
-    """Has nothing to say when it is asked for what is new."""
-
-    def shards(self) -> list:
-        return super().shards() if self.since is None else []
-
-
 def test_a_day_that_differs_is_not_called_identical(model: Path) -> None:
+    class Forgetful(history_export.WorldTimelines):
+        """Has nothing to say when it is asked for what is new."""
+
+        def shards(self) -> list:
+            return super().shards() if self.since is None else []
+
     world = World(users=30, events=40, days=60, active=0.2)
     days = [
         history_export.compare_day(model, reader(world), world.end, rounds=1, buckets=2)

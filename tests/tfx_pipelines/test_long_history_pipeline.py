@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 
-import apache_beam as beam
 import pytest
 import tensorflow as tf
 
 from tests.fake_embeddings import VERSION, stores
+from tests.lazy import lazy
 from tests.tfrz.zoo.test_long_history import CLICKS, WITH, make_store, write_clicks
 from tfrz.data.records import open_source
 from tfrz.errors import InputError
 from tfrz.zoo.run_config import load_run_config
-from tfx_pipelines.components.example_gen import ReaderExampleGen, ReaderExampleGenExecutor
 from tfx_pipelines.local_runner import run_pipeline
+
+beam = lazy("apache_beam")
+example_gen = lazy("tfx_pipelines.components.example_gen")
 
 SETTINGS = (*CLICKS, *WITH, "evaluator.min_auc=0.8", "export.warmup_examples=2")
 
@@ -79,10 +81,14 @@ def _splits(place, folder, store=None, *overrides) -> dict[str, list[dict]]:
     reader = open_source(data, spec, "impression")
     with stores(**({"store": store} if store else {})):
         corrupt = str(folder / "corrupt")
-        component = ReaderExampleGen(data, spec, reader, config.data, corrupt, config.features)
+        component = example_gen.ReaderExampleGen(
+            data, spec, reader, config.data, corrupt, config.features
+        )
         with beam.Pipeline() as pipeline:
             properties = dict(component.exec_properties)
-            parts = ReaderExampleGenExecutor().GenerateExamplesByBeam(pipeline, properties)
+            parts = example_gen.ReaderExampleGenExecutor().GenerateExamplesByBeam(
+                pipeline, properties
+            )
             for name, part in parts.items():
                 _ = part | name >> beam.io.WriteToTFRecord(str(folder / name))
     found: dict[str, list[dict]] = {}
@@ -111,9 +117,11 @@ def test_a_store_that_was_exported_anew_since_is_refused(place, tmp_path):
     config = load_run_config("dcn_v2", "file", [*CLICKS, *WITH])
     reader = open_source(data, spec, "impression")
     with stores(store=make_store(5)):
-        component = ReaderExampleGen(data, spec, reader, config.data, "c", config.features)
+        component = example_gen.ReaderExampleGen(
+            data, spec, reader, config.data, "c", config.features
+        )
     with stores(store=make_store(5, generated_at=7)), pytest.raises(InputError, match="anew since"):
-        ReaderExampleGenExecutor().GenerateExamplesByBeam(
+        example_gen.ReaderExampleGenExecutor().GenerateExamplesByBeam(
             beam.Pipeline(), dict(component.exec_properties)
         )
 
@@ -125,7 +133,7 @@ def test_the_embeddings_are_part_of_what_the_cache_knows_examples_by(place):
 
     def query(store, features) -> str:
         with stores(store=store):
-            component = ReaderExampleGen(data, spec, reader, config.data, "c", features)
+            component = example_gen.ReaderExampleGen(data, spec, reader, config.data, "c", features)
         return component.exec_properties["input_config"]
 
     one = query(make_store(5), config.features)

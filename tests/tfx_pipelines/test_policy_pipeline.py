@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.lazy import lazy
 from tfrz.cli.main import main
 from tfrz.data.histories.spec import HistorySpec
 from tfrz.errors import InputError
@@ -17,9 +18,10 @@ from tfrz.metrics.off_policy import Estimate
 from tfrz.metrics.ranking import ndcg_at, recall_at
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import PolicyEvaluatorConfig, load_run_config, run_config_to_mapping
-from tfx_pipelines.components.blessing import bless
-from tfx_pipelines.components.off_policy import OffPolicyCheckExecutor, refusal
 from tfx_pipelines.local_runner import open_checked, run_pipeline
+
+blessing_module = lazy("tfx_pipelines.components.blessing")
+off_policy = lazy("tfx_pipelines.components.off_policy")
 
 ITEMS, SEGMENTS = 30, 5
 PIPELINE = (
@@ -356,7 +358,7 @@ def _check(first, folder: Path, *settings, log=None, blessed_before: bool = True
     earlier = _made("ModelBlessing", folder / "earlier")
     earlier.set_int_custom_property("blessed", int(blessed_before))
     blessing = _made("ModelBlessing", folder / "blessing")
-    OffPolicyCheckExecutor().Do(
+    off_policy.OffPolicyCheckExecutor().Do(
         {
             "model": [_made("Model", _artifact(first, "Trainer", "model"))],
             "examples": [examples],
@@ -446,10 +448,13 @@ def _estimate(**values) -> Estimate:
 
 
 def test_a_policy_that_is_surely_better_is_not_refused():
-    assert refusal(_estimate(), 0.3, PolicyEvaluatorConfig()) is None
-    assert refusal(_estimate(effective_sample_size=100.0), 0.3, PolicyEvaluatorConfig()) is None
-    assert refusal(_estimate(), 0.3, PolicyEvaluatorConfig(min_lift=0.33)) is None
-    assert refusal(_estimate(low=-0.1, value=0.0), -0.3, PolicyEvaluatorConfig()) is None
+    assert off_policy.refusal(_estimate(), 0.3, PolicyEvaluatorConfig()) is None
+    assert (
+        off_policy.refusal(_estimate(effective_sample_size=100.0), 0.3, PolicyEvaluatorConfig())
+        is None
+    )
+    assert off_policy.refusal(_estimate(), 0.3, PolicyEvaluatorConfig(min_lift=0.33)) is None
+    assert off_policy.refusal(_estimate(low=-0.1, value=0.0), -0.3, PolicyEvaluatorConfig()) is None
 
 
 @pytest.mark.parametrize(
@@ -467,16 +472,16 @@ def test_a_policy_that_is_surely_better_is_not_refused():
     ],
 )
 def test_a_policy_that_may_be_worse_is_refused_with_the_reason(estimate, logged, wanted, reason):
-    found = refusal(_estimate(**estimate), logged, PolicyEvaluatorConfig(**wanted))
+    found = off_policy.refusal(_estimate(**estimate), logged, PolicyEvaluatorConfig(**wanted))
     assert found is not None and reason in found and "\n" not in found
 
 
 def test_where_rewards_are_costs_a_lift_asks_for_less_cost():
     """A logger that earns -1: a policy that earns -1.05 is worse, whatever lift is wanted."""
     config = PolicyEvaluatorConfig(min_lift=0.1)
-    assert refusal(_estimate(low=-1.05, value=-1.02), -1.0, config) is not None
-    assert refusal(_estimate(low=-0.95, value=-0.9), -1.0, config) is not None
-    assert refusal(_estimate(low=-0.85, value=-0.8), -1.0, config) is None
+    assert off_policy.refusal(_estimate(low=-1.05, value=-1.02), -1.0, config) is not None
+    assert off_policy.refusal(_estimate(low=-0.95, value=-0.9), -1.0, config) is not None
+    assert off_policy.refusal(_estimate(low=-0.85, value=-0.8), -1.0, config) is None
 
 
 def test_an_earlier_refusal_stays_one_whatever_later_checks_say(tmp_path):
@@ -489,7 +494,7 @@ def test_an_earlier_refusal_stays_one_whatever_later_checks_say(tmp_path):
     chain = [evaluated]
     for number, reason in enumerate((None, "too far", None)):
         blessing = _made("ModelBlessing", tmp_path / str(number))
-        passed = bless([blessing], model, [chain[-1]], reason, {"value": number})
+        passed = blessing_module.bless([blessing], model, [chain[-1]], reason, {"value": number})
         assert passed == (number == 0)
         chain.append(blessing)
     verdicts = [_verdict(blessing) for blessing in chain[1:]]

@@ -6,17 +6,19 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
-from tfx.orchestration import metadata
-from tfx.v1.orchestration.metadata import sqlite_metadata_connection_config
 
+from tests.lazy import lazy
 from tests.tfrz.zoo.test_history_task import SETTINGS, _write
 from tfrz.cli.main import main
 from tfrz.errors import ConfigError, InputError
 from tfrz.zoo.run_config import load_run_config
 from tfrz.zoo.teacher import TEACHER_SCORE
 from tfrz.zoo.train import train
-from tfx_pipelines.components.teacher import latest_blessed
 from tfx_pipelines.local_runner import run_pipeline
+
+metadata = lazy("tfx.orchestration.metadata")
+tfx_metadata = lazy("tfx.v1.orchestration.metadata")
+teacher_module = lazy("tfx_pipelines.components.teacher")
 
 CLICKS = (
     "data.options={rows: 4000}",
@@ -50,7 +52,7 @@ def student(teacher, tmp_path_factory):
 
 
 def _artifacts(root, kind: str):
-    connection = sqlite_metadata_connection_config(str(root / "metadata.sqlite"))
+    connection = tfx_metadata.sqlite_metadata_connection_config(str(root / "metadata.sqlite"))
     with metadata.Metadata(connection) as handle:
         return handle.store, handle.store.get_artifacts_by_type(kind)
 
@@ -105,7 +107,7 @@ def test_the_teacher_is_an_artifact_with_its_origin(teacher, student):
 
 
 def test_neither_teacher_nor_undistilled_counts_as_blessed(student):
-    origin = latest_blessed(student[0])
+    origin = teacher_module.latest_blessed(student[0])
     assert "/Trainer/model/" in origin.uri
 
 
@@ -146,7 +148,7 @@ def test_a_root_without_a_blessed_model_is_refused(tmp_path, capsys):
     result = _clicks(tmp_path / "root", "evaluator.min_auc=0.99", "data.options={rows: 1500}")
     assert not result.pushed
     with pytest.raises(InputError, match="has no blessed model"):
-        latest_blessed(tmp_path / "root")
+        teacher_module.latest_blessed(tmp_path / "root")
     command = ["pipeline", "run", "dcn_v2", "--root", str(tmp_path / "student"), "--quiet"]
     command += ["--set", f"distill.teacher={tmp_path / 'nowhere'}"]
     assert main(command) == 2
@@ -165,15 +167,15 @@ def test_a_root_with_several_pipelines_asks_for_one(teacher, tmp_path):
 
     root = tmp_path / "both"
     shutil.copytree(teacher[0], root)
-    connection = sqlite_metadata_connection_config(str(root / "metadata.sqlite"))
+    connection = tfx_metadata.sqlite_metadata_connection_config(str(root / "metadata.sqlite"))
     from ml_metadata.proto import metadata_store_pb2
 
     with metadata.Metadata(connection) as handle:
         kind = handle.store.get_context_type("pipeline").id
         handle.store.put_contexts([metadata_store_pb2.Context(type_id=kind, name="other")])
     with pytest.raises(InputError, match=r"has the pipelines dcn-v2, other: name the folder"):
-        latest_blessed(root)
-    assert latest_blessed(root, "dcn-v2").properties["teacher_pipeline"] == "dcn-v2"
+        teacher_module.latest_blessed(root)
+    assert teacher_module.latest_blessed(root, "dcn-v2").properties["teacher_pipeline"] == "dcn-v2"
 
 
 def test_a_distilled_pipeline_compiles_for_a_cluster(tmp_path, capsys):

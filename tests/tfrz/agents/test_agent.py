@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-import doctest
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tf_agents.agents import tf_agent
-from tf_agents.bandits.agents.examples.v2 import trainer as bandit_trainer
-from tf_agents.drivers import dynamic_step_driver
-from tf_agents.environments import py_environment, tf_py_environment
-from tf_agents.policies import policy_saver
-from tf_agents.replay_buffers import tf_uniform_replay_buffer
-from tf_agents.specs import array_spec, tensor_spec
-from tf_agents.trajectories import time_step as ts
-from tf_agents.trajectories import trajectory
-from tf_agents.trajectories.policy_step import PolicyInfo
-from tf_agents.utils import common
 
-from tfrz.agents import (
-    BanditEnvironment,
-    TopKReinforceAgent,
-    TopKReinforcePolicy,
-    logged_experience,
-    top_k_reinforce_agent,
-)
+from tests.lazy import lazy
 from tfrz.config import from_mapping
 from tfrz.data.simulators.bandits import BiasedLoggerBandit, ContextualSlates
 from tfrz.errors import ConfigError, InputError
@@ -34,14 +15,34 @@ from tfrz.models.topk_reinforce import TopKReinforce, TopKReinforceConfig
 from tfrz.zoo.run_config import load_run_config
 from tfrz.zoo.tasks.reinforce import ReinforceTask
 
+agents = lazy("tfrz.agents")
+array_spec = lazy("tf_agents.specs.array_spec")
+bandit_trainer = lazy("tf_agents.bandits.agents.examples.v2.trainer")
+common = lazy("tf_agents.utils.common")
+dynamic_step_driver = lazy("tf_agents.drivers.dynamic_step_driver")
+policy_saver = lazy("tf_agents.policies.policy_saver")
+policy_step = lazy("tf_agents.trajectories.policy_step")
+py_environment = lazy("tf_agents.environments.py_environment")
+tensor_spec = lazy("tf_agents.specs.tensor_spec")
+tf_agent = lazy("tf_agents.agents.tf_agent")
+tf_py_environment = lazy("tf_agents.environments.tf_py_environment")
+tf_uniform_replay_buffer = lazy("tf_agents.replay_buffers.tf_uniform_replay_buffer")
+top_k_reinforce_agent = lazy("tfrz.agents.top_k_reinforce_agent")
+trajectory = lazy("tf_agents.trajectories.trajectory")
+ts = lazy("tf_agents.trajectories.time_step")
+
 ITEMS, PAGES = 7, 3
 FIRST, MID, LAST = 0, 1, 2
 NAN = float("nan")
-OBSERVATION = {
-    "page": tensor_spec.BoundedTensorSpec([], tf.int32, 0, PAGES - 1),
-    "hour": tf.TensorSpec([], tf.float32),
-}
-ACTION = tensor_spec.BoundedTensorSpec([], tf.int32, 0, ITEMS - 1)
+
+
+def _observation() -> dict:
+    page = tensor_spec.BoundedTensorSpec([], tf.int32, 0, PAGES - 1)
+    return {"page": page, "hour": tf.TensorSpec([], tf.float32)}
+
+
+def _action():
+    return tensor_spec.BoundedTensorSpec([], tf.int32, 0, ITEMS - 1)
 
 
 def _model(contexts: bool = True, **values) -> TopKReinforce:
@@ -52,10 +53,11 @@ def _model(contexts: bool = True, **values) -> TopKReinforce:
     return TopKReinforce(config, ITEMS, ITEMS + 2, 4, context, ["hour"] if contexts else [])
 
 
-def _agent(model: TopKReinforce, observation=OBSERVATION, **values) -> TopKReinforceAgent:
+def _agent(model: TopKReinforce, observation=None, **values) -> agents.TopKReinforceAgent:
+    observation = _observation() if observation is None else observation
     values.setdefault("optimizer", keras.optimizers.SGD(0.1))
     values.setdefault("train_step_counter", tf.Variable(0, dtype=tf.int64))
-    return TopKReinforceAgent(ts.time_step_spec(observation), ACTION, model, **values)
+    return agents.TopKReinforceAgent(ts.time_step_spec(observation), _action(), model, **values)
 
 
 def _log(lengths=(5, 5, 3, 1, 4, 5), time: int = 5, seed: int = 0) -> dict[str, np.ndarray]:
@@ -89,7 +91,7 @@ def _experience(log, first: int = FIRST, last: int = LAST, **changes) -> traject
             "hour": tf.constant(log["hour"], tf.float32),
         },
         "action": tf.constant(log["action"], tf.int32),
-        "policy_info": PolicyInfo(tf.constant(np.log(log["propensity"]), tf.float32)),
+        "policy_info": policy_step.PolicyInfo(tf.constant(np.log(log["propensity"]), tf.float32)),
         "next_step_type": tf.constant(following, tf.int32),
         "reward": tf.constant(log["reward"], tf.float32),
         "discount": tf.ones(shape),
@@ -346,9 +348,9 @@ def test_a_propensity_that_is_not_given_is_the_heads_estimate():
         (),
         {},
         {"logger": nothing},
-        PolicyInfo(nothing),
+        policy_step.PolicyInfo(nothing),
         {"log_probability": nothing},
-        PolicyInfo(tf.zeros([6, 5])),
+        policy_step.PolicyInfo(tf.zeros([6, 5])),
     ):
         found = agent.loss(_experience(log, policy_info=info))
         assert float(found.loss) == pytest.approx(expected, rel=1e-6), info
@@ -358,40 +360,45 @@ def test_a_propensity_that_is_not_given_is_the_heads_estimate():
 # Policies.
 
 
-class _Walk(py_environment.PyEnvironment):
-    """Episodes of three to five steps; an action pays if it is that of the step before plus 1."""
+def _walk(seed: int, extra: bool = False):
+    """An environment of TF-Agents' base class, which is imported here."""
 
-    def __init__(self, seed: int, extra: bool = False):
-        self._rng, self._extra = np.random.default_rng(seed), extra
-        super().__init__()
+    class Walk(py_environment.PyEnvironment):
+        """Episodes of three to five steps; an action pays if it is that of the step before plus 1."""
 
-    def observation_spec(self):
-        return {
-            "page": array_spec.BoundedArraySpec((), np.int32, 0, PAGES - 1),
-            "hour": array_spec.ArraySpec((), np.float32),
-        } | ({"ignored": array_spec.ArraySpec((2,), np.float32)} if self._extra else {})
+        def __init__(self, seed: int, extra: bool = False):
+            self._rng, self._extra = np.random.default_rng(seed), extra
+            super().__init__()
 
-    def action_spec(self):
-        return array_spec.BoundedArraySpec((), np.int32, 0, ITEMS - 1)
+        def observation_spec(self):
+            return {
+                "page": array_spec.BoundedArraySpec((), np.int32, 0, PAGES - 1),
+                "hour": array_spec.ArraySpec((), np.float32),
+            } | ({"ignored": array_spec.ArraySpec((2,), np.float32)} if self._extra else {})
 
-    def _observe(self):
-        return {
-            "page": np.int32(self._rng.integers(PAGES)),
-            "hour": np.float32(self._rng.normal()),
-        } | ({"ignored": np.zeros(2, np.float32)} if self._extra else {})
+        def action_spec(self):
+            return array_spec.BoundedArraySpec((), np.int32, 0, ITEMS - 1)
 
-    def _reset(self):
-        self._left, self._before = int(self._rng.integers(3, 6)), -1
-        return ts.restart(self._observe())
+        def _observe(self):
+            return {
+                "page": np.int32(self._rng.integers(PAGES)),
+                "hour": np.float32(self._rng.normal()),
+            } | ({"ignored": np.zeros(2, np.float32)} if self._extra else {})
 
-    def _step(self, action):
-        if self._current_time_step.is_last():
-            return self.reset()
-        self._left -= 1
-        reward = float(action == self._before + 1)
-        self._before = int(action)
-        step = ts.transition if self._left else ts.termination
-        return step(self._observe(), reward)
+        def _reset(self):
+            self._left, self._before = int(self._rng.integers(3, 6)), -1
+            return ts.restart(self._observe())
+
+        def _step(self, action):
+            if self._current_time_step.is_last():
+                return self.reset()
+            self._left -= 1
+            reward = float(action == self._before + 1)
+            self._before = int(action)
+            step = ts.transition if self._left else ts.termination
+            return step(self._observe(), reward)
+
+    return Walk(seed, extra)
 
 
 def _collector(agent, environment, steps: int):
@@ -415,9 +422,9 @@ def _collector(agent, environment, steps: int):
 
 def test_what_the_collect_policy_said_is_what_training_says_of_it():
     """pi / beta is 1 at every step, whatever came before it in the episode and before that."""
-    environment = tf_py_environment.TFPyEnvironment(_Walk(0, extra=True))
+    environment = tf_py_environment.TFPyEnvironment(_walk(0, extra=True))
     model = _model(k=1, cap=None)
-    agent = TopKReinforceAgent(
+    agent = agents.TopKReinforceAgent(
         environment.time_step_spec(),
         environment.action_spec(),
         model,
@@ -437,11 +444,11 @@ def test_what_the_collect_policy_said_is_what_training_says_of_it():
 
 def test_trajectories_of_a_driver_teach_the_agent():
     """On-policy: what pays is one action after the other, so the state must be read."""
-    environment = tf_py_environment.TFPyEnvironment(_Walk(1))
+    environment = tf_py_environment.TFPyEnvironment(_walk(1))
     keras.utils.set_random_seed(0)
     config = TopKReinforceConfig(action_dim=8, units=8, k=1, gamma=0.0, embedding_scale=0.5)
     model = TopKReinforce(config, ITEMS, ITEMS + 1, 5, {"page": PAGES})
-    agent = TopKReinforceAgent(
+    agent = agents.TopKReinforceAgent(
         environment.time_step_spec(),
         environment.action_spec(),
         model,
@@ -482,14 +489,16 @@ def test_the_state_after_an_action_has_seen_it():
     for policy in (agent.policy, agent.collect_policy):
         state = policy.get_initial_state(2)
         for t in range(4):
-            observation = {n: tf.constant(log[n][:, t], OBSERVATION[n].dtype) for n in OBSERVATION}
+            observation = {
+                n: tf.constant(log[n][:, t], _observation()[n].dtype) for n in _observation()
+            }
             # The user's doing, not the policy's.
             state = policy.next_state(observation, tf.constant(log["action"][:, t]), state)
         step = ts.TimeStep(
             tf.fill([2], MID),
             tf.zeros([2]),
             tf.ones([2]),
-            {n: tf.constant(log[n][:, 4], OBSERVATION[n].dtype) for n in OBSERVATION},
+            {n: tf.constant(log[n][:, 4], _observation()[n].dtype) for n in _observation()},
         )
         found = policy.distribution(step, state)
         np.testing.assert_array_equal(found.state, state)
@@ -541,7 +550,7 @@ def test_a_saved_policy_is_the_agents_and_keeps_its_state(which, tmp_path):
             tf.fill([3], FIRST if t == 0 else MID),
             tf.zeros([3]),
             tf.ones([3]),
-            {n: tf.constant(log[n][:, t], OBSERVATION[n].dtype) for n in OBSERVATION},
+            {n: tf.constant(log[n][:, t], _observation()[n].dtype) for n in _observation()},
         )
         taken = saved.action(step, state)
         expected = policy.distribution(step, ours)
@@ -563,7 +572,7 @@ def test_a_saved_policy_is_the_agents_and_keeps_its_state(which, tmp_path):
 # Bandits.
 
 
-def _chances(agent: TopKReinforceAgent, contexts: int) -> np.ndarray:
+def _chances(agent: agents.TopKReinforceAgent, contexts: int) -> np.ndarray:
     step = ts.restart(tf.range(contexts), contexts)
     policy = agent.collect_policy
     return (
@@ -573,13 +582,13 @@ def _chances(agent: TopKReinforceAgent, contexts: int) -> np.ndarray:
     )
 
 
-def _bandit_agent(simulator, seed: int = 0, **values) -> TopKReinforceAgent:
+def _bandit_agent(simulator, seed: int = 0, **values) -> agents.TopKReinforceAgent:
     keras.utils.set_random_seed(seed)
-    environment = BanditEnvironment(simulator)
+    environment = agents.BanditEnvironment(simulator)
     contexts, items = environment._rewards.shape
     sizes = {"units": 8, "action_dim": 4, "embedding_scale": 0.3, "gamma": 0.0}
     config = from_mapping(TopKReinforceConfig, {**sizes, **values}, "model")
-    return TopKReinforceAgent(
+    return agents.TopKReinforceAgent(
         environment.time_step_spec(),
         environment.action_spec(),
         TopKReinforce(config, items, items + 1, 1, {"segment": contexts}),
@@ -590,7 +599,10 @@ def _bandit_agent(simulator, seed: int = 0, **values) -> TopKReinforceAgent:
 
 def _learned(bandit, **values) -> np.ndarray:
     agent = _bandit_agent(bandit, k=1, cap=None, units=16, embedding_scale=0.05, **values)
-    train, experience = common.function(agent.train), logged_experience(bandit, n=2000, seed=1)
+    train, experience = (
+        common.function(agent.train),
+        agents.logged_experience(bandit, n=2000, seed=1),
+    )
     for _ in range(120):
         train(experience)
     return _chances(agent, 1)[0]
@@ -609,7 +621,7 @@ def test_from_a_biased_loggers_log_only_the_corrected_agent_finds_the_best():
 def test_a_driver_of_bandits_runs_and_what_it_saw_teaches():
     slates = ContextualSlates(contexts=3, items=5, seed=2)
     agent = _bandit_agent(slates, k=1)
-    environment = tf_py_environment.TFPyEnvironment(BanditEnvironment(slates, batch_size=64))
+    environment = tf_py_environment.TFPyEnvironment(agents.BanditEnvironment(slates, batch_size=64))
     before = slates.value(_chances(agent, 3))
     train, collect = common.function(agent.train), _collector(agent, environment, 64 * 8)
     for _ in range(30):
@@ -629,7 +641,9 @@ def test_the_bandit_trainer_of_tf_agents_takes_the_agent(tmp_path):
     bandit_trainer.train(
         root_dir=str(tmp_path),
         agent=agent,
-        environment=tf_py_environment.TFPyEnvironment(BanditEnvironment(slates, batch_size=4)),
+        environment=tf_py_environment.TFPyEnvironment(
+            agents.BanditEnvironment(slates, batch_size=4)
+        ),
         training_loops=1,
         steps_per_loop=3,
     )
@@ -646,74 +660,76 @@ def test_the_bandit_trainer_of_tf_agents_takes_the_agent(tmp_path):
 
 
 def _spec(**observation) -> ts.TimeStep:
-    return ts.time_step_spec({**OBSERVATION, **observation})
+    return ts.time_step_spec({**_observation(), **observation})
 
 
 BAD_SPECS = {
-    "another number of actions": (
+    "another number of actions": lambda: (
         _spec(),
         tensor_spec.BoundedTensorSpec([], tf.int32, 0, ITEMS),
         "action_spec: must be a scalar .* from 0 to 6",
     ),
-    "from 1": (
+    "from 1": lambda: (
         _spec(),
         tensor_spec.BoundedTensorSpec([], tf.int32, 1, ITEMS),
         "action_spec: must be a scalar",
     ),
-    "unbounded": (_spec(), tf.TensorSpec([], tf.int32), "action_spec: must be a scalar"),
-    "floats": (
+    "unbounded": lambda: (_spec(), tf.TensorSpec([], tf.int32), "action_spec: must be a scalar"),
+    "floats": lambda: (
         _spec(),
         tensor_spec.BoundedTensorSpec([], tf.float32, 0, 6),
         "action_spec: must be a scalar",
     ),
-    "slates": (
+    "slates": lambda: (
         _spec(),
         tensor_spec.BoundedTensorSpec([3], tf.int32, 0, 6),
         "action_spec: must be a scalar",
     ),
-    "several": (_spec(), [ACTION, ACTION], "action_spec: must be a scalar"),
-    "no action": (_spec(), (), "action_spec: must be a scalar"),
-    "none": (_spec(), None, "action_spec: must be specs, got None"),
-    "no context": (
-        ts.time_step_spec({"page": OBSERVATION["page"]}),
-        ACTION,
+    "several": lambda: (_spec(), [_action(), _action()], "action_spec: must be a scalar"),
+    "no action": lambda: (_spec(), (), "action_spec: must be a scalar"),
+    "none": lambda: (_spec(), None, "action_spec: must be specs, got None"),
+    "no context": lambda: (
+        ts.time_step_spec({"page": _observation()["page"]}),
+        _action(),
         "time_step_spec.observation: lacks the model's contexts hour",
     ),
-    "bare": (
-        ts.time_step_spec(OBSERVATION["page"]),
-        ACTION,
+    "bare": lambda: (
+        ts.time_step_spec(_observation()["page"]),
+        _action(),
         "time_step_spec.observation: must be a mapping with the model's contexts page, hour",
     ),
-    "a vector": (
+    "a vector": lambda: (
         _spec(hour=tf.TensorSpec([2], tf.float32)),
-        ACTION,
+        _action(),
         "context hour must be a scalar floating-point number",
     ),
-    "float ids": (
+    "float ids": lambda: (
         _spec(page=tf.TensorSpec([], tf.float32)),
-        ACTION,
+        _action(),
         "context page must be a scalar whole number",
     ),
-    "too many ids": (
+    "too many ids": lambda: (
         _spec(page=tensor_spec.BoundedTensorSpec([], tf.int32, 0, PAGES)),
-        ACTION,
+        _action(),
         "context page goes to 3, the model's table to 2",
     ),
-    "rewards": (
-        ts.time_step_spec(OBSERVATION, tf.TensorSpec([2], tf.float32)),
-        ACTION,
+    "rewards": lambda: (
+        ts.time_step_spec(_observation(), tf.TensorSpec([2], tf.float32)),
+        _action(),
         "time_step_spec.reward: must be one number",
     ),
-    "no time step": (OBSERVATION, ACTION, "time_step_spec: must be a TimeStep"),
+    "no time step": lambda: (_observation(), _action(), "time_step_spec: must be a TimeStep"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_SPECS)
 def test_specs_that_do_not_fit_are_refused_in_one_line(case):
-    time_step_spec, action_spec, line = BAD_SPECS[case]
+    time_step_spec, action_spec, line = BAD_SPECS[case]()
     for build in (
-        lambda: TopKReinforceAgent(time_step_spec, action_spec, _model(), keras.optimizers.SGD()),
-        lambda: TopKReinforcePolicy(time_step_spec, action_spec, _model()),
+        lambda: agents.TopKReinforceAgent(
+            time_step_spec, action_spec, _model(), keras.optimizers.SGD()
+        ),
+        lambda: agents.TopKReinforcePolicy(time_step_spec, action_spec, _model()),
     ):
         with pytest.raises(ConfigError, match=line) as caught:
             build()
@@ -780,7 +796,3 @@ def test_an_agent_of_one_step_episodes_and_no_context_has_a_uniform_policy_for_e
     step = ts.restart(tf.zeros([2]), 2)
     chances = agent.collect_policy.distribution(step, agent.collect_policy.get_initial_state(2))
     np.testing.assert_allclose(chances.action.probs_parameter(), 1 / ITEMS, rtol=1e-6)
-
-
-def test_the_examples_of_the_docstrings_hold():
-    assert doctest.testmod(top_k_reinforce_agent).failed == 0

@@ -8,19 +8,22 @@ import sys
 
 import numpy as np
 import pytest
-from tf_agents.drivers import dynamic_step_driver
-from tf_agents.environments import tf_py_environment
-from tf_agents.policies import random_tf_policy
-from tf_agents.specs import array_spec
 
-from tfrz.agents import BanditEnvironment, environments, logged_experience
+from tests.lazy import lazy
 from tfrz.data.simulators.bandits import BiasedLoggerBandit, ContextualSlates, PageOfTwoBandit
 from tfrz.errors import ConfigError
+
+agents = lazy("tfrz.agents")
+array_spec = lazy("tf_agents.specs.array_spec")
+dynamic_step_driver = lazy("tf_agents.drivers.dynamic_step_driver")
+environments = lazy("tfrz.agents.environments")
+random_tf_policy = lazy("tf_agents.policies.random_tf_policy")
+tf_py_environment = lazy("tf_agents.environments.tf_py_environment")
 
 SLATES = ContextualSlates(contexts=4, items=6, seed=1)
 
 
-def _actions(environment: BanditEnvironment, rng: np.random.Generator) -> np.ndarray:
+def _actions(environment: agents.BanditEnvironment, rng: np.random.Generator) -> np.ndarray:
     items = int(environment.action_spec().maximum) + 1
     return rng.integers(0, items, environment.batch_size)
 
@@ -32,7 +35,7 @@ def test_the_examples_of_the_docstrings_hold():
 @pytest.mark.parametrize("observation", ["id", "one_hot"])
 @pytest.mark.parametrize("simulator", [BiasedLoggerBandit(), PageOfTwoBandit(), SLATES])
 def test_what_it_gives_is_what_its_specs_say(simulator, observation):
-    environment = BanditEnvironment(simulator, batch_size=3, observation=observation)
+    environment = agents.BanditEnvironment(simulator, batch_size=3, observation=observation)
     spec = array_spec.add_outer_dims_nest(environment.time_step_spec(), (3,))
     rng = np.random.default_rng(0)
     assert array_spec.check_arrays_nest(environment.reset(), spec)
@@ -42,7 +45,7 @@ def test_what_it_gives_is_what_its_specs_say(simulator, observation):
 
 
 def test_rewards_without_chance_are_those_of_the_items():
-    environment = BanditEnvironment(PageOfTwoBandit(), batch_size=3)
+    environment = agents.BanditEnvironment(PageOfTwoBandit(), batch_size=3)
     environment.reset()
     step = environment.step(np.array([0, 1, 7]))
     np.testing.assert_array_equal(step.reward, np.float32([10, 9, 1]))
@@ -52,7 +55,7 @@ def test_rewards_without_chance_are_those_of_the_items():
 
 
 def test_clicks_and_contexts_have_their_probabilities():
-    environment = BanditEnvironment(SLATES, batch_size=4000)
+    environment = agents.BanditEnvironment(SLATES, batch_size=4000)
     context, rng = environment.reset().observation, np.random.default_rng(0)
     clicks, shown = np.zeros((4, 6)), np.zeros((4, 6))
     for _ in range(10):
@@ -67,7 +70,7 @@ def test_clicks_and_contexts_have_their_probabilities():
 
 
 def test_a_page_keeps_its_context_and_a_repeated_item_earns_nothing():
-    environment = BanditEnvironment(PageOfTwoBandit(), batch_size=2, page=3)
+    environment = agents.BanditEnvironment(PageOfTwoBandit(), batch_size=2, page=3)
     environment.reset()
     earned = [environment.step(np.array(a)).reward.tolist() for a in ([0, 0], [0, 1], [1, 0])]
     assert earned == [[10, 10], [0, 9], [9, 0]]
@@ -75,7 +78,7 @@ def test_a_page_keeps_its_context_and_a_repeated_item_earns_nothing():
     environment.reset()
     assert environment.step(np.array([0, 0])).reward.tolist() == [10, 10]
 
-    environment = BanditEnvironment(SLATES, batch_size=50, page=3)
+    environment = agents.BanditEnvironment(SLATES, batch_size=50, page=3)
     seen = [environment.reset().observation]
     seen += [environment.step(np.zeros(50, int)).observation for _ in range(3)]
     assert (seen[0] == seen[1]).all() and (seen[1] == seen[2]).all()
@@ -85,7 +88,7 @@ def test_a_page_keeps_its_context_and_a_repeated_item_earns_nothing():
 def test_what_a_page_earns_is_the_page_value_of_the_simulator():
     bandit, rng = PageOfTwoBandit(), np.random.default_rng(0)
     policy = np.array([0.4, 0.3, *([0.3 / 8] * 8)])
-    environment = BanditEnvironment(bandit, batch_size=20_000, page=2)
+    environment = agents.BanditEnvironment(bandit, batch_size=20_000, page=2)
     environment.reset()
     draws = rng.choice(10, size=(2, 20_000), p=policy)
     earned = sum(environment.step(draw).reward for draw in draws)
@@ -94,7 +97,7 @@ def test_what_a_page_earns_is_the_page_value_of_the_simulator():
 
 def test_equal_seeds_give_equal_runs():
     def run(seed):
-        environment, rng = BanditEnvironment(SLATES, 8, seed=seed), np.random.default_rng(0)
+        environment, rng = agents.BanditEnvironment(SLATES, 8, seed=seed), np.random.default_rng(0)
         steps = [environment.reset()]
         steps += [environment.step(_actions(environment, rng)) for _ in range(5)]
         return np.array([[s.observation, s.reward] for s in steps])
@@ -106,7 +109,7 @@ def test_equal_seeds_give_equal_runs():
 @pytest.mark.parametrize("observation", ["id", "one_hot"])
 def test_a_driver_of_tf_agents_runs_in_it(observation):
     environment = tf_py_environment.TFPyEnvironment(
-        BanditEnvironment(SLATES, batch_size=5, observation=observation)
+        agents.BanditEnvironment(SLATES, batch_size=5, observation=observation)
     )
     policy = random_tf_policy.RandomTFPolicy(
         environment.time_step_spec(), environment.action_spec()
@@ -119,7 +122,7 @@ def test_a_driver_of_tf_agents_runs_in_it(observation):
 
 
 def test_a_log_is_the_loggers():
-    experience = logged_experience(SLATES, n=20, seed=5)
+    experience = agents.logged_experience(SLATES, n=20, seed=5)
     log = SLATES.sample(20, seed=5)
     np.testing.assert_array_equal(experience.observation[:, 0], log["context"])
     np.testing.assert_array_equal(experience.action[:, 0], log["action"])
@@ -127,19 +130,30 @@ def test_a_log_is_the_loggers():
     np.testing.assert_allclose(
         np.exp(experience.policy_info.log_probability[:, 0]), log["propensity"], rtol=1e-6
     )
-    assert logged_experience(SLATES, 3, observation="one_hot").observation.shape == (3, 1, 4)
-    assert logged_experience(BiasedLoggerBandit(), 3).observation.numpy().tolist() == [[0]] * 3
+    assert agents.logged_experience(SLATES, 3, observation="one_hot").observation.shape == (3, 1, 4)
+    assert (
+        agents.logged_experience(BiasedLoggerBandit(), 3).observation.numpy().tolist() == [[0]] * 3
+    )
 
 
 @pytest.mark.parametrize(
     ("build", "line"),
     [
-        (lambda: BanditEnvironment(SLATES, batch_size=0), "batch_size: must be at least 1"),
-        (lambda: BanditEnvironment(SLATES, page=0), "page: must be at least 1"),
-        (lambda: BanditEnvironment(SLATES, observation="x"), "observation: must be id or one_hot"),
-        (lambda: BanditEnvironment(object()), "simulator: must be one of BiasedLoggerBandit"),
-        (lambda: logged_experience(SLATES, 0), "n: must be at least 1"),
-        (lambda: logged_experience(SLATES, 1, observation=""), "observation: must be id or one"),
+        (lambda: agents.BanditEnvironment(SLATES, batch_size=0), "batch_size: must be at least 1"),
+        (lambda: agents.BanditEnvironment(SLATES, page=0), "page: must be at least 1"),
+        (
+            lambda: agents.BanditEnvironment(SLATES, observation="x"),
+            "observation: must be id or one_hot",
+        ),
+        (
+            lambda: agents.BanditEnvironment(object()),
+            "simulator: must be one of BiasedLoggerBandit",
+        ),
+        (lambda: agents.logged_experience(SLATES, 0), "n: must be at least 1"),
+        (
+            lambda: agents.logged_experience(SLATES, 1, observation=""),
+            "observation: must be id or one",
+        ),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line(build, line):
@@ -150,7 +164,7 @@ def test_bad_arguments_are_refused_in_one_line(build, line):
 
 @pytest.mark.parametrize("action", [-1, 6])
 def test_an_action_that_is_no_item_is_refused(action):
-    environment = BanditEnvironment(SLATES)
+    environment = agents.BanditEnvironment(SLATES)
     environment.reset()
     with pytest.raises(ConfigError, match="action: must be 0 to 5"):
         environment.step(np.array([action]))

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import json
 
-import apache_beam as beam
 import pytest
 import tensorflow as tf
-from apache_beam.metrics import MetricsFilter
 
+from tests.lazy import lazy
 from tests.tfrz.data import small_sources as sources
-from tfrz.data.beam import CheckCorrupt, ReadRecords, RecordsToExamples
 from tfrz.data.records import open_source
 from tfrz.data.sources.reader import read_table
+
+beam = lazy("apache_beam")
+data_beam = lazy("tfrz.data.beam")
+metrics = lazy("apache_beam.metrics")
 
 BAD = "1::1\n9::9::1::1\n"
 
 
 def _run(reader, folder, max_fraction):
     pipeline = beam.Pipeline(runner="DirectRunner")
-    outputs = pipeline | ReadRecords(reader)
-    _ = outputs | CheckCorrupt(max_fraction, str(folder / "corrupt"))
+    outputs = pipeline | data_beam.ReadRecords(reader)
+    _ = outputs | data_beam.CheckCorrupt(max_fraction, str(folder / "corrupt"))
     _ = (
         outputs["records"]
-        | RecordsToExamples()
+        | data_beam.RecordsToExamples()
         | beam.io.WriteToTFRecord(str(folder / "examples"), shard_name_template="")
     )
     result = pipeline.run()
     result.wait_until_finish()
-    counters = result.metrics().query(MetricsFilter().with_namespace("tfrz"))["counters"]
+    counters = result.metrics().query(metrics.MetricsFilter().with_namespace("tfrz"))["counters"]
     return {c.key.metric.name: c.committed for c in counters}
 
 

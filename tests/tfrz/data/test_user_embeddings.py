@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
 import tensorflow as tf
 
 from tests.fake_embeddings import VERSION, FakeEmbeddings, packed, stores
+from tests.lazy import lazy
 from tests.tfrz.data.histories.test_examples import SCHEMA, SPEC, _config, _events, _prepared
-from tfrz.data.beam import RecordsToExamples
 from tfrz.data.columns import raw_sparse, to_examples
-from tfrz.data.histories.beam import InteractionsToExamples
 from tfrz.data.histories.examples import build_examples
 from tfrz.data.histories.transform import HistoryPreprocessor
 from tfrz.data.impressions.spec import FeatureSpec
@@ -25,10 +23,14 @@ from tfrz.data.spec import Feature, UserEmbedding
 from tfrz.data.splits import SPLITS
 from tfrz.data.transform import transform_table
 from tfrz.data.user_embeddings import EmbeddingJoin, Found, joined
-from tfrz.data.user_embeddings_beam import JoinEmbeddings
 from tfrz.errors import ConfigError, InputError
 from tfrz.zoo.long_history import with_long_history
 from tfrz.zoo.run_config import FeaturesConfig
+
+beam = lazy("apache_beam")
+data_beam = lazy("tfrz.data.beam")
+histories_beam = lazy("tfrz.data.histories.beam")
+user_embeddings_beam = lazy("tfrz.data.user_embeddings_beam")
 
 
 def _vectors(user: int) -> np.ndarray:
@@ -199,8 +201,8 @@ def test_impressions_are_joined_under_beam_as_in_memory(tmp_path):
         _ = (
             pipeline
             | beam.Create(batches)
-            | JoinEmbeddings(join)
-            | RecordsToExamples()
+            | user_embeddings_beam.JoinEmbeddings(join)
+            | data_beam.RecordsToExamples()
             | beam.io.WriteToTFRecord(str(tmp_path / "joined"))
         )
     found = [_content(example, spec) for example in _records(tmp_path / "joined")]
@@ -223,7 +225,9 @@ def test_histories_are_joined_under_beam_as_in_memory(tmp_path):
         parts = (
             pipeline
             | beam.Create(events.to_batches(max_chunksize=50))
-            | InteractionsToExamples(SPEC, config, SCHEMA, with_test=False, join=join)
+            | histories_beam.InteractionsToExamples(
+                SPEC, config, SCHEMA, with_test=False, join=join
+            )
         )
         for split in SPLITS:
             _ = (
@@ -253,7 +257,9 @@ def test_a_pipeline_that_finds_nobody_fails_and_names_a_user(kind):
         with beam.Pipeline() as pipeline:
             if kind == "impressions":
                 batches = _impressions([[b"u1"], [b"u2"]]).to_batches()
-                _ = pipeline | beam.Create(batches) | JoinEmbeddings(join)
+                _ = pipeline | beam.Create(batches) | user_embeddings_beam.JoinEmbeddings(join)
             else:
-                transform = InteractionsToExamples(SPEC, _config(), SCHEMA, join=join)
+                transform = histories_beam.InteractionsToExamples(
+                    SPEC, _config(), SCHEMA, join=join
+                )
                 _ = pipeline | beam.Create(_events().to_batches()) | transform

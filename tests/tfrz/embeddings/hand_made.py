@@ -19,15 +19,17 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
+from tests.lazy import lazy
 from tfrz.data.sources.files import CorruptLine, Shard
 from tfrz.data.spec import Feature
 from tfrz.data.timelines.readers import TimelineReader
 from tfrz.data.timelines.slicing import SliceSpecification
 from tfrz.data.timelines.spec import TimelineSpec
 from tfrz.embeddings.encoder import model_facts
-from tfrz.embeddings.job import ExportOptions, export_embeddings
 from tfrz.embeddings.store import Manifest, Store
 from tfrz.layers.quantize import packed_bytes
+
+job = lazy("tfrz.embeddings.job")
 
 HOUR, DAY = 3600, 86_400
 D0 = 1_600_000_000 // DAY * DAY + 3 * HOUR
@@ -220,11 +222,11 @@ def export(
     """Runs the job with few buckets; slices may be empty unless said otherwise."""
     chosen = {"buckets": 2, "allow_empty": True, **options}
     directory = store.directory if isinstance(store, Store) else store
-    return export_embeddings(
+    return job.export_embeddings(
         model or trained_model(),
         reader,
         directory,
-        ExportOptions(as_of=as_of, **chosen),
+        job.ExportOptions(as_of=as_of, **chosen),
         publish=publish,
         say=lambda line: None,
     )

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
+from tests.lazy import lazy
 from tests.tfrz.embeddings.hand_made import (
     D0,
     DAY,
@@ -38,12 +39,13 @@ from tests.tfrz.embeddings.hand_made import (
 from tfrz.data.timelines.examples import in_order
 from tfrz.data.timelines.readers import SimulatedTimelines, TabularTimelines
 from tfrz.data.timelines.slicing import CHUNK_EVENTS, Events, chunks, merge, sketch, slice_user
-from tfrz.embeddings import bucket, job
 from tfrz.embeddings.encoder import Encoder
-from tfrz.embeddings.job import ExportOptions, export_embeddings
 from tfrz.embeddings.store import Store, open_embeddings
 from tfrz.errors import InputError
 from tfrz.layers.quantize import pack4, unpack4
+
+bucket = lazy("tfrz.embeddings.bucket")
+job = lazy("tfrz.embeddings.job")
 
 ROOT = Path(__file__).parents[3]
 # A day, six hours later, and after days without a run.
@@ -543,7 +545,8 @@ class Stop(Exception):
 
 
 def _stop_at(monkeypatch, owner, name: str, when, after: bool = False) -> None:
-    """Raises before (after) the call of `owner.name` for whose arguments `when` holds."""
+    """Raises before (after) the call of `owner().name` for whose arguments `when` holds."""
+    owner = owner()
     real = getattr(owner, name)
 
     def stopping(*args, **kwargs):
@@ -557,30 +560,30 @@ def _stop_at(monkeypatch, owner, name: str, when, after: bool = False) -> None:
 
 
 _PLACES = {
-    "while it reads": (job.WriteTimelines, "process", lambda self, b: b[0] == 2, False),
+    "while it reads": (lambda: job.WriteTimelines, "process", lambda self, b: b[0] == 2, False),
     "before the counts of what was read": (
-        job,
+        lambda: job,
         "atomic_write",
         lambda p, _: p.name == "ingested.json",
         False,
     ),
-    "while it encodes": (bucket.EncodeBucket, "_encode", lambda self, f, b: b == 3, False),
+    "while it encodes": (lambda: bucket.EncodeBucket, "_encode", lambda self, f, b: b == 3, False),
     "before a bucket is marked": (
-        bucket,
+        lambda: bucket,
         "atomic_write",
         lambda p, _: p.name == "00001.json",
         False,
     ),
-    "before the report": (job, "health_report", lambda *_: True, False),
+    "before the report": (lambda: job, "health_report", lambda *_: True, False),
     "events are removed": (
-        shutil,
+        lambda: shutil,
         "rmtree",
         lambda p, *_: Path(p).name == "events" and Path(p).parent.joinpath("counts").exists(),
         True,
     ),
-    "counts are removed": (shutil, "rmtree", lambda p, *_: Path(p).name == "counts", True),
-    "before the rename": (Store, "finish", lambda *_: True, False),
-    "after the rename": (Store, "finish", lambda *_: True, True),
+    "counts are removed": (lambda: shutil, "rmtree", lambda p, *_: Path(p).name == "counts", True),
+    "before the rename": (lambda: Store, "finish", lambda *_: True, False),
+    "after the rename": (lambda: Store, "finish", lambda *_: True, True),
 }
 
 
@@ -756,7 +759,7 @@ def test_forgotten_while_a_run_ends(tmp_path, undisturbed, monkeypatch):
         return made
 
     with monkeypatch.context() as patch:
-        patch.setattr(job, "health_report", forgetting)
+        patch.setattr(lambda: job, "health_report", forgetting)
         try:
             export(HandMade(SMALL), store, SECOND)
         except Exception as error:
@@ -986,16 +989,16 @@ def test_vectors_that_are_no_numbers(tmp_path, model, monkeypatch):
 def test_options_out_of_range():
     for wrong in ({"buckets": 0}, {"as_of": 0}):
         with pytest.raises(InputError, match=next(iter(wrong))):
-            ExportOptions(**wrong)
+            job.ExportOptions(**wrong)
 
 
 def test_progress_is_said(tmp_path, model):
     said: list[str] = []
-    export_embeddings(
+    job.export_embeddings(
         model,
         HandMade(SMALL),
         tmp_path,
-        ExportOptions(as_of=D0, buckets=1, allow_empty=True),
+        job.ExportOptions(as_of=D0, buckets=1, allow_empty=True),
         say=said.append,
     )
     assert said == ["reading events", f"encoding users as of {D0}"]

@@ -6,17 +6,19 @@ import dataclasses
 import json
 from pathlib import Path
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.lazy import lazy
 from tfrz.config import from_mapping
-from tfrz.data.histories.beam import InteractionsToExamples
 from tfrz.data.histories.examples import SPLITS, build_examples, drop_duplicates, drop_rare
 from tfrz.data.histories.spec import HistoryConfig, HistorySpec
 from tfrz.data.spec import Feature
 from tfrz.errors import ConfigError, InputError
+
+beam = lazy("apache_beam")
+histories_beam = lazy("tfrz.data.histories.beam")
 
 SPEC = HistorySpec(context=(Feature("page"),))
 SCHEMA = pa.schema(
@@ -192,7 +194,9 @@ def test_rare_items_then_rare_users_once_or_until_nothing_changes():
 
 def _run(batches, config: HistoryConfig, folder: Path, **more) -> dict[str, list[str]]:
     with beam.Pipeline(runner="DirectRunner") as pipeline:
-        outputs = pipeline | batches | InteractionsToExamples(SPEC, config, SCHEMA, **more)
+        outputs = (
+            pipeline | batches | histories_beam.InteractionsToExamples(SPEC, config, SCHEMA, **more)
+        )
         for split in SPLITS:
             _ = (
                 outputs[split]

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.lazy import lazy
 from tfrz.config import from_mapping
-from tfrz.data.histories.beam import InteractionsToExamples
 from tfrz.data.histories.examples import SPLITS, build_examples, drop_duplicates, drop_rare
 from tfrz.data.histories.spec import HistoryConfig, HistorySpec
 from tfrz.data.spec import Feature
 from tfrz.errors import ConfigError
+
+beam = lazy("apache_beam")
+histories_beam = lazy("tfrz.data.histories.beam")
 
 SPEC = HistorySpec(context=(Feature("page"),))
 SCHEMA = pa.schema(
@@ -216,7 +218,9 @@ def test_no_training_example_holds_an_event_that_is_judged(split, stride):
 def _run(events: pa.Table, config: HistoryConfig, folder: Path, chunk: int, **more):
     batches = beam.Create(events.to_batches(max_chunksize=chunk), reshuffle=False)
     with beam.Pipeline(runner="DirectRunner") as pipeline:
-        outputs = pipeline | batches | InteractionsToExamples(SPEC, config, SCHEMA, **more)
+        outputs = (
+            pipeline | batches | histories_beam.InteractionsToExamples(SPEC, config, SCHEMA, **more)
+        )
         for split in SPLITS:
             _ = (
                 outputs[split]

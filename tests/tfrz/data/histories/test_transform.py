@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
 import tensorflow as tf
-import tensorflow_transform as tft
-import tensorflow_transform.beam as tft_beam
 
+from tests.lazy import lazy
 from tfrz.data.histories.spec import HistoryConfig, HistorySpec
 from tfrz.data.histories.transform import HistoryPreprocessor, preprocess_history
 from tfrz.data.spec import MISSING_INT, Feature, numeric, raw_feature_spec
-from tfrz.data.tft_analyzers import TransformAnalyzers, vocabulary_sizes_from_transform
 from tfrz.data.transform import densify, transform_table
 from tfrz.export.raw_inputs import to_sparse
+
+beam = lazy("apache_beam")
+tft = lazy("tensorflow_transform")
+tft_analyzers = lazy("tfrz.data.tft_analyzers")
+tft_beam = lazy("tensorflow_transform.beam")
 
 SPEC = HistorySpec(
     context=(
@@ -166,7 +168,9 @@ def by_transform(tmp_path_factory):
     with beam.Pipeline(runner="DirectRunner") as pipeline, tft_beam.Context(str(folder / "tmp")):
         rows = pipeline | beam.Create(_table(_random_rows()).to_pylist())
         (data, _), function = (rows, metadata) | tft_beam.AnalyzeAndTransformDataset(
-            lambda inputs: preprocess_history(inputs, SPEC, CONFIG, TransformAnalyzers())
+            lambda inputs: preprocess_history(
+                inputs, SPEC, CONFIG, tft_analyzers.TransformAnalyzers()
+            )
         )
         _ = function | tft_beam.WriteTransformFn(str(folder / "output"))
         _ = (
@@ -202,7 +206,7 @@ def test_both_transforms_agree(by_transform):
     for theirs, here in zip(sorted(map(_comparable, rows)), sorted(own), strict=True):
         assert theirs[0] == here[0]
         np.testing.assert_allclose(theirs[1], here[1], rtol=1e-3, atol=1e-4)
-    assert fitted.vocabulary_sizes == vocabulary_sizes_from_transform(output, SPEC)
+    assert fitted.vocabulary_sizes == tft_analyzers.vocabulary_sizes_from_transform(output, SPEC)
 
 
 def test_the_transforms_graph_answers_without_a_target(by_transform):

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
 import tensorflow as tf
-import tensorflow_transform as tft
-import tensorflow_transform.beam as tft_beam
 
+from tests.lazy import lazy
 from tfrz.data.columns import raw_sparse
 from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.impressions.transform import ImpressionPreprocessor, preprocess
 from tfrz.data.spec import Feature, numeric, raw_feature_spec
-from tfrz.data.tft_analyzers import TransformAnalyzers, vocabulary_sizes_from_transform
 from tfrz.data.transform import densify, transform_table
+
+beam = lazy("apache_beam")
+tft = lazy("tensorflow_transform")
+tft_analyzers = lazy("tfrz.data.tft_analyzers")
+tft_beam = lazy("tensorflow_transform.beam")
 
 SPEC = FeatureSpec(
     (
@@ -70,7 +72,7 @@ def by_transform(tmp_path_factory):
     with beam.Pipeline(runner="DirectRunner") as pipeline, tft_beam.Context(str(folder / "tmp")):
         rows = pipeline | beam.Create(_table().to_pylist())
         (data, _), function = (rows, metadata) | tft_beam.AnalyzeAndTransformDataset(
-            lambda inputs: preprocess(inputs, SPEC, TransformAnalyzers())
+            lambda inputs: preprocess(inputs, SPEC, tft_analyzers.TransformAnalyzers())
         )
         _ = function | tft_beam.WriteTransformFn(str(folder / "output"))
         _ = (
@@ -100,7 +102,7 @@ def test_both_transforms_agree(feature, by_transform):
 def test_both_count_the_same_ids(by_transform):
     _, output = by_transform
     fitted = ImpressionPreprocessor.fit(_table(), SPEC)
-    assert fitted.vocabulary_sizes == vocabulary_sizes_from_transform(output, SPEC)
+    assert fitted.vocabulary_sizes == tft_analyzers.vocabulary_sizes_from_transform(output, SPEC)
 
 
 def test_the_contract_of_ids():

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.lazy import lazy
 from tfrz.config import from_mapping
-from tfrz.data.lists.beam import DocumentsToLists
 from tfrz.data.lists.examples import build_lists, split_of, splits_of
 from tfrz.data.lists.spec import ListConfig, ListSpec
 from tfrz.data.simulators.slates import ClickModel
 from tfrz.data.spec import MISSING_INT, Feature, numeric
 from tfrz.data.splits import SPLITS
 from tfrz.errors import ConfigError
+
+beam = lazy("apache_beam")
+lists_beam = lazy("tfrz.data.lists.beam")
 
 SPEC = ListSpec(
     candidate=(numeric("f1"), numeric("f2"), Feature("brand"), Feature("shop", dtype="int64")),
@@ -357,7 +359,7 @@ def _under_beam(documents: pa.Table, config: ListConfig, folder: Path, size: int
         outputs = (
             pipeline
             | beam.Create(batches, reshuffle=False)
-            | DocumentsToLists(documents.schema, SPEC, config, **more)
+            | lists_beam.DocumentsToLists(documents.schema, SPEC, config, **more)
         )
         for split in SPLITS:
             _ = (

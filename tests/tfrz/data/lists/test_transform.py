@@ -6,21 +6,23 @@ import dataclasses
 import functools
 import json
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
 import tensorflow as tf
-import tensorflow_transform as tft
-import tensorflow_transform.beam as tft_beam
 
+from tests.lazy import lazy
 from tfrz.data.columns import raw_sparse
 from tfrz.data.lists.spec import ListConfig, ListSpec
 from tfrz.data.lists.transform import ListPreprocessor, normalized, preprocess_list
 from tfrz.data.spec import MISSING_INT, Feature, numeric, raw_feature_spec
-from tfrz.data.tft_analyzers import TransformAnalyzers, vocabulary_sizes_from_transform
 from tfrz.data.transform import densify, transform_table
 from tfrz.export.raw_inputs import to_sparse
+
+beam = lazy("apache_beam")
+tft = lazy("tensorflow_transform")
+tft_analyzers = lazy("tfrz.data.tft_analyzers")
+tft_beam = lazy("tensorflow_transform.beam")
 
 SPEC = ListSpec(
     candidate=(
@@ -287,7 +289,7 @@ def _transformed(rows: list[dict], folder, config: ListConfig):
     with beam.Pipeline(runner="DirectRunner") as pipeline, tft_beam.Context(str(folder / "tmp")):
         given = pipeline | beam.Create(_table(rows).to_pylist())
         (data, _), function = (given, metadata) | tft_beam.AnalyzeAndTransformDataset(
-            lambda inputs: preprocess_list(inputs, SPEC, config, TransformAnalyzers())
+            lambda inputs: preprocess_list(inputs, SPEC, config, tft_analyzers.TransformAnalyzers())
         )
         _ = function | tft_beam.WriteTransformFn(str(folder / "output"))
         _ = (
@@ -326,7 +328,7 @@ def test_both_transforms_agree(by_transform):
     table = _table(rows)
     fitted = ListPreprocessor.fit_examples(table, SPEC, CONFIG)
     ours = transform_table(fitted, table, batch_size=50)
-    assert fitted.vocabulary_sizes == vocabulary_sizes_from_transform(output, SPEC)
+    assert fitted.vocabulary_sizes == tft_analyzers.vocabulary_sizes_from_transform(output, SPEC)
     assert ours.keys() == theirs[0].keys()
     own = [_comparable({n: c[i] for n, c in ours.items()}) for i in range(table.num_rows)]
     for there, here in zip(sorted(map(_comparable, theirs)), sorted(own), strict=True):

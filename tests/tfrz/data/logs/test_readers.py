@@ -7,18 +7,16 @@ import gzip
 import math
 from pathlib import Path
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
+from tests.lazy import lazy
 from tests.tfrz.data import small_sources as sources
 from tfrz.config import from_mapping, to_mapping
-from tfrz.data.beam import ReadRecords, RecordsToExamples
 from tfrz.data.columns import raw_sparse, to_examples
-from tfrz.data.histories.beam import InteractionsToExamples
 from tfrz.data.histories.examples import SPLITS, build_examples
 from tfrz.data.histories.spec import HistoryConfig, HistorySpec
 from tfrz.data.histories.transform import HistoryPreprocessor
@@ -30,6 +28,10 @@ from tfrz.data.transform import densify, transform_table
 from tfrz.errors import ConfigError, InputError
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import load_run_config
+
+beam = lazy("apache_beam")
+data_beam = lazy("tfrz.data.beam")
+histories_beam = lazy("tfrz.data.histories.beam")
 
 OBD = Path(__file__).resolve().parents[5] / "shared" / "data" / "obd"
 NAN = float("nan")
@@ -617,11 +619,13 @@ def _parsed(serialized: bytes) -> dict:
 
 def _under_beam(batches, spec, config, schema, folder: Path, **more) -> dict[str, list[bytes]]:
     with beam.Pipeline(runner="DirectRunner") as pipeline:
-        outputs = pipeline | batches | InteractionsToExamples(spec, config, schema, **more)
+        outputs = (
+            pipeline | batches | histories_beam.InteractionsToExamples(spec, config, schema, **more)
+        )
         for split in SPLITS:
             _ = (
                 outputs[split]
-                | f"Encode{split}" >> RecordsToExamples()
+                | f"Encode{split}" >> data_beam.RecordsToExamples()
                 | f"Write{split}"
                 >> beam.io.WriteToTFRecord(str(folder / split), shard_name_template="")
             )
@@ -652,7 +656,7 @@ def test_what_the_pipeline_reads_of_a_log_is_what_memory_reads(tmp_path):
 
     class _Read(beam.PTransform):
         def expand(self, pipeline):
-            return (pipeline | ReadRecords(reader))["records"]
+            return (pipeline | data_beam.ReadRecords(reader))["records"]
 
     found = _under_beam(_Read(), spec, config, reader.schema, tmp_path, **more)
     table = build_examples(read_table(reader)[0], spec, config, **more)

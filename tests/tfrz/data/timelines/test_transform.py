@@ -7,25 +7,16 @@ import json
 import math
 from pathlib import Path
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
 import tensorflow as tf
-import tensorflow_transform as tft
-import tensorflow_transform.beam as tft_beam
-from apache_beam.metrics import MetricsFilter
 
+from tests.lazy import lazy
 from tfrz.config import from_mapping
 from tfrz.data.columns import raw_sparse
 from tfrz.data.spec import Feature, raw_feature_spec
 from tfrz.data.splits import SPLITS
-from tfrz.data.tft_analyzers import (
-    TransformAnalyzers,
-    vocabularies_from_transform,
-    vocabulary_sizes_from_transform,
-)
-from tfrz.data.timelines.beam import Clean, EventsToExamples, by_bucket
 from tfrz.data.timelines.examples import buckets_of, build_examples, clean
 from tfrz.data.timelines.slicing import Slice, SliceSpecification
 from tfrz.data.timelines.spec import TimelineConfig, TimelineSpec, example_spec
@@ -33,6 +24,13 @@ from tfrz.data.timelines.transform import TimelinePreprocessor, preprocess_timel
 from tfrz.data.transform import densify
 from tfrz.export.raw_inputs import to_sparse
 from tfrz.zoo.tasks.timeline import transform_timelines
+
+beam = lazy("apache_beam")
+metrics = lazy("apache_beam.metrics")
+tft = lazy("tensorflow_transform")
+tft_analyzers = lazy("tfrz.data.tft_analyzers")
+tft_beam = lazy("tensorflow_transform.beam")
+timelines_beam = lazy("tfrz.data.timelines.beam")
 
 HOUR, DAY = 3600, 86_400
 NOW = 1_700_000_000
@@ -376,7 +374,7 @@ def by_transform(examples, tmp_path_factory):
     with beam.Pipeline(runner="DirectRunner") as pipeline, tft_beam.Context(str(folder / "tmp")):
         rows = pipeline | beam.Create(_raw_rows(examples["train"]))
         (data, _), function = (rows, metadata) | tft_beam.AnalyzeAndTransformDataset(
-            lambda inputs: preprocess_timeline(inputs, SPEC, TransformAnalyzers())
+            lambda inputs: preprocess_timeline(inputs, SPEC, tft_analyzers.TransformAnalyzers())
         )
         _ = function | tft_beam.WriteTransformFn(str(folder / "output"))
         _ = data | beam.Map(_line) | beam.io.WriteToText(str(folder / "rows"), num_shards=1)
@@ -390,9 +388,9 @@ def _line(row: dict) -> str:
 
 def test_both_transforms_give_the_same_vocabularies(fitted, by_transform):
     _, output = by_transform
-    found = vocabularies_from_transform(output, SPEC)
+    found = tft_analyzers.vocabularies_from_transform(output, SPEC)
     assert found == {f"{name}_xf": terms for name, terms in fitted.vocabularies.items()}
-    assert vocabulary_sizes_from_transform(output, SPEC) == fitted.vocabulary_sizes
+    assert tft_analyzers.vocabulary_sizes_from_transform(output, SPEC) == fitted.vocabulary_sizes
 
 
 def test_both_transforms_give_the_same_examples(fitted, by_transform, examples):
@@ -442,7 +440,7 @@ def _lines(table: pa.Table | pa.RecordBatch) -> list[str]:
 def _by_beam(events: pa.Table, config: TimelineConfig, folder: Path, chunk: int):
     batches = beam.Create(events.to_batches(max_chunksize=chunk), reshuffle=False)
     pipeline = beam.Pipeline(runner="DirectRunner")
-    outputs = pipeline | batches | EventsToExamples(SOURCE, config, HELD_OUT)
+    outputs = pipeline | batches | timelines_beam.EventsToExamples(SOURCE, config, HELD_OUT)
     for split in SPLITS:
         _ = (
             outputs[split]
@@ -451,7 +449,7 @@ def _by_beam(events: pa.Table, config: TimelineConfig, folder: Path, chunk: int)
         )
     result = pipeline.run()
     result.wait_until_finish()
-    counters = result.metrics().query(MetricsFilter().with_namespace("tfrz"))["counters"]
+    counters = result.metrics().query(metrics.MetricsFilter().with_namespace("tfrz"))["counters"]
     written = {}
     for split in SPLITS:
         (path,) = folder.glob(f"{split}*")
@@ -500,7 +498,7 @@ def test_what_a_run_before_has_read_is_left_out_uncounted():
     events = _events(users=5)
     (batch,) = events.to_batches()
     since, as_of = NOW + 4 * DAY, NOW + 8 * DAY
-    found = list(Clean(SOURCE, as_of, since).process(batch))
+    found = list(timelines_beam.Clean(SOURCE, as_of, since).process(batch))
     counts = dict(one.value for one in found if isinstance(one, beam.pvalue.TaggedOutput))
     kept = [one for one in found if not isinstance(one, beam.pvalue.TaggedOutput)]
     rows = [row for row in events.to_pylist() if row["time"] >= since]
@@ -517,7 +515,7 @@ def test_users_are_kept_together():
     found: dict[int, set[bytes]] = collections.defaultdict(set)
     rows = 0
     for batch in events.to_batches(max_chunksize=13):
-        for bucket, part in by_bucket(batch, 7):
+        for bucket, part in timelines_beam.by_bucket(batch, 7):
             found[bucket] |= set(part.column("user").to_pylist())
             rows += part.num_rows
     assert rows == events.num_rows
