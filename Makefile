@@ -8,6 +8,8 @@ IMPORT_VENV := .venv-import
 IMPORT_STAMP := $(IMPORT_VENV)/.made-from-lock
 UV_VERSION := 0.13.9
 export TF_CPP_MIN_LOG_LEVEL ?= 3
+# Tests start many processes; each compiles the product anew where Python may keep no bytecode.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Workers take whole files, in the order of tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
@@ -29,7 +31,7 @@ $(STAMP): requirements.lock setup.cfg tools/find_python.sh
 	$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION) && \
 	tools=$$(date +%s); \
 	echo "set-up: installing $$(grep -c == requirements.lock) packages of requirements.lock"; \
-	$(BIN)/uv pip install -q --python $(BIN)/python -r requirements.lock && \
+	$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -r requirements.lock && \
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-build-isolation --no-deps -e . && \
 	touch $(STAMP) && end=$$(date +%s) && \
 	echo "set-up: done in $$((end - start)) s, of which download and installation $$((end - tools)) s"
@@ -51,7 +53,7 @@ $(IMPORT_STAMP): requirements-import.lock tools/find_python.sh
 	@python=$$(bash tools/find_python.sh 3.12 3.13 3.11) || exit 2; \
 	rm -rf $(IMPORT_VENV) && $$python -m venv $(IMPORT_VENV) && \
 	$(IMPORT_VENV)/bin/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION) && \
-	$(IMPORT_VENV)/bin/uv pip install -q --python $(IMPORT_VENV)/bin/python -r requirements-import.lock && \
+	$(IMPORT_VENV)/bin/uv pip install -q --compile-bytecode --python $(IMPORT_VENV)/bin/python -r requirements-import.lock && \
 	touch $(IMPORT_STAMP)
 
 test-import: $(IMPORT_STAMP) ## layers, losses, metrics and models on the newest TensorFlow
