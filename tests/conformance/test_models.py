@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -14,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tests.conformance.case import MODEL_CASES, ModelCase
-from tests.tfrz.serving.harness import ServerProcess
+from tests.tfrz.serving.harness import Client, ServerProcess
 from tfrz.data.records import open_source
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import load_run_config
@@ -131,9 +128,11 @@ def test_every_weight_gets_a_finite_gradient(case, built):
         assert np.isfinite(tf.convert_to_tensor(gradient).numpy()).all(), variable.name
 
 
+# Answers from the reloaded SavedModel, then serves it: one process, one start of TensorFlow.
 _FRESH = """
-import json, sys
+import json, pathlib, sys
 import tensorflow as tf
+from tfrz.serving.__main__ import main
 loaded = tf.saved_model.load(sys.argv[1])
 examples = [bytes.fromhex(e) for e in json.load(open(sys.argv[2]))]
 raw = json.load(open(sys.argv[3]))
@@ -151,7 +150,8 @@ answers = {
     "empty": plain(loaded.signatures["serving_default"](examples=tf.constant([b"", b""]))),
     "signatures": sorted(loaded.signatures),
 }
-print(json.dumps(answers))
+pathlib.Path(sys.argv[4]).write_text(json.dumps(answers))
+main(sys.argv[5:])
 """
 
 
@@ -229,22 +229,12 @@ def test_the_exported_model_answers_in_a_fresh_process_as_the_trainer_did(case, 
     sent = [*examples, unknown.SerializeToString()]
     (tmp_path / "e.json").write_text(json.dumps([e.hex() for e in sent]))
     (tmp_path / "r.json").write_text(json.dumps(_raw_columns(sent, prepared.spec)))
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            _FRESH,
-            str(version),
-            str(tmp_path / "e.json"),
-            str(tmp_path / "r.json"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    answers = json.loads(done.stdout.splitlines()[-1])
+    files = [tmp_path / name for name in ("e.json", "r.json", "answers.json")]
+    program = ("-c", _FRESH, str(version), *map(str, files))
+    flags = (f"--model_base_path={out / 'model'}", f"--model_name={case.model}")
+    with ServerProcess(*flags, log=tmp_path / "server.log", program=program) as server:
+        served = _served(server.client(), case.model, sent)
+    answers = json.loads(files[-1].read_text())
     expected = functions["serving_default"](tf.constant(sent))
     _same(answers["default"], expected)
     _same(answers["raw"], expected)
@@ -253,22 +243,7 @@ def test_the_exported_model_answers_in_a_fresh_process_as_the_trainer_did(case, 
     for name in ("run_config.yaml", "card.md", "vocabularies.json"):
         assert (version / "assets" / name).exists()
     assert (version / "assets.extra" / "tf_serving_warmup_requests").exists()
-    _served_answers_are_the_trainers(out / "model", case.model, sent, expected, tmp_path)
-
-
-def _served_answers_are_the_trainers(base, name, sent, expected, tmp_path) -> None:
-    """The same rows over gRPC and REST from a server of the exported model."""
-    flags = (f"--model_base_path={base}", f"--model_name={name}")
-    with ServerProcess(*flags, log=tmp_path / "server.log") as server:
-        client = server.client()
-        outputs = client.predict(name, {"examples": np.array(sent, object)}).outputs
-        over_grpc = {n: tf.make_ndarray(value) for n, value in outputs.items()}
-        rows = [{"b64": base64.b64encode(one).decode()} for one in sent]
-        status, document = client.rest(name, {"inputs": {"examples": rows}})
-        assert status == 200, document
-        answer = document["outputs"]
-        # One output comes without its name.
-        over_rest = answer if isinstance(answer, dict) else {next(iter(over_grpc)): answer}
+    over_grpc, over_rest = served
     _same(
         {n: v.astype(str).tolist() if v.dtype == object else v for n, v in over_grpc.items()},
         expected,
@@ -278,3 +253,16 @@ def _served_answers_are_the_trainers(base, name, sent, expected, tmp_path) -> No
             assert over_rest[output] == value.astype(str).tolist()
         else:
             np.testing.assert_array_equal(np.array(over_rest[output], value.dtype), value)
+
+
+def _served(client: Client, name: str, sent: list[bytes]) -> tuple[dict, dict]:
+    """Answers to the same rows over gRPC and REST."""
+    outputs = client.predict(name, {"examples": np.array(sent, object)}).outputs
+    over_grpc = {n: tf.make_ndarray(value) for n, value in outputs.items()}
+    rows = [{"b64": base64.b64encode(one).decode()} for one in sent]
+    status, document = client.rest(name, {"inputs": {"examples": rows}})
+    assert status == 200, document
+    answer = document["outputs"]
+    # One output comes without its name.
+    over_rest = answer if isinstance(answer, dict) else {next(iter(over_grpc)): answer}
+    return over_grpc, over_rest

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
@@ -53,12 +54,21 @@ def until(condition, seconds: float = WAIT):
 
 
 class ServerProcess:
-    """`python -m tfrz.serving` with these flags; a context manager."""
+    """`python -m tfrz.serving` with these flags; a context manager.
 
-    def __init__(self, *flags: str, log: Path, ready: bool = True) -> None:
+    `program` names another program that serves, as Python's own arguments.
+    """
+
+    def __init__(
+        self,
+        *flags: str,
+        log: Path,
+        ready: bool = True,
+        program: Sequence[str] = ("-m", "tfrz.serving"),
+    ) -> None:
         self.port, self.rest_port, self.log = free_port(), free_port(), log
         given = " ".join(flags)
-        command = [sys.executable, "-m", "tfrz.serving"]
+        command = [sys.executable, *program]
         if "--port=" not in given:
             command.append(f"--port={self.port}")
         if "--rest_api_port=" not in given:

@@ -28,6 +28,8 @@ from tests.tfrz.serving.harness import (
     save,
     until,
 )
+from tfrz.cli.main import main as command_line
+from tfrz.serving.__main__ import main
 
 
 class _Slow(tf.Module):
@@ -67,8 +69,8 @@ BAD = {
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory):
-    """Exit status and output of servers that cannot start, a few at a time."""
+def bad(tmp_path_factory) -> Path:
+    """The files that `BAD` names."""
     tmp = tmp_path_factory.mktemp("bad")
     (tmp / "unparsable").write_text("model_config_list { nonsense }")
     (tmp / "empty").write_text("")
@@ -76,17 +78,23 @@ def ended(tmp_path_factory):
     more = 'version_labels { key: "stable" value: 1 }'
     (tmp / "labels").write_text(config_text(m=f"{tmp / 'm'} {more}"))
     break_version(tmp / "broken" / "1")
-    found = {}
-    names = list(BAD)
-    for begin in range(0, len(names), 3):
-        running = {}
-        for name in names[begin : begin + 3]:
-            flags = BAD[name].format(tmp=tmp).split()
-            log = tmp / f"log-{name.replace(' ', '-')}"
-            running[name] = ServerProcess(*flags, log=log, ready=False)
-        for name, server in running.items():
-            found[name] = (server.process.wait(90), server.text())
-    return found
+    return tmp
+
+
+def _ended(case: str, tmp: Path, capsys) -> tuple[int, str]:
+    """Exit status and output of a server that cannot start, in this process."""
+    ports = (f"--port={free_port()}", f"--rest_api_port={free_port()}")
+    status = main([*ports, *BAD[case].format(tmp=tmp).split()])
+    printed = capsys.readouterr()
+    return status, printed.out + printed.err
+
+
+def test_the_exit_status_is_that_of_the_process(bad, tmp_path):
+    flags = BAD["empty configuration"].format(tmp=bad).split()
+    server = ServerProcess(*flags, log=tmp_path / "log", ready=False)
+    assert server.process.wait(90) == 255
+    assert "Failed to start server. Error: INVALID_ARGUMENT: " in server.text()
+    assert "Traceback" not in server.text()
 
 
 @contract("4", "an unreadable or empty model configuration file ends the start")
@@ -121,8 +129,8 @@ def ended(tmp_path_factory):
         ),
     ],
 )
-def test_starts_that_end(ended, case, text):
-    status, output = ended[case]
+def test_starts_that_end(bad, capsys, case, text):
+    status, output = _ended(case, bad, capsys)
     assert status == 255, output
     assert text in output
     assert "Traceback" not in output
@@ -133,22 +141,19 @@ def test_starts_that_end(ended, case, text):
     "platform_config_file",
     deviates="refused at the start: its messages are not part of the stubs; use the flags",
 )
-def test_a_platform_file_is_refused(ended):
-    status, output = ended["platform file"]
+def test_a_platform_file_is_refused(bad, capsys):
+    status, output = _ended("platform file", bad, capsys)
     assert status == 255
     assert "--platform_config_file is not supported by this server" in output
 
 
 @contract("3", "--version prints the version and exits 0")
 @contract("3", "--model_base_path or --model_config_file is needed")
-def test_version_and_nothing_to_serve():
-    command = [sys.executable, "-m", "tfrz.serving"]
-    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert "2.15.1" in done.stdout
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("tfrz: name either MODEL_DIR or")
+def test_version_and_nothing_to_serve(capsys):
+    assert command_line(["serve", "--version"]) == 0
+    assert "2.15.1" in capsys.readouterr().out
+    assert command_line(["serve"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("tfrz: name either MODEL_DIR or")
 
 
 @contract("3", "unknown arguments are printed with the usage, and the server runs all the same")
