@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfrz.data.records import open_source
 from tfrz.training.batches import ArrayBatches, Batches
 from tfrz.training.fit import build_model, fit
 from tfrz.zoo import registry
@@ -62,8 +63,6 @@ def prepared(task: Any, data: str, **options: Any) -> Any:
       data: as `--data` of the command line.
       **options: of the reader, beside those of the configuration.
     """
-    from tfrz.data.records import open_source
-
     options = {**task.config.data.options, **options}
     return task.prepare(open_source(data, None, task.entry.record_type, **options))
 

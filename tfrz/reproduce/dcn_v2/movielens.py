@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
+from tfrz.reproduce.movielens_1m import parameters
 from tfrz.reproduce.runs import Row, grid, where
+from tfrz.reproduce.training import prepared, settings, task_of, train
+from tfrz.training.fit import evaluate
 
 # Model to its overrides, the paper's log loss and AUC (Table 6), and its parameters there.
 MODELS: dict[str, tuple[dict[str, Any], float, float, str]] = {
@@ -46,8 +49,6 @@ _TRAINER = {
 
 
 def _task(key: dict[str, Any]) -> Any:
-    from tfrz.reproduce.training import settings, task_of
-
     trainer = {**_TRAINER, **key["values"], **key["limits"], "seed": key["seed"]}
     model = {**MODELS[key["model"]][0], "structure": "parallel", "embedding_dim": 30}
     overrides = [*settings(model, "model."), *settings(trainer, "trainer.")]
@@ -56,18 +57,12 @@ def _task(key: dict[str, Any]) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _prepared(path: str, split: int) -> Any:
-    from tfrz.reproduce.training import prepared
-
     task = _task({"model": "DNN", "values": {}, "limits": {}, "seed": 0, "split": split})
     return prepared(task, f"movielens-1m:{path}", genres=False)
 
 
 def train_one(key: dict[str, Any]) -> Row:
     """One run: the metrics of the weights that validation chose."""
-    from tfrz.reproduce.movielens_1m import parameters
-    from tfrz.reproduce.training import train
-    from tfrz.training.fit import evaluate
-
     sets, task = _prepared(key["data"], key["split"]), _task(key)
     network, best = train(task, sets.inputs, sets.train.columns(), sets.validation)
     return {

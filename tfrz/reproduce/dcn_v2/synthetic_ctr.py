@@ -10,6 +10,10 @@ from tfrz import metrics
 from tfrz.data.simulators.clicks import FIELDS, ClickSimulator
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
 from tfrz.reproduce.runs import spread
+from tfrz.reproduce.training import settings, task_of, train
+from tfrz.training.batches import ArrayBatches
+from tfrz.training.fit import evaluate
+from tfrz.zoo.tasks.click import ModelInputs
 
 MODELS: dict[str, dict[str, Any]] = {
     "ReLU 64, 64": {"num_cross_layers": 0, "hidden_units": [64, 64]},
@@ -51,11 +55,6 @@ def click_columns(
 
 
 def _run(context: Context) -> Outcome:
-    from tfrz.reproduce.training import settings, task_of, train
-    from tfrz.training.batches import ArrayBatches
-    from tfrz.training.fit import evaluate
-    from tfrz.zoo.tasks.click import ModelInputs
-
     world = ClickSimulator(context.seed)
     training, _ = click_columns(world, context.size["rows"], seed=1)
     held_out, sample = click_columns(world, 40_000, seed=2)

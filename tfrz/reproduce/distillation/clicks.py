@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfrz import metrics
 from tfrz.data.simulators.clicks import FIELDS, ClickSimulator
 from tfrz.losses.distillation import binary_distillation_loss
+from tfrz.models.dcn_v2 import DCNv2, DCNv2Config
 from tfrz.reproduce.distillation.training import fit_together
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
 from tfrz.reproduce.runs import Row
@@ -35,8 +36,6 @@ def _columns(sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _network(seed: int, **values: Any) -> keras.Model:
-    from tfrz.models.dcn_v2 import DCNv2, DCNv2Config
-
     keras.utils.set_random_seed(seed)
     sizes = {f"{name}_xf": size + 2 for name, size in FIELDS.items()}
     return DCNv2(DCNv2Config(**values), sizes)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
 from tfrz.data.timelines.slicing import Slice, SliceSpecification
+from tfrz.layers.history import FunnelSummarizer, LinearCompression
 from tfrz.metrics.binary import normalized_entropy
 from tfrz.reproduce.dv365.histories import (
     DAYS,
@@ -60,8 +63,6 @@ ENCODERS = (TOKEN_WISE, DIM_WISE, FUNNEL, NOTHING)
 
 def _encoder(name: str) -> Any:
     """A layer whose output has a quarter of the numbers; None for all of them."""
-    from tfrz.layers.history import FunnelSummarizer, LinearCompression
-
     if name == TOKEN_WISE:
         return LinearCompression(_TOKENS // 4, compress="tokens")
     if name == DIM_WISE:
@@ -77,8 +78,6 @@ def _model(name: str) -> Any:
     x_f is the mean of topics' vectors by the shares of slice f, with a table for each group of
     slices; then the encoder; then relu(W vec(Y) + b) . v_topic + b_topic.
     """
-    import keras
-    import tensorflow as tf
 
     class Model(keras.Model):
         def __init__(self) -> None:
@@ -127,9 +126,6 @@ def _sets(users: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray, np.n
 
 def _trained(key: dict[str, Any], name: str) -> dict[str, Any]:
     """Normalized entropy of the test after the epoch that is best in validation."""
-    import keras
-    import tensorflow as tf
-
     sets = _sets(key["users"], key["seed"])
     keras.utils.set_random_seed(key["seed"])
     model = _model(name)

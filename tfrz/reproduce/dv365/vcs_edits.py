@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from tfrz.data.records import open_source
 from tfrz.errors import InputError
 from tfrz.metrics import normalized_entropy
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
@@ -38,8 +40,6 @@ _VARIANTS = {
 @functools.lru_cache(maxsize=3)
 def _sets(variant: str, data: str, quick: bool) -> tuple[Any, list[str], np.ndarray]:
     """The prepared sets of a variant, its settings, and which test examples are of long users."""
-    from tfrz.data.records import open_source
-
     settings = [
         f"data.options={{min_events: {2000 if quick else 200}}}",
         f"data.timeline.targets={20 if quick else 40}",
@@ -60,8 +60,6 @@ def _sets(variant: str, data: str, quick: bool) -> tuple[Any, list[str], np.ndar
 @functools.lru_cache(maxsize=1)
 def _events_of(data: str) -> dict[bytes, int]:
     """Events of each user."""
-    import pyarrow.parquet as pq
-
     users = pq.read_table(Path(data) / "events.parquet", columns=["user"])["user"]
     counted = pc.value_counts(users).to_pylist()
     return {b"%d" % one["values"]: one["counts"] for one in counted}

@@ -9,7 +9,18 @@ import numpy as np
 
 from tfrz import metrics
 from tfrz.data.simulators.clicks import FIELDS, ClickSimulator
+from tfrz.reproduce.dcn_v2.synthetic_ctr import click_columns
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
+from tfrz.reproduce.training import last_step, task_of, train
+from tfrz.training.batches import ArrayBatches
+from tfrz.training.low_rank_factors import (
+    bias_shift,
+    data_whitened,
+    function_aware,
+    sampled,
+    spectral,
+)
+from tfrz.zoo.tasks.click import ModelInputs
 
 # Specification (g), G4: log loss / output error of the four methods that it names.
 RANKS = (2, 4, 8, 16)
@@ -30,11 +41,6 @@ def _relu(z: np.ndarray) -> np.ndarray:
 
 def _trained(context: Context, seed: int, world: ClickSimulator) -> tuple[Any, Any]:
     """A ReLU tower of two layers of 128, trained as in `dcn_v2/synthetic_ctr`, and its rows."""
-    from tfrz.reproduce.dcn_v2.synthetic_ctr import click_columns
-    from tfrz.reproduce.training import last_step, task_of, train
-    from tfrz.training.batches import ArrayBatches
-    from tfrz.zoo.tasks.click import ModelInputs
-
     columns, _ = click_columns(world, context.size["rows"], seed=1)
     steps = context.size["steps"]
     overrides = [
@@ -60,15 +66,6 @@ def _hidden(model: Any, columns: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _run(context: Context) -> Outcome:
-    from tfrz.reproduce.dcn_v2.synthetic_ctr import click_columns
-    from tfrz.training.low_rank_factors import (
-        bias_shift,
-        data_whitened,
-        function_aware,
-        sampled,
-        spectral,
-    )
-
     world = ClickSimulator(context.seed)
     held_out, sample = click_columns(world, 40_000, seed=2)
     seeds = range(context.size["seeds"])

@@ -6,9 +6,15 @@ import functools
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
+from tfrz.data.simulators.context_switch import NUM_ITEMS, ContextSwitchSimulator
+from tfrz.metrics.ranking import at_rank, rank_of
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
 from tfrz.reproduce.runs import Row, spread, where
+from tfrz.reproduce.training import last_step, task_of, train
+from tfrz.training.batches import ArrayBatches
+from tfrz.zoo.tasks.history import HistoryInputs
 
 _LENGTH = 50
 # Predictions of events 20..49 are judged: by then a taste can be known.
@@ -74,8 +80,6 @@ def _columns(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @functools.lru_cache(maxsize=2)
 def _sets(world: int, users: tuple[int, int]) -> tuple[dict[str, np.ndarray], ...]:
-    from tfrz.data.simulators.context_switch import ContextSwitchSimulator
-
     simulator = ContextSwitchSimulator(world)
     return tuple(
         _columns(simulator.sample(n, _LENGTH, 10 * world + i)) for i, n in enumerate(users)
@@ -84,10 +88,6 @@ def _sets(world: int, users: tuple[int, int]) -> tuple[dict[str, np.ndarray], ..
 
 def _judge(model: Any, columns: dict[str, np.ndarray]) -> dict[str, Any]:
     """Recall by the page of the request, mAP, and mean gates."""
-    import tensorflow as tf
-
-    from tfrz.metrics.ranking import at_rank, rank_of
-
     items = np.concatenate([columns["history_xf"], columns["target_xf"][:, None]], axis=1)
     pages = np.concatenate([columns["history_page_xf"], columns["page_xf"][:, None]], axis=1)
     vectors, bias = model.item_vectors()
@@ -122,11 +122,6 @@ def _judge(model: Any, columns: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def train_one(key: dict[str, Any]) -> Row:
     """One run: trains a model on one world and judges it on fresh users."""
-    from tfrz.data.simulators.context_switch import NUM_ITEMS
-    from tfrz.reproduce.training import last_step, task_of, train
-    from tfrz.training.batches import ArrayBatches
-    from tfrz.zoo.tasks.history import HistoryInputs
-
     training, test = _sets(key["seed"], tuple(key["users"]))
     overrides = last_step((*_OVERRIDES, *MODELS[key["model"]]), key["seed"])
     # Pages have the ids 1 and 2; 0 is missing.

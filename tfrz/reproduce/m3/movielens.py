@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from tfrz.metrics.ranking import at_rank
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
 from tfrz.reproduce.runs import Row, mean_and_spread, where
+from tfrz.reproduce.training import last_step, prepared, task_of, train
+from tfrz.training.fit import evaluate
 
 _CONVOLUTION = "model.short_range=convolution"
 _BARE = ("model.input_units=[]", "model.output_units=[]", "model.gate=fixed")
@@ -76,8 +79,6 @@ def _overrides(release: str, model: str, rate: float, length: int, dim: int) -> 
 
 @functools.lru_cache(maxsize=2)
 def _prepared(release: str, path: str, length: int, dim: int, with_test: bool) -> Any:
-    from tfrz.reproduce.training import last_step, prepared, task_of
-
     overrides = _overrides(release, "tiny", 0.001, length, dim)
     overrides.append(f"data.test_fraction={0.1 if with_test else 0}")
     task = task_of("m3", f"movielens-{release}", last_step(overrides, 0))
@@ -86,9 +87,6 @@ def _prepared(release: str, path: str, length: int, dim: int, with_test: bool) -
 
 def train_one(key: dict[str, Any]) -> Row:
     """One run: trains for a number of steps and judges by the full ranking."""
-    from tfrz.reproduce.training import last_step, task_of, train
-    from tfrz.training.fit import evaluate
-
     release, length, dim = key["release"], key["length"], key["dim"]
     sets = _prepared(release, key["data"], length, dim, key["with_test"])
     overrides = _overrides(release, key["model"], key["learning_rate"], length, dim)
@@ -106,8 +104,6 @@ def train_one(key: dict[str, Any]) -> Row:
 
 def _popularity(prepared: Any, on: str) -> dict[str, float]:
     """Every user gets the most frequent items of the training set that the user has not seen."""
-    from tfrz.metrics.ranking import at_rank
-
     ranks = []
     for batch in getattr(prepared, on).once():
         target, seen = batch["target_xf"].numpy(), batch["seen_xf"].numpy()

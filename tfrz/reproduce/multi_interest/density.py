@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
+from tfrz.metrics.ranking import at_rank
 from tfrz.pictures import picture
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
 from tfrz.reproduce.runs import Row
+from tfrz.reproduce.training import prepared, settings, staged, task_of
+from tfrz.zoo.tasks.retrieval import HEAD, TAIL
 
 SKEWS = {"none": (0.0, 0.0), "a=1, b=0.5": (1.0, 0.5), "a=1, b=1": (1.0, 1.0), "a=1, b=2": (1.0, 2)}
 # Each run to the arms that its stages are.
@@ -105,11 +109,6 @@ _METRICS = ("hr_5", "tail_hr_5", "hr_10", "head_hr_10", "tail_hr_10")
 
 def judged(model: Any, task: Any, batches: Any, cuts: tuple[int, ...]) -> dict[str, float]:
     """Recall over all targets, those of the head and those of the tail, of the full ranking."""
-    import tensorflow as tf
-
-    from tfrz.metrics.ranking import at_rank
-    from tfrz.zoo.tasks.retrieval import HEAD, TAIL
-
     predict = tf.function(lambda batch: task.predict(model, batch), reduce_retracing=True)
     parts = [predict(batch) for batch in batches.once()]
     rank, group = (np.concatenate([p[n].numpy() for p in parts]) for n in ("rank", "group"))
@@ -124,8 +123,6 @@ def judged(model: Any, task: Any, batches: Any, cuts: tuple[int, ...]) -> dict[s
 
 @functools.lru_cache(maxsize=1)
 def _prepared(skew: tuple[float, float], users: int, seed: int) -> Any:
-    from tfrz.reproduce.training import prepared, settings, task_of
-
     options = {"users": users, "seed": seed, "interest_power": skew[0], "item_power": skew[1]}
     overrides = [*_OVERRIDES, *settings(options, "data.options.")]
     return prepared(task_of("multi_interest", "simulated", overrides), "simulated")
@@ -133,8 +130,6 @@ def _prepared(skew: tuple[float, float], users: int, seed: int) -> Any:
 
 def train_one(key: dict[str, Any]) -> Row:
     """One run: the test metrics after each of its stages."""
-    from tfrz.reproduce.training import staged
-
     sets = _prepared(tuple(key["skew"]), key["users"], key["seed"])
     run = RUNS[key["run"]]
     overrides = (

@@ -6,9 +6,15 @@ import functools
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
+from tfrz.data.records import open_source
+from tfrz.data.sources.reader import read_table
+from tfrz.metrics.coverage import coverage, exposures, gini
 from tfrz.reproduce.experiment import Context, Experiment, Outcome
 from tfrz.reproduce.runs import Row, mean_and_spread, where
+from tfrz.reproduce.training import prepared, settings, staged, task_of
+from tfrz.zoo.tasks.retrieval import HEAD_SHARE
 
 RUNS: dict[str, tuple[str, ...]] = {
     "two-tower": ("model.num_interests=1",),
@@ -28,17 +34,12 @@ _USERS_AT_ONCE = 512
 
 @functools.lru_cache(maxsize=1)
 def _prepared(path: str) -> Any:
-    from tfrz.reproduce.training import prepared, task_of
-
     task = task_of("multi_interest", "gowalla", ["data.test_fraction=0"])
     return prepared(task, f"gowalla:{path}")
 
 
 def _sets(path: str, part: str) -> dict[bytes, list[bytes]]:
     """User to places, in the order that the reader's seed gives."""
-    from tfrz.data.records import open_source
-    from tfrz.data.sources.reader import read_table
-
     table, _ = read_table(open_source(f"gowalla:{path}", None, "history", part=part))
     users, items = (table[name].to_pylist() for name in ("user", "item"))
     sets: dict[bytes, list[bytes]] = {}
@@ -53,11 +54,6 @@ def whole_test(model: Any, items: list[str], path: str) -> dict[str, float]:
     The history is the newest `length` of the training set in its drawn order. Places that the
     model does not know count as missed.
     """
-    import tensorflow as tf
-
-    from tfrz.metrics.coverage import coverage, exposures, gini
-    from tfrz.zoo.tasks.retrieval import HEAD_SHARE
-
     ids = {item.encode(): i for i, item in enumerate(items, start=1)}
     train, test = _sets(path, "train"), _sets(path, "test")
     counts = model.target_counts.numpy()[1 : 1 + model.num_items]
@@ -109,8 +105,6 @@ def whole_test(model: Any, items: list[str], path: str) -> dict[str, float]:
 
 def train_one(key: dict[str, Any]) -> Row:
     """One run: the metrics of the whole test set after each of its stages."""
-    from tfrz.reproduce.training import settings, staged
-
     sets = _prepared(key["data"])
     trainer = {name: key[name] for name in ("epochs", "max_steps")} | {"steps_per_call": 200}
     stages: dict[str, dict[str, float]] = {}

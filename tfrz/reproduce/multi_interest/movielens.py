@@ -7,8 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from tfrz.metrics.coverage import coverage, exposures, gini
+from tfrz.metrics.ranking import at_rank
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
+from tfrz.reproduce.movielens_1m import judged
 from tfrz.reproduce.runs import Row, grid, mean_and_spread, where
+from tfrz.reproduce.training import prepared, settings, staged, task_of
+from tfrz.zoo.tasks.retrieval import HEAD_SHARE
 
 # Each run, and the arms that its stages are.
 RUNS: dict[str, tuple[str, ...]] = {
@@ -43,16 +48,11 @@ _SHOWN = (
 
 @functools.lru_cache(maxsize=1)
 def _prepared(path: str) -> Any:
-    from tfrz.reproduce.training import prepared, task_of
-
     return prepared(task_of("multi_interest", "movielens-1m"), f"movielens-1m:{path}")
 
 
 def train_one(key: dict[str, Any]) -> Row:
     """One run: validation and test metrics after each of its stages."""
-    from tfrz.reproduce.movielens_1m import judged
-    from tfrz.reproduce.training import settings, staged
-
     sets = _prepared(key["data"])
     trainer = {name: key[name] for name in ("learning_rate", "epochs", "max_steps")}
     overrides = (
@@ -79,10 +79,6 @@ def train_one(key: dict[str, Any]) -> Row:
 
 def popularity(prepared: Any) -> dict[str, float]:
     """Everybody gets the most frequent training targets that the user has not seen."""
-    from tfrz.metrics.coverage import coverage, exposures, gini
-    from tfrz.metrics.ranking import at_rank
-    from tfrz.zoo.tasks.retrieval import HEAD_SHARE
-
     items = prepared.inputs.num_items
     counts = np.bincount(prepared.train.columns()["target_xf"], minlength=items + 1)[1 : items + 1]
     order = np.argsort(-counts, kind="stable")

@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfrz.data.simulators.slates import ClickModel, SlateSimulator
+from tfrz.metrics.slates import of_slate
 from tfrz.pictures import picture
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
 from tfrz.reproduce.runs import Row, spread, where
+from tfrz.reproduce.training import last_step, task_of, train
+from tfrz.training.batches import ArrayBatches
+from tfrz.zoo.tasks.slate import ListInputs
 
 _LENGTH = 10
 _ANYTIME = (1, 2, 3, 5, 7, 10)
@@ -108,8 +113,6 @@ def judge(drawn: dict[str, np.ndarray], positions: np.ndarray, kind: str) -> dic
     NDCG and MAP are of the clicks made on the base order. Fresh clicks are those that the click
     model makes on the new order, everything observed: how many, and among the first five.
     """
-    from tfrz.metrics.slates import of_slate
-
     ordered = np.take_along_axis(drawn["clicks"], positions, axis=1)
     found: dict[str, Any] = {
         name: float(np.mean([of_slate(name, row) for row in ordered]))
@@ -130,12 +133,6 @@ def judge(drawn: dict[str, np.ndarray], positions: np.ndarray, kind: str) -> dic
 
 def train_one(key: dict[str, Any]) -> Row:
     """One run: trains a re-ranker on clicks of one world, judges it on fresh lists."""
-    import tensorflow as tf
-
-    from tfrz.reproduce.training import last_step, task_of, train
-    from tfrz.training.batches import ArrayBatches
-    from tfrz.zoo.tasks.slate import ListInputs
-
     kind, eta, seed = key["kind"], key["eta"], key["seed"]
     training, test = (_lists(kind, eta, seed, n, i) for i, n in enumerate(key["lists"]))
     positions = np.broadcast_to(np.arange(_LENGTH), test["clicks"].shape)

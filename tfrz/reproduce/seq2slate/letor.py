@@ -12,6 +12,8 @@ import numpy as np
 from tfrz.errors import InputError
 from tfrz.reproduce.experiment import Context, Experiment, Outcome
 from tfrz.reproduce.runs import Row, spread, where
+from tfrz.reproduce.training import last_step, prepared, task_of, train
+from tfrz.training.fit import evaluate
 
 _POSITION = ("model.scorer=mlp", "model.position=true")
 MODELS: dict[str, tuple[str, ...]] = {
@@ -57,17 +59,12 @@ def _overrides(key: dict[str, Any]) -> list[str]:
 @functools.lru_cache(maxsize=2)
 def _prepared(path: str, overrides: tuple[str, ...], seed: int) -> tuple[Any, Any]:
     """A task without a model's settings, and its sets."""
-    from tfrz.reproduce.training import last_step, prepared, task_of
-
     task = task_of("seq2slate", "letor", last_step(overrides, seed))
     return task, prepared(task, f"letor:{path}", order_by=None)
 
 
 def train_one(key: dict[str, Any]) -> Row:
     """One run: trains on the clicks of one draw, judged on those of the test queries."""
-    from tfrz.reproduce.training import last_step, task_of, train
-    from tfrz.training.fit import evaluate
-
     shared = tuple(_overrides({**key, "model": ""}))
     task, sets = _prepared(key["path"], shared, key["seed"])
     if key["model"] == "base ranker":

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from tfrz.data.simulators.bandits import ContextualSlates
+from tfrz.data.sources.open_bandit import OpenBandit
 from tfrz.losses.reinforce import TopKOffPolicyReinforce
 from tfrz.metrics.off_policy import (
     Estimate,
@@ -181,10 +183,6 @@ _CAMPAIGNS = ("all", "men", "women")
 
 def _read(path: str, policy: str, campaign: str) -> dict[str, np.ndarray]:
     """A log of the Open Bandit data: item, place on the page, click, propensity."""
-    import pyarrow as pa
-
-    from tfrz.data.sources.open_bandit import OpenBandit
-
     reader = OpenBandit(path, policy, campaign)
     batches = [
         batch

@@ -7,6 +7,8 @@ from typing import Any
 
 from tfrz.reproduce.experiment import Context, Experiment, Outcome
 from tfrz.reproduce.runs import Row, mean_and_spread, where
+from tfrz.reproduce.training import prepared, settings, staged, task_of
+from tfrz.training.fit import evaluate
 
 MODELS: dict[str, tuple[str, ...]] = {
     "naive (no weights, K = 1)": ("model.weights=none", "model.k=1"),
@@ -27,16 +29,11 @@ _SHOWN = {
 
 @functools.lru_cache(maxsize=1)
 def _prepared(path: str) -> Any:
-    from tfrz.reproduce.training import prepared, task_of
-
     return prepared(task_of("topk_reinforce", "movielens-1m"), f"movielens-1m:{path}")
 
 
 def train_one(key: dict[str, Any]) -> Row:
     """One run: the test metrics of the policy after the last epoch."""
-    from tfrz.reproduce.training import settings, staged
-    from tfrz.training.fit import evaluate
-
     sets = _prepared(key["data"])
     trainer = {name: key[name] for name in ("epochs", "max_steps")}
     trainer["early_stopping_patience"] = None
