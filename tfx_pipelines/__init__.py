@@ -1,1 +1,1 @@
-"""The zoo as TFX pipelines: one pipeline, made from a model's row in the registry."""
+"""The zoo as TFX pipelines: one pipeline for all models, built from their rows in the registry."""

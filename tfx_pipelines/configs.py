@@ -1,13 +1,26 @@
-"""Where a pipeline's things are."""
+"""The folders of a pipeline, and its configuration as the text that TFX stores."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+
+from tfrz.zoo.run_config import RunConfig, run_config_from_mapping, run_config_to_mapping
 
 
 def pipeline_name(model: str) -> str:
-    """The name of a model's pipeline; Kubeflow takes no underscore."""
+    """The name of a model's pipeline; Kubeflow does not accept underscores."""
     return model.replace("_", "-")
+
+
+def config_to_json(config: RunConfig) -> str:
+    """The configuration as a component's parameter: one line of JSON."""
+    return json.dumps(run_config_to_mapping(config), sort_keys=True)
+
+
+def config_from_json(text: str) -> RunConfig:
+    """The configuration that `config_to_json` wrote."""
+    return run_config_from_mapping(json.loads(text))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,29 +28,29 @@ class Places:
     """The folders under `--root`, as the URIs that TFX takes (`gs://` stays `gs://`).
 
     Attributes:
-      root: of everything.
+      root: the folder that contains all the others.
     """
 
     root: str
 
     @property
     def artifacts(self) -> str:
-        """What the components wrote."""
+        """Outputs of the components."""
         return f"{self.root}/artifacts"
 
     @property
     def metadata(self) -> str:
-        """The ML Metadata database of a run on this machine."""
+        """The ML Metadata database of a local run."""
         return f"{self.root}/metadata.sqlite"
 
     @property
     def logs(self) -> str:
-        """The libraries' logs, a file a run."""
+        """Logs of the libraries, one file per run."""
         return f"{self.root}/logs"
 
     @property
     def schema(self) -> str:
-        """The imported schema, where one is asked for."""
+        """The imported schema, if `pipeline.schema=imported`."""
         return f"{self.root}/schema"
 
     @property
@@ -47,14 +60,14 @@ class Places:
 
     @property
     def embeddings(self) -> str:
-        """The store of users' embeddings."""
+        """The store of user embeddings."""
         return f"{self.root}/embeddings"
 
     @property
     def teachers(self) -> str:
-        """Copies of teachers that are no pipeline's."""
+        """Copies of teachers that come from outside any pipeline."""
         return f"{self.root}/teachers"
 
     def serving(self, model: str) -> str:
-        """TF Serving's base path of a model: a folder per pushed version."""
+        """TF Serving's base path of a model: one folder per pushed version."""
         return f"{self.root}/serving/{model}"

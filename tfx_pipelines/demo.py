@@ -24,21 +24,10 @@ def _free_port() -> int:
 
 
 def _request(base_path: str) -> tuple[dict[str, Any], dict[str, Any], float]:
-    """Serves a model, sends one request; returns it, the answer, and the answer's time."""
+    """Serves a model and sends one request; returns the request, its answer and the latency."""
     port = _free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "tfrz",
-        "serve",
-        base_path,
-        "--name",
-        MODEL,
-        "--port",
-        "0",
-        "--rest_api_port",
-        str(port),
-    ]
+    command = [sys.executable, "-m", "tfrz", "serve", base_path, "--name", MODEL]
+    command += ["--port", "0", "--rest_api_port", str(port)]
     row = {
         "user": "user_7",
         "item": "item_3",
@@ -63,13 +52,15 @@ def _request(base_path: str) -> tuple[dict[str, Any], dict[str, Any], float]:
 
 
 def main() -> int:
-    """Runs the pipeline, serves what it pushed, asks it, and prints a summary."""
+    """Runs the pipeline, serves the pushed model, sends a request and prints a summary."""
     from tfrz.cli.tables import format_table
     from tfrz.zoo.run_config import load_run_config
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", default="runs/demo", help="where things go (runs/demo)")
-    parser.add_argument("--setup-seconds", type=int, default=0, help="shown in the summary")
+    parser.add_argument("--root", default="runs/demo", help="output folder (runs/demo)")
+    parser.add_argument(
+        "--setup-seconds", type=int, default=0, help="seconds of set-up to show in the summary"
+    )
     args = parser.parse_args()
     from tfx_pipelines.local_runner import run_pipeline
 

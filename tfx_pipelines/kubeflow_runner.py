@@ -21,11 +21,11 @@ def compile_pipeline(
 
     Args:
       config: the run's configuration.
-      data: as `--data` of the command line; the path must be one that the cluster reads.
-      root: where the cluster writes artifacts, e.g. `gs://bucket/pipelines`.
+      data: as `--data` of the command line; the cluster must be able to read the path.
+      root: folder for the cluster's artifacts, e.g. `gs://bucket/pipelines`.
       out: the file to write.
       features: feature spec of a file of the user's own.
-      image: container image that has tfrz and its lock installed.
+      image: container image with tfrz and the packages of its lock file.
 
     Raises:
       InputError: bad input.

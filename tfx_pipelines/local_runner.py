@@ -1,9 +1,10 @@
-"""Runs a pipeline on this machine, shows where it is, and says what came of it."""
+"""Runs a pipeline on this machine, shows its progress, and returns its result."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import sys
@@ -14,53 +15,59 @@ from typing import Any
 
 from tfrz.config import require
 from tfrz.data.records import open_source
+from tfrz.data.sources.reader import Reader
 from tfrz.files import require_writable_directory
 from tfrz.zoo import registry
 from tfrz.zoo.long_history import pinned, with_long_history
 from tfrz.zoo.run_config import RunConfig
 from tfrz.zoo.teacher import with_teacher
-from tfx_pipelines.configs import Places
+from tfx_pipelines.configs import Places, config_to_json
+
+logger = logging.getLogger(__name__)
+_LOGGERS = ("", "absl", "tensorflow", "tfrz", "tfx_pipelines")
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class ComponentRun:
-    """What one component did.
+    """The run of one component.
 
     Attributes:
-      name: of the component.
+      name: the component's name.
       outcome: "ran" or "cached".
-      seconds: it took.
+      seconds: how long it took.
     """
 
     name: str
-    outcome: str = "ran"
-    seconds: float = 0.0
+    outcome: str
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
 class PipelineResult:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
-      components: in the order they ran.
+      components: the components in the order they ran.
       evaluated: whether the Evaluator blessed the model.
-      blessed: whether the Evaluator and every other check blessed the model.
-      refusals: the thresholds that the model missed.
-      checks: what checks beside the Evaluator measured.
-      metrics: of the Evaluator, over all examples.
+      blessed: whether the Evaluator and every later check blessed the model.
+      refusals: the bounds that the model broke.
+      undefined: bounds that could not be checked because a metric is undefined on a slice.
+      checks: reports of the checks after the Evaluator.
+      metrics: the Evaluator's metrics over all examples; NaN where undefined.
       slices: the same by slice.
       comparison: of a distilled model: the metrics of the student, of its teacher, and of the same
         model without a teacher.
-      pushed: the version that was pushed, or that an unchanged run had pushed before.
-      seconds: in all.
-      root: where things are.
-      log: the libraries' log.
+      pushed: the pushed version, or the version that an unchanged earlier run pushed.
+      seconds: time of the whole run.
+      root: folder of the pipeline.
+      log: file with the libraries' logs.
     """
 
     components: list[ComponentRun]
     evaluated: bool
     blessed: bool
     refusals: list[str]
+    undefined: list[str]
     checks: dict[str, dict[str, Any]]
     metrics: dict[str, float]
     slices: dict[str, dict[str, float]]
@@ -71,73 +78,16 @@ class PipelineResult:
     log: str
 
 
-def _dag_runner(progress: bool, done: list[ComponentRun]) -> Any:
-    """TFX's local runner, which also tells what each component did.
-
-    The same steps as LocalDagRunner's; it has no hook, and its log is switched off by the
-    libraries that the components load.
-    """
-    import datetime
-
-    from ml_metadata.proto import metadata_store_pb2
-    from tfx.dsl.compiler.constants import PIPELINE_RUN_ID_PARAMETER_NAME
-    from tfx.orchestration import metadata
-    from tfx.orchestration.local import runner_utils
-    from tfx.orchestration.portable import launcher, runtime_parameter_utils, tfx_runner
-    from tfx.utils import telemetry_utils
-
-    def say(text: str) -> None:
-        if progress:
-            print(f"  {text}", file=sys.stderr, flush=True)
-
-    class WatchedDagRunner(tfx_runner.IrBasedRunner):
-        def run_with_ir(self, pipeline: Any, run_options: Any = None) -> None:
-            del run_options
-            runtime_parameter_utils.substitute_runtime_parameter(
-                pipeline,
-                {PIPELINE_RUN_ID_PARAMETER_NAME: datetime.datetime.now().isoformat()},
-            )
-            deployment = runner_utils.extract_local_deployment_config(pipeline)
-            choice = deployment.metadata_connection_config
-            connection = metadata.Metadata(getattr(choice, choice.WhichOneof("connection_config")))
-            with telemetry_utils.scoped_labels({telemetry_utils.LABEL_TFX_RUNNER: "local"}):
-                for node in pipeline.nodes:
-                    self._launch(pipeline, node.pipeline_node, deployment, connection)
-
-        def _launch(self, pipeline: Any, node: Any, deployment: Any, connection: Any) -> None:
-            name = node.node_info.id
-            say(f"{name} ...")
-            started = time.perf_counter()
-            execution = launcher.Launcher(
-                pipeline_node=node,
-                mlmd_connection=connection,
-                pipeline_info=pipeline.pipeline_info,
-                pipeline_runtime_spec=pipeline.runtime_spec,
-                executor_spec=runner_utils.extract_executor_spec(deployment, name),
-                custom_driver_spec=runner_utils.extract_custom_driver_spec(deployment, name),
-            ).launch()
-            outcome = "ran"
-            if execution is not None and execution.execution_id is not None:
-                with connection as handle:
-                    (stored,) = handle.store.get_executions_by_id([execution.execution_id])
-                if stored.last_known_state == metadata_store_pb2.Execution.CACHED:
-                    outcome = "cached"
-            done.append(ComponentRun(name, outcome, time.perf_counter() - started))
-            say(f"{name} {outcome} ({done[-1].seconds:.1f} s)")
-
-    return WatchedDagRunner()
-
-
 @contextlib.contextmanager
 def _logs_to(path: Path) -> Iterator[None]:
-    """Sends everything that the libraries log to a file for the time of a run."""
+    """Sends all logs of the libraries to a file during a run."""
     import tensorflow as tf
 
-    tf.get_logger()  # Made at its first use, with a handler of its own.
+    tf.get_logger()  # Created at its first use, with a handler of its own.
     file = logging.FileHandler(path)
     file.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    # Each with a level of its own: libraries change the root logger's while they run.
-    loggers = [logging.getLogger(name) for name in ("", "absl", "tensorflow", "tfrz")]
+    # Set each level: libraries change the root logger's level while they run.
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(one.handlers, one.propagate, one.level) for one in loggers]
     for one in loggers:
         one.handlers, one.propagate = [file] if one.name == "root" else [], True
@@ -151,105 +101,49 @@ def _logs_to(path: Path) -> Iterator[None]:
         file.close()
 
 
-def _latest(folder: Path) -> Path | None:
-    """The newest execution's folder of an artifact."""
-    numbered = [p for p in folder.glob("*") if p.name.isdigit()] if folder.exists() else []
-    return max(numbered, key=lambda p: int(p.name), default=None)
+def _versions(folder: str | Path) -> list[Path]:
+    """The folders whose names are numbers, in ascending order."""
+    return sorted(
+        (p for p in Path(folder).glob("*") if p.name.isdigit()), key=lambda p: int(p.name)
+    )
 
 
-# Of TFMA's metrics, as the zoo calls them.
-_NAMES = {"auc": "auc", "binary_crossentropy": "log_loss", "calibration": "calibration"}
-
-
-def _measured(result: Any) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Metrics of one model in an evaluation: over all examples, and by slice."""
-    overall: dict[str, float] = {}
-    slices: dict[str, dict[str, float]] = {}
-    for key, outputs in result.slicing_metrics:
-        values = {
-            _NAMES.get(name, name): float(value["doubleValue"])
-            for output in outputs.values()
-            for sub in output.values()
-            for name, value in sub.items()
-            if "doubleValue" in value
-        }
-        if key:
-            slices[", ".join(f"{k}={v}" for k, v in key)] = values
-        else:
-            overall = values
-    return overall, slices
+def _latest(places: Places, component: str, output: str) -> Path | None:
+    """The folder of a component's newest output."""
+    return next(reversed(_versions(Path(places.artifacts) / component / output)), None)
 
 
 def _comparison(places: Places, student: dict[str, float]) -> dict[str, dict[str, float]]:
     """The metrics of a student, of its teacher, and of the same model without a teacher."""
-    import tensorflow_model_analysis as tfma
+    from tensorflow_model_analysis import BASELINE_KEY, CANDIDATE_KEY
 
     from tfx_pipelines.components.teacher import COMPARISON
+    from tfx_pipelines.evaluations import read_metrics
 
-    folder = _latest(Path(places.artifacts) / COMPARISON / "evaluation")
+    folder = _latest(places, COMPARISON, "evaluation")
     if folder is None:
         return {}
-    models = {"teacher": tfma.BASELINE_KEY, "undistilled": tfma.CANDIDATE_KEY}
-    found = {
-        name: _measured(tfma.load_eval_result(str(folder), model_name=key))[0]
-        for name, key in models.items()
-    }
-    return {"student": student, **found}
+    models = {"teacher": BASELINE_KEY, "undistilled": CANDIDATE_KEY}
+    return {"student": student, **{n: read_metrics(folder, k)[""] for n, k in models.items()}}
 
 
-def _evaluation(places: Places) -> tuple[dict[str, float], dict[str, dict[str, float]], list[str]]:
-    """Overall metrics, those of slices, and the missed thresholds of the latest evaluation."""
-    import tensorflow_model_analysis as tfma
-
-    folder = _latest(Path(places.artifacts) / "Evaluator" / "evaluation")
-    if folder is None:
-        return {}, {}, []
-    overall, slices = _measured(tfma.load_eval_result(str(folder)))
-    refusals = []
-    validation = tfma.load_validation_result(str(folder))
-    for one in validation.metric_validations_per_slice:
-        keys = ", ".join(
-            f"{k.column}={k.bytes_value.decode() or k.int64_value}"
-            for k in one.slice_key.single_slice_keys
-        )
-        for failure in one.failures:
-            value = failure.metric_value.double_value.value
-            refusals.append(
-                f"{_NAMES.get(failure.metric_key.name, failure.metric_key.name)} {value:.4f} "
-                f"misses its threshold on {keys or 'all examples'}"
-            )
-    return overall, slices, refusals
+def _checks(places: Places) -> dict[str, dict[str, Any]]:
+    """The reports of the latest checks after the Evaluator, by component."""
+    reports = {}
+    for component in sorted(p.parent.name for p in Path(places.artifacts).glob("*/blessing")):
+        folder = _latest(places, component, "blessing")
+        if folder is not None and (folder / "check.json").exists():
+            reports[component] = json.loads((folder / "check.json").read_text())
+    return reports
 
 
-def _checks(places: Places) -> tuple[dict[str, dict[str, Any]], bool, list[str]]:
-    """What the latest checks beside the Evaluator measured, whether all passed, and why not."""
-    measured: dict[str, dict[str, Any]] = {}
-    for component in sorted(Path(places.artifacts).glob("*/blessing")):
-        folder = _latest(component)
-        report = folder / "check.json" if folder is not None else None
-        if report is not None and report.exists():
-            measured[component.parent.name] = json.loads(report.read_text())
-    reasons = [r["reason"] for r in measured.values() if not r["passed"]]
-    return measured, not reasons, reasons
-
-
-def _pushed(places: Places, model: str) -> list[int]:
-    folder = Path(places.serving(model))
-    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
-
-
-def _check_slices(config: RunConfig, names: set[str]) -> None:
-    for keys in config.evaluator.slices:
-        for key in keys:
-            require(key in names, "evaluator.slices", f"the data has no feature {key!r}")
-
-
-def open_checked(config: RunConfig, data: str, features: str | None) -> Any:
-    """The reader of `data`, after everything that can be checked before a run.
+def open_checked(config: RunConfig, data: str, features: str | None) -> Reader:
+    """The reader of `data`, after every check that is possible before a run.
 
     Raises:
-      InputError: the data is missing, of another format, or has no such records; or the store of
-        embeddings is none, or of another version than the run.
+      InputError: the data are missing, in another format, or have no records of the model's type;
+        or the store of embeddings does not exist or has another version than the run.
+      ConfigError: `evaluator.slices` names a feature that the data do not have.
     """
     entry = registry.get(config.name)
     reader = open_source(data, features, entry.record_type, **config.data.options)
@@ -257,7 +151,9 @@ def open_checked(config: RunConfig, data: str, features: str | None) -> Any:
     spec, _ = with_long_history(config.features, reader.feature_spec())
     with_teacher(config.distill, spec)
     names = {f.name for f in spec.features if f.kind != "opaque"}
-    _check_slices(config, names | set(entry.load("task").slice_features))
+    names |= set(entry.load("task").slice_features)
+    for key in itertools.chain.from_iterable(config.evaluator.slices):
+        require(key in names, "evaluator.slices", f"the data has no feature {key!r}")
     return reader
 
 
@@ -273,12 +169,12 @@ def run_pipeline(
     Args:
       config: the run's configuration.
       data: as `--data` of the command line.
-      root: takes `artifacts/`, `metadata.sqlite`, `logs/` and `serving/<model>/<version>/`.
+      root: folder for `artifacts/`, `metadata.sqlite`, `logs/` and `serving/<model>/<version>/`.
       features: feature spec of a file of the user's own.
-      progress: name the components on standard error as they run.
+      progress: print the components on standard error as they run.
 
     Raises:
-      InputError: bad input, before anything runs where possible.
+      InputError: bad input; before anything runs where possible.
     """
     config = pinned(config)
     reader = open_checked(config, data, features)
@@ -286,43 +182,64 @@ def run_pipeline(
     Path(places.logs).mkdir(exist_ok=True)
     log = Path(places.logs) / time.strftime("%Y%m%d-%H%M%S.log")
     started = time.perf_counter()
-    if progress:
-        print("  loading TFX ...", file=sys.stderr, flush=True)
     components: list[ComponentRun] = []
+    clock = started
+
+    def say(text: str) -> None:
+        if progress:
+            print(f"  {text}", file=sys.stderr, flush=True)
+
+    def begin(name: str) -> None:
+        nonlocal clock
+        clock = time.perf_counter()
+        say(f"{name} ...")
+
+    def finish(name: str, cached: bool) -> None:
+        run = ComponentRun(name, "cached" if cached else "ran", time.perf_counter() - clock)
+        components.append(run)
+        say(f"{name} {run.outcome} ({run.seconds:.1f} s)")
+
+    say("loading TFX ...")
     with _logs_to(log):
         from tfrz.data.beam import input_error_in
-        from tfx_pipelines.pipeline import create_pipeline, describe
+        from tfx_pipelines.dag_runner import WatchedDagRunner
+        from tfx_pipelines.evaluations import Evaluation, read_evaluation
+        from tfx_pipelines.pipeline import create_pipeline
 
-        logging.getLogger("tfrz").info("configuration: %s", describe(config))
-        before = _pushed(places, config.name)
+        logger.info("configuration: %s", config_to_json(config))
+        before = _versions(places.serving(config.name))
         pipeline = create_pipeline(config, data, features, reader, places)
         try:
-            _dag_runner(progress, components).run(pipeline)
+            WatchedDagRunner(places.metadata, begin, finish).run(pipeline)
         except Exception as error:
-            logging.getLogger("tfrz").exception("the pipeline failed")
+            logger.exception("the pipeline failed")
             told = input_error_in(error)
             if told is None:
                 raise
             raise told from error
-        metrics, slices, refusals = _evaluation(places)
-        checks, passed, reasons = _checks(places)
-    blessing = _latest(Path(places.artifacts) / "Evaluator" / "blessing")
+        folder = _latest(places, "Evaluator", "evaluation")
+        evaluation = Evaluation() if folder is None else read_evaluation(folder)
+        compared = config.distill.teacher is not None and config.distill.compare
+        comparison = _comparison(places, evaluation.metrics) if compared else {}
+    checks = _checks(places)
+    reasons = [report["reason"] for report in checks.values() if not report["passed"]]
+    blessing = _latest(places, "Evaluator", "blessing")
     evaluated = blessing is not None and (blessing / "BLESSED").exists()
-    blessed = passed and evaluated
-    compared = config.distill.teacher is not None and config.distill.compare
-    after = _pushed(places, config.name)
+    blessed = evaluated and not reasons
+    after = _versions(places.serving(config.name))
     unchanged = bool(components) and components[-1].outcome == "cached"
-    pushed = after[-1] if after and (len(after) > len(before) or (unchanged and blessed)) else None
+    pushed = len(after) > len(before) or (bool(after) and unchanged and blessed)
     return PipelineResult(
         components=components,
         evaluated=evaluated,
         blessed=blessed,
-        refusals=refusals + reasons,
+        refusals=evaluation.refusals + reasons,
+        undefined=evaluation.undefined,
         checks=checks,
-        metrics=metrics,
-        slices=slices,
-        comparison=_comparison(places, metrics) if compared else {},
-        pushed=None if pushed is None else f"{places.serving(config.name)}/{pushed}",
+        metrics=evaluation.metrics,
+        slices=evaluation.slices,
+        comparison=comparison,
+        pushed=str(after[-1]) if pushed else None,
         seconds=time.perf_counter() - started,
         root=places.root,
         log=str(log),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import tensorflow as tf
 from tfx import v1 as tfx
 from tfx.types.standard_artifacts import Model, ModelBlessing
@@ -20,6 +18,7 @@ from tfrz.zoo.run_config import RunConfig, run_config_to_mapping
 from tfrz.zoo.search_space import check_search
 from tfrz.zoo.teacher import with_teacher
 from tfx_pipelines.components.blessing import LatestPassedModelStrategy
+from tfx_pipelines.components.evaluator import Evaluator
 from tfx_pipelines.components.example_gen import (
     HistoryExampleGen,
     ListExampleGen,
@@ -178,7 +177,7 @@ def create_pipeline(
         stages = registry.resolve(entry.stages)(config, data, features, reader, places)
         model, more = stages.after_training(model)
         components += more
-    evaluator = tfx.components.Evaluator(
+    evaluator = Evaluator(
         examples=examples,
         model=model,
         baseline_model=resolver.outputs["model"],
@@ -218,8 +217,3 @@ def create_pipeline(
         ),
         beam_pipeline_args=_beam_args(config),
     )
-
-
-def describe(config: RunConfig) -> str:
-    """The configuration as one line of JSON, for logs."""
-    return json.dumps(run_config_to_mapping(config), sort_keys=True)

@@ -37,6 +37,7 @@ SETTINGS = (
     "trainer.ema_decay=null",
     "evaluator.slices=[[group]]",
     "evaluator.min_auc=0.6",
+    "evaluator.min_slice_auc=0.2",
     "export.warmup_examples=2",
     # Enough rows that the AUC of the slice without a signal cannot be good by chance.
     "data.validation_fraction=0.3",
@@ -44,18 +45,20 @@ SETTINGS = (
 
 
 def _write(path: Path, rows: int, items: int, seed: int) -> None:
-    """Clicks that depend on item and price in group a, and on nothing in group b."""
+    """Clicks that depend on item and price in group a, on nothing in group b; none in group c."""
     rng = np.random.default_rng(seed)
     effect = np.random.default_rng(99).normal(0, 2.0, 200)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["user", "item", "group", "tags", "price", "clicked"])
-        for _ in range(rows):
+        for row in range(rows):
             item, price = int(rng.integers(items)), float(rng.exponential(5.0))
             group = "b" if rng.random() < 0.25 else "a"
             logit = effect[item] + 0.8 * (np.log1p(price) - 1.5) if group == "a" else 0.0
             tags = "|".join(f"t{t}" for t in rng.integers(0, 5, rng.integers(0, 3)))
             clicked = int(rng.random() < 1 / (1 + np.exp(-logit)))
+            if row % 50 == 0:
+                group, clicked = "c", 0
             user = f"u{rng.integers(30)}" if rng.random() > 0.05 else ""
             writer.writerow([user, item, group, tags, f"{price:.3f}", clicked])
 
@@ -95,7 +98,10 @@ def test_every_component_runs_and_the_model_is_pushed(place, first):
     assert first.blessed, first.refusals
     assert first.refusals == []
     assert first.metrics["auc"] > 0.65
-    assert set(first.slices) == {"group=a", "group=b"}
+    assert set(first.slices) == {"group=a", "group=b", "group=c"}
+    # A slice without a click has no AUC: it blocks no push, and is named.
+    assert first.undefined == ["auc on group=c: all labels are equal"]
+    assert np.isnan(first.slices["group=c"]["auc"])
     assert first.slices["group=a"]["auc"] > first.slices["group=b"]["auc"] + 0.1
     version = Path(first.pushed)
     assert version.name.isdigit()

@@ -17,7 +17,8 @@ from tfrz.errors import InputError
 from tfrz.metrics.off_policy import Estimate
 from tfrz.metrics.ranking import ndcg_at, recall_at
 from tfrz.zoo import registry
-from tfrz.zoo.run_config import PolicyEvaluatorConfig, load_run_config, run_config_to_mapping
+from tfrz.zoo.run_config import PolicyEvaluatorConfig, load_run_config
+from tfx_pipelines.configs import config_to_json
 from tfx_pipelines.local_runner import open_checked, run_pipeline
 
 blessing_module = lazy("tfx_pipelines.components.blessing")
@@ -358,14 +359,12 @@ def _check(first, folder: Path, *settings, log=None, blessed_before: bool = True
     earlier = _made("ModelBlessing", folder / "earlier")
     earlier.set_int_custom_property("blessed", int(blessed_before))
     blessing = _made("ModelBlessing", folder / "blessing")
-    off_policy.OffPolicyCheckExecutor().Do(
-        {
-            "model": [_made("Model", _artifact(first, "Trainer", "model"))],
-            "examples": [examples],
-            "earlier": [earlier],
-        },
-        {"blessing": [blessing]},
-        {"run_config": json.dumps(run_config_to_mapping(config))},
+    off_policy.OffPolicyCheck.test_call(
+        model=_made("Model", _artifact(first, "Trainer", "model")),
+        examples=examples,
+        earlier=earlier,
+        blessing=blessing,
+        run_config=config_to_json(config),
     )
     return blessing, json.loads((Path(blessing.uri) / "check.json").read_text())
 
@@ -494,7 +493,7 @@ def test_an_earlier_refusal_stays_one_whatever_later_checks_say(tmp_path):
     chain = [evaluated]
     for number, reason in enumerate((None, "too far", None)):
         blessing = _made("ModelBlessing", tmp_path / str(number))
-        passed = blessing_module.bless([blessing], model, [chain[-1]], reason, {"value": number})
+        passed = blessing_module.bless(blessing, model, chain[-1], reason, {"value": number})
         assert passed == (number == 0)
         chain.append(blessing)
     verdicts = [_verdict(blessing) for blessing in chain[1:]]

@@ -16,7 +16,8 @@ from tfrz.data.histories.spec import HistorySpec
 from tfrz.errors import InputError
 from tfrz.metrics.ranking import ndcg_at, recall_at
 from tfrz.zoo import registry
-from tfrz.zoo.run_config import load_run_config, run_config_to_mapping
+from tfrz.zoo.run_config import load_run_config
+from tfx_pipelines.configs import config_to_json
 from tfx_pipelines.local_runner import open_checked, run_pipeline
 
 SPARE = 25
@@ -236,15 +237,19 @@ class _Parts:
 
         self._first, self._folder, self._types = first, folder, standard_artifacts
         config = load_run_config("multi_interest", "file", [*PIPELINE, *settings])
-        self._config = {"run_config": json.dumps(run_config_to_mapping(config))}
+        self._config = config_to_json(config)
         trained = self._made("Model", _artifact(first, "Trainer", "model"))
         place = _artifact(first, "CandidateGen", "candidates")
         self._candidates = index.Candidates()
         self._candidates.uri = str(place)
         self._index = index
         self.model = self._made("Model", folder / "built")
-        inputs = {"trained": [trained], "candidates": [self._candidates]}
-        index.IndexBuilderExecutor().Do(inputs, {"model": [self.model]}, self._config)
+        index.IndexBuilder.test_call(
+            trained=trained,
+            model=self.model,
+            run_config=self._config,
+            candidates=self._candidates,
+        )
 
     def _made(self, kind: str, uri: Path):
         artifact = getattr(self._types, kind)()
@@ -265,14 +270,14 @@ class _Parts:
         earlier = self._made("ModelBlessing", self._folder / "earlier")
         earlier.set_int_custom_property("blessed", int(blessed_before))
         blessing = self._made("ModelBlessing", self._folder / "blessing")
-        inputs = {
-            "model": [self.model],
-            "examples": [given],
-            "earlier": [earlier],
-            "candidates": [self._candidates],
-        }
-        outputs = {"blessing": [blessing]}
-        self._index.IndexCheckExecutor().Do(inputs, outputs, self._config)
+        self._index.IndexCheck.test_call(
+            model=self.model,
+            examples=given,
+            earlier=earlier,
+            blessing=blessing,
+            run_config=self._config,
+            candidates=self._candidates,
+        )
         return blessing, json.loads((Path(blessing.uri) / "check.json").read_text())
 
     def push(self, blessing) -> Path | None:

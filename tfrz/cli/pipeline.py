@@ -101,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
             f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()
         )
         print(f"{name}: {values}")
+    for undefined in result.undefined:
+        print(f"undefined: {undefined}, so no bound applies")
     print(f"\n{result.seconds:.0f} s in all; log: {result.log}")
     if result.pushed:
         print(f"pushed: {result.pushed}")

@@ -1,1 +1,1 @@
-"""Components that TFX does not have."""
+"""Components that TFX does not provide."""

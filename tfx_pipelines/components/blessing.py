@@ -1,7 +1,7 @@
-"""Blessings of checks that the Evaluator's thresholds cannot express.
+"""Blessings from checks that the Evaluator's thresholds cannot express.
 
-A check takes the blessing so far and gives the next: the Pusher sees the last, and one refusal is
-enough.
+Every check takes the blessing so far and writes the next one with `bless`. The Pusher reads the
+last one, so a single refusal stops a push.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
 from tfx.components.evaluator import constants
 from tfx.components.util import model_utils
 from tfx.dsl.input_resolution.strategies.latest_blessed_model_strategy import (
     LatestBlessedModelStrategy,
 )
-from tfx.types import artifact_utils, standard_artifacts
+from tfx.types import Artifact, artifact_utils
+from tfx.types.standard_artifacts import Examples, Model, ModelBlessing
 
 from tfrz.files import atomic_write
 
@@ -23,59 +25,72 @@ REPORT = "check.json"
 
 
 class LatestPassedModelStrategy(LatestBlessedModelStrategy):
-    """The latest model whose last blessing is one: no check after the Evaluator refused it."""
+    """The latest model that passed the Evaluator and every later check."""
 
     def resolve_artifacts(
-        self, store: Any, input_dict: dict[str, list[Any]]
-    ) -> dict[str, list[Any]] | None:
+        self, store: Any, input_dict: dict[str, list[Artifact]]
+    ) -> dict[str, list[Artifact]] | None:
         """See the base class."""
-        last: dict[int, Any] = {}
+        last: dict[int, Artifact] = {}
         kept = dict(input_dict)
         for name, artifacts in input_dict.items():
-            if artifacts and isinstance(artifacts[0], standard_artifacts.ModelBlessing):
-                for blessing in sorted(artifacts, key=lambda a: a.id):
+            if artifacts and isinstance(artifacts[0], ModelBlessing):
+                for blessing in sorted(artifacts, key=lambda a: int(a.id)):
                     model = blessing.get_int_custom_property(
                         constants.ARTIFACT_PROPERTY_CURRENT_MODEL_ID_KEY
                     )
                     last[model] = blessing
                 kept[name] = list(last.values())
-        return super().resolve_artifacts(store, kept)
+        resolved: dict[str, list[Artifact]] | None = super().resolve_artifacts(store, kept)
+        return resolved
 
 
-def bless(
-    blessings: list[Any],
-    model: Any,
-    earlier: list[Any],
-    reason: str | None,
-    measured: dict[str, Any],
-) -> bool:
-    """Writes a check's blessing.
+def eval_records(examples: Examples) -> tf.data.Dataset:
+    """The serialized examples of the split `eval`."""
+    folder = artifact_utils.get_split_uri([examples], "eval")
+    files = sorted(str(path) for path in Path(folder).glob("*"))
+    return tf.data.TFRecordDataset(files, compression_type="GZIP")
 
-    Args:
-      blessings: the output, one artifact.
-      model: the artifact that was checked.
-      earlier: the blessing so far, one artifact.
-      reason: why the model is refused; None if it is not.
-      measured: what was found, for `check.json` beside the blessing.
 
-    Returns:
-      Whether the model is blessed: by this check and by those before it.
-    """
-    blessing = artifact_utils.get_single_instance(blessings)
-    before = model_utils.is_model_blessed(artifact_utils.get_single_instance(earlier))
-    blessed = before and reason is None
-    name = constants.BLESSED_FILE_NAME if blessed else constants.NOT_BLESSED_FILE_NAME
+def set_blessed(blessing: ModelBlessing, blessed: bool) -> None:
+    """Marks a blessing as the Evaluator does: a property, and an empty file beside it."""
     folder = Path(blessing.uri)
     folder.mkdir(parents=True, exist_ok=True)
-    report = {"passed": reason is None, "refused_before": not before, **measured}
-    if reason is not None:
-        report["reason"] = reason
-    atomic_write(folder / REPORT, json.dumps(report, indent=1) + "\n")
-    (folder / name).write_text("")
+    names = (constants.NOT_BLESSED_FILE_NAME, constants.BLESSED_FILE_NAME)
+    (folder / names[not blessed]).unlink(missing_ok=True)
+    (folder / names[blessed]).write_text("")
     blessing.set_int_custom_property(
         constants.ARTIFACT_PROPERTY_BLESSED_KEY,
         constants.BLESSED_VALUE if blessed else constants.NOT_BLESSED_VALUE,
     )
+
+
+def bless(
+    blessing: ModelBlessing,
+    model: Model,
+    earlier: ModelBlessing,
+    reason: str | None,
+    measured: dict[str, Any],
+) -> bool:
+    """Writes the blessing of a check.
+
+    Args:
+      blessing: the check's output.
+      model: the model that was checked.
+      earlier: the blessing so far.
+      reason: why the model is refused; None if it is not.
+      measured: the check's measurements, for `check.json` beside the blessing.
+
+    Returns:
+      Whether the model is blessed, by this check and by those before it.
+    """
+    before = bool(model_utils.is_model_blessed(earlier))
+    blessed = before and reason is None
+    report = {"passed": reason is None, "refused_before": not before, **measured}
+    if reason is not None:
+        report["reason"] = reason
+    set_blessed(blessing, blessed)
+    atomic_write(Path(blessing.uri) / REPORT, json.dumps(report, indent=1) + "\n")
     blessing.set_string_custom_property(
         constants.ARTIFACT_PROPERTY_CURRENT_MODEL_URI_KEY, model.uri
     )

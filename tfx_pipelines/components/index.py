@@ -1,281 +1,150 @@
-"""The index as part of the pipeline: built from the catalogue, evaluated like any model, checked.
+"""The index: built from the catalogue, evaluated with its model, checked.
 
-The trained model brings three signatures, `encode`, `encode_examples` and `encode_items`; an index
-of any catalogue can be made from them without training anew. What is evaluated and pushed is the
-model with its index.
+The trained model has three signatures, `encode`, `encode_examples` and `encode_items`; they allow
+an index of any catalogue without another training. The model with its index is evaluated and
+pushed.
 """
 
-from __future__ import annotations
+# TFX reads a component's annotations at run time: `from __future__ import annotations` breaks it.
 
+import functools
 import json
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
-import tensorflow as tf
-from tfx import types
-from tfx.dsl.components.base import base_component, base_executor, executor_spec
-from tfx.types import artifact_utils, component_spec, standard_artifacts
+from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
+from tfx.dsl.component.experimental.decorators import component
+from tfx.dsl.components.base.base_node import BaseNode
+from tfx.types import Artifact, BaseChannel
+from tfx.types.standard_artifacts import Examples, Model, ModelBlessing
 from tfx.utils import path_utils
 
 from tfrz.data.histories.catalogue import Catalogue
 from tfrz.data.histories.readers import InteractionReader
 from tfrz.data.records import open_source
-from tfrz.data.sources.reader import Reader
 from tfrz.export.indexed_model import IndexedModel, exact_answers, export_indexed
-from tfrz.zoo.run_config import RunConfig, run_config_from_mapping, run_config_to_mapping
-from tfx_pipelines.components.blessing import bless
-from tfx_pipelines.configs import Places
+from tfx_pipelines.components.blessing import bless, eval_records
+from tfx_pipelines.components.stages import Stages
+from tfx_pipelines.configs import config_from_json, config_to_json
 
 _FILE = "catalogue.parquet"
 
 
-class Candidates(types.Artifact):
-    """A catalogue: Parquet with a row per item; see `tfrz.data.histories.catalogue.Catalogue`."""
+class Candidates(Artifact):
+    """A catalogue: Parquet with one row per item, written by `tfrz.data.histories.catalogue.Catalogue`."""
 
-    TYPE_NAME = "tfrz.Candidates"  # Kubeflow wants a namespace.
-
-
-class CandidateGenSpec(component_spec.ComponentSpec):
-    """What `CandidateGen` takes and gives."""
-
-    PARAMETERS: ClassVar = {"query": component_spec.ExecutionParameter(type=str)}
-    INPUTS: ClassVar = {}
-    OUTPUTS: ClassVar = {"candidates": component_spec.ChannelParameter(type=Candidates)}
+    TYPE_NAME = "tfrz.Candidates"  # Kubeflow requires a namespace.
 
 
-class CandidateGenExecutor(base_executor.BaseExecutor):
-    """Reads the catalogue of a source, and refuses one with an item twice."""
-
-    def Do(
-        self,
-        input_dict: dict[str, list[Any]],
-        output_dict: dict[str, list[Any]],
-        exec_properties: dict[str, Any],
-    ) -> None:
-        """See the base class."""
-        query = json.loads(exec_properties["query"])
-        reader = open_source(query["data"], query["features"], "history", **query["options"])
-        assert isinstance(reader, InteractionReader)
-        spec, table = reader.feature_spec().candidates, reader.candidates()
-        assert spec is not None
-        assert table is not None
-        (output,) = output_dict["candidates"]
-        Path(output.uri).mkdir(parents=True, exist_ok=True)
-        Catalogue(spec, table).write(Path(output.uri) / _FILE)
-
-
-class CandidateGen(base_component.BaseComponent):
-    """The catalogue of a source as an artifact of its own.
+@component
+def CandidateGen(query: Parameter[str], candidates: OutputArtifact[Candidates]) -> None:
+    """Reads the catalogue of a source, and refuses a catalogue that lists an item twice.
 
     Args:
-      data: as `--data` of the command line.
-      features: spec of a file of the user's own.
-      reader: what `data` opens.
-      options: of the reader.
+      query: JSON of `Stages.source`.
+      candidates: the output.
     """
-
-    SPEC_CLASS = CandidateGenSpec
-    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(CandidateGenExecutor)
-
-    def __init__(
-        self, data: str, features: str | None, reader: Reader, options: dict[str, Any]
-    ) -> None:
-        query = {
-            "data": data,
-            "features": features,
-            "options": options,
-            # So that TFX's cache knows a changed file from an unchanged one.
-            "fingerprint": reader.fingerprint(),
-        }
-        super().__init__(
-            CandidateGenSpec(
-                query=json.dumps(query, sort_keys=True),
-                candidates=types.Channel(type=Candidates),
-            )
-        )
+    source = json.loads(query)
+    reader = open_source(source["data"], source["features"], "history", **source["options"])
+    assert isinstance(reader, InteractionReader)
+    spec, table = reader.feature_spec().candidates, reader.candidates()
+    assert spec is not None
+    assert table is not None
+    Path(candidates.uri).mkdir(parents=True, exist_ok=True)
+    Catalogue(spec, table).write(Path(candidates.uri) / _FILE)
 
 
-def _catalogue(input_dict: dict[str, list[Any]], trained: IndexedModel) -> Catalogue:
-    """The catalogue that was given, or the vocabulary of the model."""
-    if input_dict.get("candidates"):
-        uri = artifact_utils.get_single_uri(input_dict["candidates"])
-        return Catalogue.read(Path(uri) / _FILE)
+def _catalogue(candidates: Candidates | None, trained: IndexedModel) -> Catalogue:
+    """The given catalogue, or the model's vocabulary."""
+    if candidates is not None:
+        return Catalogue.read(Path(candidates.uri) / _FILE)
     return Catalogue.of_items([item.encode() for item in trained.vocabulary])
 
 
-class IndexBuilderSpec(component_spec.ComponentSpec):
-    """What `IndexBuilder` takes and gives."""
-
-    PARAMETERS: ClassVar = {"run_config": component_spec.ExecutionParameter(type=str)}
-    INPUTS: ClassVar = {
-        "trained": component_spec.ChannelParameter(type=standard_artifacts.Model),
-        "candidates": component_spec.ChannelParameter(type=Candidates, optional=True),
-    }
-    OUTPUTS: ClassVar = {"model": component_spec.ChannelParameter(type=standard_artifacts.Model)}
-
-
-class IndexBuilderExecutor(base_executor.BaseExecutor):
-    """Encodes the items of the catalogue and writes the model with their index."""
-
-    def Do(
-        self,
-        input_dict: dict[str, list[Any]],
-        output_dict: dict[str, list[Any]],
-        exec_properties: dict[str, Any],
-    ) -> None:
-        """See the base class."""
-        config = run_config_from_mapping(json.loads(exec_properties["run_config"]))
-        (source,), (target,) = input_dict["trained"], output_dict["model"]
-        trained = IndexedModel(path_utils.serving_model_path(source.uri))
-        catalogue = _catalogue(input_dict, trained)
-        export_indexed(trained, catalogue, config, path_utils.serving_model_dir(target.uri))
-
-
-class IndexBuilder(base_component.BaseComponent):
-    """A model that recommends from an index of a catalogue.
+@component
+def IndexBuilder(
+    trained: InputArtifact[Model],
+    model: OutputArtifact[Model],
+    run_config: Parameter[str],
+    candidates: InputArtifact[Candidates] = None,
+) -> None:
+    """Encodes the items of the catalogue and writes the model with their index.
 
     Args:
       trained: the Trainer's model.
-      config: says which index, and how many items an answer lists.
-      candidates: the catalogue; the model's vocabulary if left out.
+      model: the output.
+      run_config: the run's configuration as JSON; it names the index and the length of an answer.
+      candidates: the catalogue; the model's vocabulary if omitted.
     """
-
-    SPEC_CLASS = IndexBuilderSpec
-    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(IndexBuilderExecutor)
-
-    def __init__(
-        self,
-        trained: types.BaseChannel,
-        config: RunConfig,
-        candidates: types.BaseChannel | None = None,
-    ) -> None:
-        super().__init__(
-            IndexBuilderSpec(
-                trained=trained,
-                candidates=candidates,
-                run_config=json.dumps(run_config_to_mapping(config), sort_keys=True),
-                model=types.Channel(type=standard_artifacts.Model),
-            )
-        )
+    indexed = IndexedModel(path_utils.serving_model_path(trained.uri))
+    catalogue, config = _catalogue(candidates, indexed), config_from_json(run_config)
+    export_indexed(indexed, catalogue, config, path_utils.serving_model_dir(model.uri))
 
 
-class IndexCheckSpec(component_spec.ComponentSpec):
-    """What `IndexCheck` takes and gives."""
-
-    PARAMETERS: ClassVar = {"run_config": component_spec.ExecutionParameter(type=str)}
-    INPUTS: ClassVar = {
-        "model": component_spec.ChannelParameter(type=standard_artifacts.Model),
-        "examples": component_spec.ChannelParameter(type=standard_artifacts.Examples),
-        "earlier": component_spec.ChannelParameter(type=standard_artifacts.ModelBlessing),
-        "candidates": component_spec.ChannelParameter(type=Candidates, optional=True),
-    }
-    OUTPUTS: ClassVar = {
-        "blessing": component_spec.ChannelParameter(type=standard_artifacts.ModelBlessing)
-    }
-
-
-class IndexCheckExecutor(base_executor.BaseExecutor):
-    """Measures what share of the exact answers the index finds."""
-
-    def Do(
-        self,
-        input_dict: dict[str, list[Any]],
-        output_dict: dict[str, list[Any]],
-        exec_properties: dict[str, Any],
-    ) -> None:
-        """See the base class."""
-        config = run_config_from_mapping(json.loads(exec_properties["run_config"]))
-        wanted = config.export.index
-        (source,) = input_dict["model"]
-        model = IndexedModel(path_utils.serving_model_path(source.uri))
-        catalogue = _catalogue(input_dict, model)
-        folder = artifact_utils.get_split_uri(input_dict["examples"], "eval")
-        files = sorted(str(path) for path in Path(folder).glob("*"))
-        records = tf.data.TFRecordDataset(files, compression_type="GZIP")
-        examples = [r.numpy() for r in records.take(wanted.check_queries)]
-        found, exact = exact_answers(model, catalogue, config, examples)
-        # Where everything was seen there is nothing to find.
-        asked = [(a, b) for a, b in zip(found, exact, strict=True) if b]
-        shares = [len(set(a) & set(b)) / len(b) for a, b in asked]
-        recall = float(np.mean(shares)) if shares else 1.0
-        reason = None
-        if recall < wanted.min_recall:
-            reason = (
-                f"the index finds {recall:.4f} of the exact answers, "
-                f"export.index.min_recall is {wanted.min_recall}"
-            )
-        bless(
-            output_dict["blessing"],
-            source,
-            input_dict["earlier"],
-            reason,
-            {"recall": recall, "queries": len(asked), "kind": wanted.kind},
-        )
-
-
-class IndexCheck(base_component.BaseComponent):
-    """Blesses a model that was blessed so far if its index finds what an exact search finds.
+@component
+def IndexCheck(
+    model: InputArtifact[Model],
+    examples: InputArtifact[Examples],
+    earlier: InputArtifact[ModelBlessing],
+    blessing: OutputArtifact[ModelBlessing],
+    run_config: Parameter[str],
+    candidates: InputArtifact[Candidates] = None,
+) -> None:
+    """Blesses a model if its index finds a large enough share of the exact answers.
 
     Args:
-      model: with its index.
-      examples: raw examples; those of the split `eval` are asked.
+      model: the model with its index.
+      examples: raw examples; those of the split `eval` are the requests.
       earlier: the blessing so far.
-      config: says how much must be found.
-      candidates: the catalogue that is indexed; the model's vocabulary if left out.
+      blessing: the output.
+      run_config: the run's configuration as JSON; its `export.index.min_recall` is the bound.
+      candidates: the indexed catalogue; the model's vocabulary if omitted.
     """
-
-    SPEC_CLASS = IndexCheckSpec
-    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(IndexCheckExecutor)
-
-    def __init__(
-        self,
-        model: types.BaseChannel,
-        examples: types.BaseChannel,
-        earlier: types.BaseChannel,
-        config: RunConfig,
-        candidates: types.BaseChannel | None = None,
-    ) -> None:
-        super().__init__(
-            IndexCheckSpec(
-                model=model,
-                examples=examples,
-                earlier=earlier,
-                candidates=candidates,
-                run_config=json.dumps(run_config_to_mapping(config), sort_keys=True),
-                blessing=types.Channel(type=standard_artifacts.ModelBlessing),
-            )
+    config = config_from_json(run_config)
+    wanted = config.export.index
+    indexed = IndexedModel(path_utils.serving_model_path(model.uri))
+    requests = [r.numpy() for r in eval_records(examples).take(wanted.check_queries)]
+    found, exact = exact_answers(indexed, _catalogue(candidates, indexed), config, requests)
+    # A request has no exact answer if its user has seen every item.
+    asked = [(a, b) for a, b in zip(found, exact, strict=True) if b]
+    shares = [len(set(a) & set(b)) / len(b) for a, b in asked]
+    recall = float(np.mean(shares)) if shares else 1.0
+    reason = None
+    if recall < wanted.min_recall:
+        reason = (
+            f"the index finds {recall:.4f} of the exact answers, "
+            f"export.index.min_recall is {wanted.min_recall}"
         )
+    measured = {"recall": recall, "queries": len(asked), "kind": wanted.kind}
+    bless(blessing, model, earlier, reason, measured)
 
 
-class IndexStages:
-    """What a pipeline of retrieval has beyond the others': the catalogue, the index, its check.
+class IndexStages(Stages):
+    """Adds the catalogue, the index and its check."""
 
-    Args:
-      config: the run's configuration.
-      data: as `--data` of the command line.
-      features: spec of a file of the user's own.
-      reader: what `data` opens.
-      places: where things go.
-    """
+    @functools.cached_property
+    def _generator(self) -> BaseNode | None:
+        assert isinstance(self.reader, InteractionReader)
+        if self.reader.feature_spec().candidates is None:
+            return None
+        return CandidateGen(query=json.dumps(self.source(), sort_keys=True))
 
-    def __init__(
-        self, config: RunConfig, data: str, features: str | None, reader: Any, places: Places
-    ) -> None:
-        del places
-        self._config = config
-        self._candidates: Any = None
-        if reader.feature_spec().candidates is not None:
-            self._generator = CandidateGen(data, features, reader, config.data.options)
-            self._candidates = self._generator.outputs["candidates"]
+    def _given(self) -> dict[str, BaseChannel | str]:
+        """Arguments of both the builder and the check."""
+        given: dict[str, BaseChannel | str] = {"run_config": config_to_json(self.config)}
+        if self._generator is not None:
+            given["candidates"] = self._generator.outputs["candidates"]
+        return given
 
-    def after_training(self, model: Any) -> tuple[Any, list[Any]]:
-        """The model to evaluate and push, and the components that make it."""
-        builder = IndexBuilder(model, self._config, self._candidates)
-        first = [] if self._candidates is None else [self._generator]
+    def after_training(self, model: BaseChannel) -> tuple[BaseChannel, list[BaseNode]]:
+        """See the base class."""
+        builder = IndexBuilder(trained=model, **self._given())
+        first = [] if self._generator is None else [self._generator]
         return builder.outputs["model"], [*first, builder]
 
-    def after_evaluation(self, model: Any, examples: Any, blessing: Any) -> tuple[Any, list[Any]]:
-        """The blessing that the Pusher needs, and the components that give it."""
-        check = IndexCheck(model, examples, blessing, self._config, self._candidates)
+    def after_evaluation(
+        self, model: BaseChannel, examples: BaseChannel, blessing: BaseChannel
+    ) -> tuple[BaseChannel, list[BaseNode]]:
+        """See the base class."""
+        check = IndexCheck(model=model, examples=examples, earlier=blessing, **self._given())
         return check.outputs["blessing"], [check]

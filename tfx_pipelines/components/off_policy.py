@@ -1,38 +1,32 @@
-"""Off-policy evaluation in the pipeline: a policy that is not safely better is not pushed."""
+"""Off-policy evaluation: a policy is pushed only if the log shows that it is better."""
 
-from __future__ import annotations
-
-import json
-from pathlib import Path
-from typing import Any, ClassVar
+# TFX reads a component's annotations at run time: `from __future__ import annotations` breaks it.
 
 import numpy as np
 import tensorflow as tf
-from tfx import types
-from tfx.dsl.components.base import base_component, base_executor, executor_spec
-from tfx.types import artifact_utils, component_spec, standard_artifacts
+from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
+from tfx.dsl.component.experimental.decorators import component
+from tfx.dsl.components.base.base_node import BaseNode
+from tfx.types import BaseChannel
+from tfx.types.standard_artifacts import Examples, Model, ModelBlessing
 from tfx.utils import path_utils
 
 from tfrz.metrics.off_policy import Estimate, inverse_propensity, self_normalized
-from tfrz.zoo.run_config import (
-    PolicyEvaluatorConfig,
-    RunConfig,
-    run_config_from_mapping,
-    run_config_to_mapping,
-)
-from tfx_pipelines.components.blessing import bless
-from tfx_pipelines.configs import Places
+from tfrz.zoo.run_config import PolicyEvaluatorConfig
+from tfx_pipelines.components.blessing import bless, eval_records
+from tfx_pipelines.components.stages import Stages
+from tfx_pipelines.configs import config_from_json, config_to_json
 
-_EXAMPLES_AT_ONCE = 1024
+_BATCH_SIZE = 1024
 
 
 def refusal(estimate: Estimate, logged_reward: float, config: PolicyEvaluatorConfig) -> str | None:
-    """Why a policy is not to be pushed; None if it may be.
+    """Why a policy must not be pushed; None if it may be.
 
     Args:
-      estimate: of its value.
-      logged_reward: mean reward of the logged actions: the value of the logger.
-      config: what is wanted.
+      estimate: the policy's estimated value.
+      logged_reward: mean reward of the logged actions, the value of the logging policy.
+      config: the bounds.
     """
     size = estimate.effective_sample_size
     if size < config.min_effective_sample_size:
@@ -50,117 +44,57 @@ def refusal(estimate: Estimate, logged_reward: float, config: PolicyEvaluatorCon
     return None
 
 
-class OffPolicyCheckSpec(component_spec.ComponentSpec):
-    """What `OffPolicyCheck` takes and gives."""
-
-    PARAMETERS: ClassVar = {"run_config": component_spec.ExecutionParameter(type=str)}
-    INPUTS: ClassVar = {
-        "model": component_spec.ChannelParameter(type=standard_artifacts.Model),
-        "examples": component_spec.ChannelParameter(type=standard_artifacts.Examples),
-        "earlier": component_spec.ChannelParameter(type=standard_artifacts.ModelBlessing),
-    }
-    OUTPUTS: ClassVar = {
-        "blessing": component_spec.ChannelParameter(type=standard_artifacts.ModelBlessing)
-    }
-
-
-class OffPolicyCheckExecutor(base_executor.BaseExecutor):
-    """Estimates the value of the exported policy from the log of the evaluation set."""
-
-    def Do(
-        self,
-        input_dict: dict[str, list[Any]],
-        output_dict: dict[str, list[Any]],
-        exec_properties: dict[str, Any],
-    ) -> None:
-        """See the base class."""
-        config = run_config_from_mapping(json.loads(exec_properties["run_config"]))
-        wanted = config.evaluator
-        (source,) = input_dict["model"]
-        judge = tf.saved_model.load(path_utils.serving_model_path(source.uri)).signatures[
-            "judge_log"
-        ]
-        folder = artifact_utils.get_split_uri(input_dict["examples"], "eval")
-        files = sorted(str(path) for path in Path(folder).glob("*"))
-        records = tf.data.TFRecordDataset(files, compression_type="GZIP")
-        parts = [judge(examples=batch) for batch in records.batch(_EXAMPLES_AT_ONCE)]
-        policy, logged, reward = (
-            np.concatenate([part[name].numpy() for part in parts]).astype(np.float64)
-            for name in ("policy", "logged", "reward")
-        )
-        estimator = {"self_normalized": self_normalized, "inverse_propensity": inverse_propensity}
-        estimate = estimator[wanted.estimator](reward, policy, logged, cap=wanted.cap)
-        earned = float(reward.mean())
-        bless(
-            output_dict["blessing"],
-            source,
-            input_dict["earlier"],
-            refusal(estimate, earned, wanted),
-            {
-                "estimator": wanted.estimator,
-                "value": estimate.value,
-                "low": estimate.low,
-                "high": estimate.high,
-                "effective_sample_size": estimate.effective_sample_size,
-                "logged_reward": earned,
-                "examples": len(reward),
-            },
-        )
-
-
-class OffPolicyCheck(base_component.BaseComponent):
-    """Blesses a policy that was blessed so far if the log says that it is better than the logger.
+@component
+def OffPolicyCheck(
+    model: InputArtifact[Model],
+    examples: InputArtifact[Examples],
+    earlier: InputArtifact[ModelBlessing],
+    blessing: OutputArtifact[ModelBlessing],
+    run_config: Parameter[str],
+) -> None:
+    """Blesses a policy if the log shows that it is better than the logging policy.
 
     Args:
-      model: with the signature `judge_log`.
-      examples: raw examples; those of the split `eval` are the log.
+      model: the policy, with the signature `judge_log`.
+      examples: raw examples; the split `eval` is the log.
       earlier: the blessing so far.
-      config: says what is wanted (`evaluator`).
+      blessing: the output.
+      run_config: the run's configuration as JSON; its section `evaluator` holds the bounds.
     """
+    wanted = config_from_json(run_config).evaluator
+    signatures = tf.saved_model.load(path_utils.serving_model_path(model.uri)).signatures
+    records = eval_records(examples).batch(_BATCH_SIZE)
+    parts = [signatures["judge_log"](examples=batch) for batch in records]
+    policy, logged, reward = (
+        np.concatenate([part[name].numpy() for part in parts]).astype(np.float64)
+        for name in ("policy", "logged", "reward")
+    )
+    estimator = {"self_normalized": self_normalized, "inverse_propensity": inverse_propensity}
+    estimate = estimator[wanted.estimator](reward, policy, logged, cap=wanted.cap)
+    earned = float(reward.mean())
+    measured = {
+        "estimator": wanted.estimator,
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "effective_sample_size": estimate.effective_sample_size,
+        "logged_reward": earned,
+        "examples": len(reward),
+    }
+    bless(blessing, model, earlier, refusal(estimate, earned, wanted), measured)
 
-    SPEC_CLASS = OffPolicyCheckSpec
-    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(OffPolicyCheckExecutor)
 
-    def __init__(
-        self,
-        model: types.BaseChannel,
-        examples: types.BaseChannel,
-        earlier: types.BaseChannel,
-        config: RunConfig,
-    ) -> None:
-        super().__init__(
-            OffPolicyCheckSpec(
-                model=model,
-                examples=examples,
-                earlier=earlier,
-                run_config=json.dumps(run_config_to_mapping(config), sort_keys=True),
-                blessing=types.Channel(type=standard_artifacts.ModelBlessing),
-            )
+class OffPolicyStages(Stages):
+    """Adds the check of a policy's value."""
+
+    def after_evaluation(
+        self, model: BaseChannel, examples: BaseChannel, blessing: BaseChannel
+    ) -> tuple[BaseChannel, list[BaseNode]]:
+        """See the base class."""
+        check = OffPolicyCheck(
+            model=model,
+            examples=examples,
+            earlier=blessing,
+            run_config=config_to_json(self.config),
         )
-
-
-class OffPolicyStages:
-    """What a pipeline of policies has beyond the others': the check of their value.
-
-    Args:
-      config: the run's configuration.
-      data: as `--data` of the command line.
-      features: spec of a file of the user's own.
-      reader: what `data` opens.
-      places: where things go.
-    """
-
-    def __init__(
-        self, config: RunConfig, data: str, features: str | None, reader: Any, places: Places
-    ) -> None:
-        del data, features, reader, places
-        self._config = config
-
-    def after_training(self, model: Any) -> tuple[Any, list[Any]]:
-        """The model as it is."""
-        return model, []
-
-    def after_evaluation(self, model: Any, examples: Any, blessing: Any) -> tuple[Any, list[Any]]:
-        """The blessing that the Pusher needs, and the component that gives it."""
-        check = OffPolicyCheck(model, examples, blessing, self._config)
         return check.outputs["blessing"], [check]

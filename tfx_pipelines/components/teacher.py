@@ -1,7 +1,7 @@
-"""A teacher in the pipeline: an artifact with its origin, asked by TFX's BulkInferrer.
+"""The teacher of distillation in the pipeline: an artifact that records its origin.
 
-Another pipeline's latest blessed model is found in that pipeline's metadata; any other SavedModel
-is copied under the root, where artifacts are.
+The latest blessed model of another pipeline is found in that pipeline's metadata; any other
+SavedModel is copied under the root. TFX's BulkInferrer computes the scores of stored teachers.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import tensorflow_model_analysis as tfma
 from tfx import v1 as tfx
+from tfx.dsl.components.base.base_node import BaseNode
 from tfx.orchestration import metadata
-from tfx.types import artifact_utils
+from tfx.types import Artifact, BaseChannel, artifact_utils
 from tfx.types.standard_artifacts import Model, ModelBlessing
 from tfx.utils import path_utils
 
 from tfrz.config import require
 from tfrz.data.impressions.spec import FeatureSpec
+from tfrz.data.spec import Spec
 from tfrz.errors import InputError
 from tfrz.files import atomic_directory
 from tfrz.training.distillation import DistillConfig
@@ -33,11 +36,11 @@ COMPARISON = "ComparisonEvaluator"
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """A model artifact, and where it is from.
+    """A model artifact and its origin.
 
     Attributes:
-      uri: of the artifact; the SavedModel is in its folder for serving.
-      properties: custom properties of the imported artifact.
+      uri: the artifact's URI; the SavedModel is in its folder for serving.
+      properties: custom properties for the imported artifact.
     """
 
     uri: str
@@ -48,11 +51,11 @@ def latest_blessed(root: Path, pipeline: str | None = None) -> Origin:
     """The latest blessed model of another pipeline on this machine.
 
     Args:
-      root: of that pipeline's runs, with `metadata.sqlite`.
-      pipeline: its name, where the root has several.
+      root: root folder of that pipeline, with `metadata.sqlite`.
+      pipeline: its name, if the root has several.
 
     Raises:
-      InputError: nothing was blessed, or the root has several pipelines and none was named.
+      InputError: no model was blessed, or the root has several pipelines and none was named.
     """
     database = str(root / "metadata.sqlite")
     connection = tfx.orchestration.metadata.sqlite_metadata_connection_config(database)
@@ -66,7 +69,7 @@ def latest_blessed(root: Path, pipeline: str | None = None) -> Origin:
                 f"serves from, {root}/serving/MODEL"
             )
         name = pipeline if pipeline is not None else next(iter(known), "")
-        found: dict[str, list[Any]] = {}
+        found: dict[str, list[Artifact]] = {}
         for key, kind in (("model", Model), ("model_blessing", ModelBlessing)):
             stored = store.get_artifacts_by_context(known[name]) if name in known else []
             types = {t.id: t for t in store.get_artifact_types() if t.name == kind.TYPE_NAME}
@@ -77,7 +80,8 @@ def latest_blessed(root: Path, pipeline: str | None = None) -> Origin:
             ]
         resolved = LatestPassedModelStrategy().resolve_artifacts(store, found)
         if not resolved or not resolved["model"]:
-            raise InputError(f"distill.teacher: {root} has no blessed model{_of(pipeline)}")
+            whose = "" if pipeline is None else f" of the pipeline {pipeline}"
+            raise InputError(f"distill.teacher: {root} has no blessed model{whose}")
         model = resolved["model"][0]
         runs = [
             context.name
@@ -93,12 +97,8 @@ def latest_blessed(root: Path, pipeline: str | None = None) -> Origin:
     return Origin(model.uri, properties)
 
 
-def _of(pipeline: str | None) -> str:
-    return "" if pipeline is None else f" of the pipeline {pipeline}"
-
-
 def _staged(model: Path, places: Places) -> Origin:
-    """A SavedModel in the layout of a model artifact, under the root; copied once."""
+    """A copy of a SavedModel under the root, in the layout of a model artifact; copied once."""
     digest = hashlib.sha256()
     for path in sorted(p for p in model.rglob("*") if p.is_file()):
         digest.update(str(path.relative_to(model)).encode())
@@ -111,15 +111,15 @@ def _staged(model: Path, places: Places) -> Origin:
 
 
 def find_origin(distill: DistillConfig, places: Places, here: bool) -> Origin:
-    """The artifact of the teacher that a run names.
+    """The artifact of a run's teacher.
 
     Args:
-      distill: names it. For a cluster it is the URI of a model artifact, taken as it is.
-      places: of this run.
+      distill: names the teacher: for a cluster, the URI of a model artifact.
+      places: the folders of this run.
       here: whether the pipeline runs on this machine.
 
     Raises:
-      InputError: there is no such model, or none of the root's was blessed.
+      InputError: the model does not exist, or its pipeline has no blessed model.
     """
     assert distill.teacher is not None
     if not here:
@@ -134,11 +134,11 @@ def find_origin(distill: DistillConfig, places: Places, here: bool) -> Origin:
 
 
 class TeacherNodes:
-    """What a pipeline has of its teacher.
+    """The nodes that a teacher adds to a pipeline.
 
     Args:
-      config: of the run, with a teacher.
-      places: of the run.
+      config: the run's configuration, with a teacher.
+      places: the folders of the run.
       here: whether the pipeline runs on this machine.
     """
 
@@ -149,13 +149,13 @@ class TeacherNodes:
             source_uri=origin.uri, artifact_type=Model, custom_properties=origin.properties
         ).with_id("Teacher")
         self.model = self._importer.outputs["result"]
-        # Where it is, for the Tuner, which takes no model.
+        # For the Tuner, which takes no model artifact.
         self.saved_model = path_utils.serving_model_dir(origin.uri)
 
-    def ask(self, examples: Any, spec: Any) -> tuple[Any, list[Any]]:
-        """Examples that come with what the teacher says, and the nodes that make them.
+    def ask(self, examples: BaseChannel, spec: Spec) -> tuple[BaseChannel, list[BaseNode]]:
+        """Examples with the teacher's scores, and the nodes that make them.
 
-        Live teachers are asked by the Trainer: their examples stay as they are.
+        The Trainer runs live teachers itself: their examples stay unchanged.
         """
         if not isinstance(spec, FeatureSpec):
             return examples, [self._importer]
@@ -175,11 +175,11 @@ class TeacherNodes:
         )
         return inferrer.outputs["output_examples"], [self._importer, inferrer]
 
-    def base_model(self, spec: Any) -> Any:
-        """What the Trainer takes as its base model: a live teacher, or None.
+    def base_model(self, spec: Spec) -> BaseChannel | None:
+        """The base model for the Trainer: a live teacher, or None.
 
         Raises:
-          ConfigError: the place is wanted by a warm start.
+          ConfigError: a warm start needs the same input.
         """
         if isinstance(spec, FeatureSpec):
             return None
@@ -190,15 +190,17 @@ class TeacherNodes:
         )
         return self.model
 
-    def compare(self, trained: dict[str, Any], examples: Any, eval_config: Any) -> list[Any]:
-        """The same model without its teacher, and an evaluation of both; nothing if not wanted.
+    def compare(
+        self, trained: dict[str, Any], examples: BaseChannel, eval_config: tfma.EvalConfig
+    ) -> list[BaseNode]:
+        """The same model without its teacher, and an evaluation of both; nothing if switched off.
 
-        The evaluation has no thresholds: neither of the two is ever blessed by it.
+        The evaluation has no thresholds, so it blesses neither model.
 
         Args:
           trained: arguments of the Trainer.
-          examples: raw ones, with the split `eval`.
-          eval_config: of the student.
+          examples: raw examples with the split `eval`.
+          eval_config: the student's evaluation; its thresholds are removed.
         """
         if not self._config.distill.compare:
             return []

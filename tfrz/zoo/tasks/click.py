@@ -354,7 +354,11 @@ class ClickTask:
 
         # Not `threshold`: TFMA would hold every slice to the bound of all examples.
         everything = slices[:1]
-        auc = tfma.MetricConfig(class_name="AUC", config='"num_thresholds": 10000')
+        auc = tfma.MetricConfig(
+            class_name="AreaUnderCurve",
+            module="tfx_pipelines.modules.evaluation",
+            config='"num_thresholds": 10000',
+        )
         change = tfma.GenericChangeThreshold(
             direction=tfma.MetricDirection.HIGHER_IS_BETTER,
             absolute={"value": -wanted.max_auc_drop},

@@ -1,0 +1,62 @@
+"""The hook by which a model adds components of its own to the pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tfx.dsl.components.base.base_node import BaseNode
+from tfx.types import BaseChannel
+
+from tfrz.data.sources.reader import Reader
+from tfrz.zoo.run_config import RunConfig
+from tfx_pipelines.configs import Places
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """Components that a model adds after the Trainer and after the Evaluator; none by default.
+
+    The field `stages` of a model's row in the registry names a subclass.
+
+    Attributes:
+      config: the run's configuration.
+      data: as `--data` of the command line.
+      features: feature spec of a file of the user's own.
+      reader: the reader of `data`.
+      places: the folders of the pipeline.
+    """
+
+    config: RunConfig
+    data: str
+    features: str | None
+    reader: Reader
+    places: Places
+
+    def source(self) -> dict[str, object]:
+        """What `open_source` takes, with the fingerprint by which TFX's cache sees changes."""
+        return {
+            "data": self.data,
+            "features": self.features,
+            "options": self.config.data.options,
+            "fingerprint": self.reader.fingerprint(),
+        }
+
+    def after_training(self, model: BaseChannel) -> tuple[BaseChannel, list[BaseNode]]:
+        """The model to evaluate and push, and the components that make it.
+
+        Args:
+          model: the Trainer's output.
+        """
+        return model, []
+
+    def after_evaluation(
+        self, model: BaseChannel, examples: BaseChannel, blessing: BaseChannel
+    ) -> tuple[BaseChannel, list[BaseNode]]:
+        """The blessing for the Pusher, and the components that make it.
+
+        Args:
+          model: the output of `after_training`.
+          examples: raw examples with the split `eval`.
+          blessing: the Evaluator's output.
+        """
+        return blessing, []
