@@ -31,7 +31,7 @@ _FILE = "catalogue.parquet"
 
 
 class Candidates(Artifact):
-    """A catalogue: Parquet with one row per item, written by `tfrz.data.histories.catalogue.Catalogue`."""
+    """A catalogue: Parquet with one row per item; see `tfrz.data.histories.catalogue`."""
 
     TYPE_NAME = "tfrz.Candidates"  # Kubeflow requires a namespace.
 
