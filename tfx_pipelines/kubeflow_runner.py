@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tfx import v1 as tfx
-
 from tfrz.files import atomic_write
 from tfrz.zoo.long_history import pinned
 from tfrz.zoo.run_config import RunConfig
 from tfx_pipelines.configs import Places
 from tfx_pipelines.local_runner import open_checked
-from tfx_pipelines.pipeline import create_pipeline
 
 
 def compile_pipeline(
@@ -32,6 +29,11 @@ def compile_pipeline(
     """
     config = pinned(config)
     reader = open_checked(config, data, features)
+    # TFX loads slowly, and a refusal does not need it.
+    from tfx import v1 as tfx
+
+    from tfx_pipelines.pipeline import create_pipeline
+
     pipeline = create_pipeline(config, data, features, reader, Places(root.rstrip("/")), here=False)
     part = Path(out).with_name(Path(out).name + ".part.json")
     runner = tfx.orchestration.experimental.KubeflowV2DagRunner(

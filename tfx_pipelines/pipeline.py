@@ -19,12 +19,7 @@ from tfrz.zoo.search_space import check_search
 from tfrz.zoo.teacher import with_teacher
 from tfx_pipelines.components.blessing import LatestPassedModelStrategy
 from tfx_pipelines.components.evaluator import Evaluator
-from tfx_pipelines.components.example_gen import (
-    HistoryExampleGen,
-    ListExampleGen,
-    ReaderExampleGen,
-    TimelineExampleGen,
-)
+from tfx_pipelines.components.example_gen import ExampleGen
 from tfx_pipelines.components.teacher import TeacherNodes
 from tfx_pipelines.configs import Places, pipeline_name
 
@@ -85,15 +80,15 @@ def create_pipeline(
     teacher = None
     if config.distill.teacher is not None:
         teacher = TeacherNodes(config, places, here)
-    example_gens = {
-        "impression": ReaderExampleGen,
-        "history": HistoryExampleGen,
-        "list": ListExampleGen,
-        "logged_action": HistoryExampleGen,
-        "timeline": TimelineExampleGen,
-    }
-    example_gen = example_gens[entry.record_type](
-        data, features, reader, config.data, places.corrupt_lines, config.features
+    fingerprint = reader.fingerprint()
+    example_gen = ExampleGen(
+        data,
+        features,
+        reader,
+        fingerprint,
+        config.data,
+        places.corrupt_lines,
+        config.features,
     )
     examples = example_gen.outputs["examples"]
     components = [example_gen]
@@ -127,7 +122,7 @@ def create_pipeline(
         "feature_spec": to_mapping(spec),
         "data": data,
         "features": features,
-        "fingerprint": reader.fingerprint(),
+        "fingerprint": fingerprint,
     }
     if teacher is not None:
         custom_config["teacher"] = teacher.saved_model
@@ -174,7 +169,7 @@ def create_pipeline(
     model = trainer.outputs["model"]
     stages = None
     if entry.stages is not None:
-        stages = registry.resolve(entry.stages)(config, data, features, reader, places)
+        stages = registry.resolve(entry.stages)(config, data, features, reader, fingerprint, places)
         model, more = stages.after_training(model)
         components += more
     evaluator = Evaluator(

@@ -81,14 +81,12 @@ def _splits(place, folder, store=None, *overrides) -> dict[str, list[dict]]:
     reader = open_source(data, spec, "impression")
     with stores(**({"store": store} if store else {})):
         corrupt = str(folder / "corrupt")
-        component = example_gen.ReaderExampleGen(
-            data, spec, reader, config.data, corrupt, config.features
+        component = example_gen.ExampleGen(
+            data, spec, reader, "f", config.data, corrupt, config.features
         )
         with beam.Pipeline() as pipeline:
             properties = dict(component.exec_properties)
-            parts = example_gen.ReaderExampleGenExecutor().GenerateExamplesByBeam(
-                pipeline, properties
-            )
+            parts = example_gen.ExampleGenExecutor().GenerateExamplesByBeam(pipeline, properties)
             for name, part in parts.items():
                 _ = part | name >> beam.io.WriteToTFRecord(str(folder / name))
     found: dict[str, list[dict]] = {}
@@ -117,11 +115,11 @@ def test_a_store_that_was_exported_anew_since_is_refused(place, tmp_path):
     config = load_run_config("dcn_v2", "file", [*CLICKS, *WITH])
     reader = open_source(data, spec, "impression")
     with stores(store=make_store(5)):
-        component = example_gen.ReaderExampleGen(
-            data, spec, reader, config.data, "c", config.features
+        component = example_gen.ExampleGen(
+            data, spec, reader, "f", config.data, "c", config.features
         )
     with stores(store=make_store(5, generated_at=7)), pytest.raises(InputError, match="anew since"):
-        example_gen.ReaderExampleGenExecutor().GenerateExamplesByBeam(
+        example_gen.ExampleGenExecutor().GenerateExamplesByBeam(
             beam.Pipeline(), dict(component.exec_properties)
         )
 
@@ -133,7 +131,7 @@ def test_the_embeddings_are_part_of_what_the_cache_knows_examples_by(place):
 
     def query(store, features) -> str:
         with stores(store=store):
-            component = example_gen.ReaderExampleGen(data, spec, reader, config.data, "c", features)
+            component = example_gen.ExampleGen(data, spec, reader, "f", config.data, "c", features)
         return component.exec_properties["input_config"]
 
     one = query(make_store(5), config.features)

@@ -7,7 +7,7 @@
 - *timeline*: a user's events over years, reduced to sketches, and candidates with outcomes.
 
 `RECORD_TYPES` has a `RecordType` for each: its spec, its section of `data` in the configuration,
-and its readers and ExampleGen by dotted path (`module:name`), so that reading the table loads
+and its readers and examples by dotted path (`module:name`), so that reading the table loads
 neither Beam nor TFX. Whatever depends on the type of a record reads this table:
 `RECORD_TYPES["list"].section` is `"lists"`, `load(RECORD_TYPES["list"].tabular)` is the class
 `TabularDocuments`. `SOURCES` has a row for each name that `--data` knows. `open_source` opens
@@ -40,7 +40,8 @@ class RecordType:
       spec: class of the feature spec.
       tabular: reader of CSV, Parquet and TFRecord files.
       simulated: reader of `--data simulated`.
-      example_gen: the pipeline's ExampleGen.
+      example_gen: name of the pipeline's ExampleGen.
+      splits: function of the pipeline that makes examples of records, by split.
       section: field of the `data` section that says how rows become examples; None where a row is
         an example.
       config: class of that section.
@@ -51,6 +52,7 @@ class RecordType:
     tabular: str
     simulated: str
     example_gen: str
+    splits: str
     section: str | None = None
     config: type | None = None
 
@@ -64,14 +66,16 @@ RECORD_TYPES = {
             FeatureSpec,
             "tfrz.data.sources.tabular:Tabular",
             "tfrz.data.impressions.readers:SimulatedClicks",
-            f"{_EXAMPLE_GEN}:ReaderExampleGen",
+            "ReaderExampleGen",
+            f"{_EXAMPLE_GEN}:impressions",
         ),
         RecordType(
             "history",
             HistorySpec,
             "tfrz.data.histories.readers:TabularInteractions",
             "tfrz.data.histories.readers:simulated_interactions",
-            f"{_EXAMPLE_GEN}:HistoryExampleGen",
+            "HistoryExampleGen",
+            f"{_EXAMPLE_GEN}:histories",
             "history",
             HistoryConfig,
         ),
@@ -80,7 +84,8 @@ RECORD_TYPES = {
             ListSpec,
             "tfrz.data.lists.readers:TabularDocuments",
             "tfrz.data.lists.readers:SimulatedDocuments",
-            f"{_EXAMPLE_GEN}:ListExampleGen",
+            "ListExampleGen",
+            f"{_EXAMPLE_GEN}:lists",
             "lists",
             ListConfig,
         ),
@@ -89,7 +94,8 @@ RECORD_TYPES = {
             HistorySpec,
             "tfrz.data.logs.readers:TabularActions",
             "tfrz.data.logs.readers:SimulatedActions",
-            f"{_EXAMPLE_GEN}:HistoryExampleGen",
+            "HistoryExampleGen",
+            f"{_EXAMPLE_GEN}:histories",
             "history",
             HistoryConfig,
         ),
@@ -98,7 +104,8 @@ RECORD_TYPES = {
             TimelineSpec,
             "tfrz.data.timelines.readers:TabularTimelines",
             "tfrz.data.timelines.readers:SimulatedTimelines",
-            f"{_EXAMPLE_GEN}:TimelineExampleGen",
+            "TimelineExampleGen",
+            f"{_EXAMPLE_GEN}:timelines",
             "timeline",
             TimelineConfig,
         ),

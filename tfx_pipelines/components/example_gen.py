@@ -1,37 +1,36 @@
 """ExampleGen on the zoo's readers.
 
-Not a file-based ExampleGen: what counts as one source (an archive with three tables, a simulator)
-is the reader's business. The source, its options and the fingerprint of its contents are the
-"query", so that TFX's cache knows a changed file from an unchanged one.
+It is not a file-based ExampleGen: the reader decides what one source is (an archive with three
+tables, a simulator). The source, its options and the fingerprint of its contents are the "query",
+so that TFX's cache sees a changed file. The component is a class, because it runs on Beam.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from typing import Any
 
 import apache_beam as beam
 import tensorflow as tf
-from tfx.components.example_gen import base_example_gen_executor
+from google.protobuf import json_format
+from tfx.components.example_gen.base_example_gen_executor import BaseExampleGenExecutor
 from tfx.components.example_gen.component import QueryBasedExampleGen
-from tfx.dsl.components.base import executor_spec
+from tfx.dsl.components.base.executor_spec import BeamExecutorSpec
 from tfx.proto import example_gen_pb2
 
 from tfrz.config import from_mapping, require, to_mapping
 from tfrz.data.beam import CheckCorrupt, ReadRecords, RecordsToExamples
 from tfrz.data.histories.beam import InteractionsToExamples
 from tfrz.data.histories.readers import InteractionReader
-from tfrz.data.histories.spec import HistoryConfig
 from tfrz.data.lists.beam import DocumentsToLists
 from tfrz.data.lists.readers import DocumentReader
-from tfrz.data.lists.spec import ListConfig
-from tfrz.data.records import open_source
+from tfrz.data.records import RECORD_TYPES, load, open_source
 from tfrz.data.sources.reader import Reader
 from tfrz.data.spec import USER_EMBEDDING, USER_EMBEDDING_VERSION
 from tfrz.data.timelines.beam import EventsToExamples
 from tfrz.data.timelines.readers import check_timelines
-from tfrz.data.timelines.spec import TimelineConfig
 from tfrz.data.user_embeddings import EmbeddingJoin
 from tfrz.data.user_embeddings_beam import JoinEmbeddings
 from tfrz.errors import InputError
@@ -39,8 +38,100 @@ from tfrz.zoo.long_history import open_store, with_long_history
 from tfrz.zoo.run_config import DataConfig, FeaturesConfig
 
 _BUCKETS = 1000
-# What of a `FeaturesConfig` decides which embeddings an example gets.
+# The fields of a `FeaturesConfig` that decide which embeddings an example gets.
 _JOINED = ("long_history", "long_history_version", "any_version", "user")
+
+Splits = dict[str, beam.PCollection]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How the records of a source become examples.
+
+    Attributes:
+      reader: the reader of the source.
+      section: the section of `data` for the type of the records; None for impressions.
+      held_out: shares of validation and test; the pipeline makes no test split.
+      seed: the seed of the splits.
+      join: adds user embeddings to examples; None to add none.
+    """
+
+    reader: Reader
+    section: Any
+    held_out: tuple[float, float]
+    seed: int
+    join: EmbeddingJoin | None
+
+
+def _is_eval(example: bytes, count: int, eval_buckets: int) -> int:
+    """The split of an impression, by a hash of its features.
+
+    TFX hashes the bytes of an example. They have the features in another order every time, so an
+    example would change its split with every run, or with its user's embedding.
+    """
+    del count
+    parsed = tf.train.Example.FromString(example)
+    for name in (USER_EMBEDDING, USER_EMBEDDING_VERSION):
+        if name in parsed.features.feature:
+            del parsed.features.feature[name]
+    digest = hashlib.sha256(parsed.SerializeToString(deterministic=True))
+    return int(int(digest.hexdigest(), 16) % _BUCKETS >= _BUCKETS - eval_buckets)
+
+
+def _eval_buckets(held_out: tuple[float, float]) -> int:
+    return min(max(round(held_out[0] * _BUCKETS), 1), _BUCKETS - 1)
+
+
+def impressions(records: beam.PCollection, plan: Plan) -> Splits:
+    """Serialized examples of impressions, split by a hash of the record."""
+    if plan.join is not None:
+        records = records | "UserEmbedding" >> JoinEmbeddings(plan.join)
+    parts = (
+        records
+        | "ToExamples" >> RecordsToExamples()
+        | "Split" >> beam.Partition(_is_eval, 2, _eval_buckets(plan.held_out))
+    )
+    return {"train": parts[0], "eval": parts[1]}
+
+
+def _encoded(records: Splits) -> Splits:
+    """Serialized examples of the splits that the data layer made."""
+    return {
+        name: records[split] | f"Encode{name.title()}" >> RecordsToExamples()
+        for name, split in (("train", "train"), ("eval", "validation"))
+    }
+
+
+def histories(records: beam.PCollection, plan: Plan) -> Splits:
+    """Serialized examples of histories, in the splits that `data.history` asks for."""
+    reader = plan.reader
+    assert isinstance(reader, InteractionReader)
+    spec, section = reader.feature_spec(), plan.section
+    made = InteractionsToExamples(
+        spec, section, reader.schema, plan.held_out, plan.seed, with_test=False, join=plan.join
+    )
+    return _encoded(records | "Histories" >> made)
+
+
+def lists(records: beam.PCollection, plan: Plan) -> Splits:
+    """Serialized examples of lists, in the splits of the source, or split by query."""
+    reader = plan.reader
+    assert isinstance(reader, DocumentReader)
+    made = DocumentsToLists(
+        reader.schema,
+        reader.feature_spec(),
+        plan.section,
+        plan.held_out,
+        plan.seed,
+        with_test=False,
+    )
+    return _encoded(records | "Lists" >> made)
+
+
+def timelines(records: beam.PCollection, plan: Plan) -> Splits:
+    """Serialized examples of timelines, in the splits that `data.timeline` asks for."""
+    spec = check_timelines(plan.reader).feature_spec()
+    return _encoded(records | "Timelines" >> EventsToExamples(spec, plan.section, plan.held_out))
 
 
 def _opened(query: dict[str, Any]) -> Reader:
@@ -55,279 +146,104 @@ def _read(pipeline: beam.Pipeline, query: dict[str, Any], reader: Reader) -> bea
     return outputs["records"]
 
 
-def _query(exec_properties: dict[str, Any]) -> dict[str, Any]:
-    from google.protobuf import json_format
-
-    inputs = example_gen_pb2.Input()
-    json_format.Parse(exec_properties["input_config"], inputs)
-    return dict(json.loads(inputs.splits[0].pattern))
-
-
 def _join(query: dict[str, Any], reader: Reader) -> EmbeddingJoin | None:
     features = from_mapping(FeaturesConfig, query.get("added"), "features")
     _, join = with_long_history(features, reader.feature_spec())
-    # The components that follow were told as of when the embeddings are.
+    # The later components know the time of the embeddings from the pipeline's definition.
     if join is not None and join.embeddings.fingerprint() != query["embeddings"]:
         raise InputError(
             f"{join.place} was exported anew since the pipeline was made: make it again, or read a "
-            "store that stays as it is"
+            "store that does not change"
         )
     return join
 
 
-def _is_eval(example: bytes, count: int, eval_buckets: int) -> int:
-    """The split of an impression, by a hash of its features.
-
-    Not of its bytes, as TFX does it: they have the features in another order every time, and an
-    example would change its split with every run, or with its user's embedding.
-    """
-    del count
-    parsed = tf.train.Example.FromString(example)
-    for name in (USER_EMBEDDING, USER_EMBEDDING_VERSION):
-        if name in parsed.features.feature:
-            del parsed.features.feature[name]
-    digest = hashlib.sha256(parsed.SerializeToString(deterministic=True))
-    return int(int(digest.hexdigest(), 16) % _BUCKETS >= _BUCKETS - eval_buckets)
-
-
-def _encoded(records: dict[str, beam.PCollection]) -> dict[str, beam.PCollection]:
-    """The pipeline's splits from the data plane's."""
-    return {
-        name: records[split] | f"Encode{name.title()}" >> RecordsToExamples()
-        for name, split in (("train", "train"), ("eval", "validation"))
-    }
-
-
-@beam.ptransform_fn
-@beam.typehints.with_input_types(beam.Pipeline)
-@beam.typehints.with_output_types(bytes)
-def _source_to_examples(
-    pipeline: beam.Pipeline, exec_properties: dict[str, Any], split_pattern: str
-) -> beam.PCollection:
-    del exec_properties
-    query = json.loads(split_pattern)
-    records = _read(pipeline, query, _opened(query))
-    return records | "ToExamples" >> RecordsToExamples()
-
-
-class ReaderExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor):
-    """Runs a reader of impressions under Beam."""
+class ExampleGenExecutor(BaseExampleGenExecutor):
+    """Runs a reader on Beam; `RECORD_TYPES` says how its records become examples."""
 
     def GetInputSourceToExamplePTransform(self) -> beam.PTransform:
-        """See the base class; `GenerateExamplesByBeam` does without it."""
-        return _source_to_examples
+        """TFX's hook for one transform of all splits, which `GenerateExamplesByBeam` replaces."""
+        raise NotImplementedError
 
     def GenerateExamplesByBeam(
         self, pipeline: beam.Pipeline, exec_properties: dict[str, Any]
-    ) -> dict[str, beam.PCollection]:
+    ) -> Splits:
         """Examples of the splits `train` and `eval`."""
-        query = _query(exec_properties)
-        reader = _opened(query)
-        records, join = _read(pipeline, query, reader), _join(query, reader)
-        if join is not None:
-            records = records | "UserEmbedding" >> JoinEmbeddings(join)
-        parts = (
-            records
-            | "ToExamples" >> RecordsToExamples()
-            | "Split" >> beam.Partition(_is_eval, 2, query["eval_buckets"])
-        )
-        return {"train": parts[0], "eval": parts[1]}
-
-
-class HistoryExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor):
-    """Runs a reader of interactions under Beam, and makes histories of them.
-
-    The splits follow from the histories, not from a hash of the example.
-    """
-
-    def GetInputSourceToExamplePTransform(self) -> beam.PTransform:
-        """See the base class; `GenerateExamplesByBeam` does without it."""
-        return _source_to_examples
-
-    def GenerateExamplesByBeam(
-        self, pipeline: beam.Pipeline, exec_properties: dict[str, Any]
-    ) -> dict[str, beam.PCollection]:
-        """Examples of the splits `train` and `eval`."""
-        query = _query(exec_properties)
-        reader = _opened(query)
-        assert isinstance(reader, InteractionReader)
-        examples = _read(pipeline, query, reader) | "Histories" >> InteractionsToExamples(
-            reader.feature_spec(),
-            from_mapping(HistoryConfig, query["history"]),
-            reader.schema,
+        inputs = example_gen_pb2.Input()
+        json_format.Parse(exec_properties["input_config"], inputs)
+        query = json.loads(inputs.splits[0].pattern)
+        reader, row = _opened(query), RECORD_TYPES[query["records"]]
+        plan = Plan(
+            reader,
+            None if row.config is None else from_mapping(row.config, query["section"]),
             (query["validation_fraction"], 0.0),
             query["seed"],
-            with_test=False,
-            join=_join(query, reader),
+            _join(query, reader),
         )
-        return _encoded(examples)
+        splits: Splits = load(row.splits)(_read(pipeline, query, reader), plan)
+        return splits
 
 
-class ListExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor):
-    """Runs a reader of documents under Beam, and makes lists of them, split by query."""
+class ExampleGen(QueryBasedExampleGen):
+    """Examples in the splits `train` and `eval`; a reader's test split is part of `eval`.
 
-    def GetInputSourceToExamplePTransform(self) -> beam.PTransform:
-        """See the base class; `GenerateExamplesByBeam` does without it."""
-        return _source_to_examples
+    Args:
+      data: as `--data` of the command line.
+      features: feature spec of a file of the user's own.
+      reader: the reader of `data`.
+      fingerprint: the fingerprint of that reader.
+      config: options, splits, the tolerated share of unreadable lines.
+      corrupt_lines: the file for those lines.
+      added: embeddings to add to every example; none by default.
+    """
 
-    def GenerateExamplesByBeam(
-        self, pipeline: beam.Pipeline, exec_properties: dict[str, Any]
-    ) -> dict[str, beam.PCollection]:
-        """Examples of the splits `train` and `eval`."""
-        query = _query(exec_properties)
-        reader = _opened(query)
-        assert isinstance(reader, DocumentReader)
-        lists = _read(pipeline, query, reader) | "Lists" >> DocumentsToLists(
-            reader.schema,
-            reader.feature_spec(),
-            from_mapping(ListConfig, query["lists"]),
-            (query["validation_fraction"], 0.0),
-            query["seed"],
-            with_test=False,
-        )
-        return _encoded(lists)
-
-
-class TimelineExampleGenExecutor(base_example_gen_executor.BaseExampleGenExecutor):
-    """Runs a reader of events under Beam, and makes sketches of timelines of them."""
-
-    def GetInputSourceToExamplePTransform(self) -> beam.PTransform:
-        """See the base class; `GenerateExamplesByBeam` does without it."""
-        return _source_to_examples
-
-    def GenerateExamplesByBeam(
-        self, pipeline: beam.Pipeline, exec_properties: dict[str, Any]
-    ) -> dict[str, beam.PCollection]:
-        """Examples of the splits `train` and `eval`."""
-        query = _query(exec_properties)
-        reader = check_timelines(_opened(query))
-        examples = _read(pipeline, query, reader) | "Timelines" >> EventsToExamples(
-            reader.feature_spec(),
-            from_mapping(TimelineConfig, query["timeline"]),
-            (query["validation_fraction"], 0.0),
-        )
-        return _encoded(examples)
-
-
-def _split(name: str, buckets: int) -> Any:
-    return example_gen_pb2.SplitConfig.Split(name=name, hash_buckets=buckets)
-
-
-class _ExampleGen(QueryBasedExampleGen):
-    """What both have: the query of a reader as TFX's input configuration."""
+    EXECUTOR_SPEC = BeamExecutorSpec(ExampleGenExecutor)
 
     def __init__(
         self,
         data: str,
         features: str | None,
         reader: Reader,
+        fingerprint: str,
         config: DataConfig,
         corrupt_lines: str,
         added: FeaturesConfig | None = None,
     ) -> None:
+        row = RECORD_TYPES[reader.record_type]
         query = {
             "data": data,
             "features": features,
-            "records": reader.record_type,
+            "records": row.name,
             "options": config.options,
             "max_corrupt_fraction": config.max_corrupt_fraction,
             "corrupt_lines": corrupt_lines,
-            "fingerprint": reader.fingerprint(),
+            "fingerprint": fingerprint,
+            "validation_fraction": config.validation_fraction,
+            "seed": config.seed,
         }
-        if config.history is not None:
-            query["history"] = to_mapping(config.history)
+        if row.section is not None:
+            query["section"] = to_mapping(getattr(config, row.section))
         if config.lists is not None:
             require(
                 config.lists.base_ranker == "source",
                 "data.lists.base_ranker",
                 "lambda_mart is fitted by tfrz train alone: bring its scores as a column",
             )
-            query["lists"] = to_mapping(config.lists)
-        if config.timeline is not None:
-            query["timeline"] = to_mapping(config.timeline)
-        if any(part is not None for part in (config.history, config.lists, config.timeline)):
-            query["validation_fraction"], query["seed"] = config.validation_fraction, config.seed
-        eval_buckets = min(max(round(config.validation_fraction * _BUCKETS), 1), _BUCKETS - 1)
         if added is not None and added.long_history is not None:
             query["added"] = {name: getattr(added, name) for name in _JOINED}
             query["embeddings"] = open_store(added).fingerprint()
-        if reader.record_type == "impression":
-            query["eval_buckets"] = eval_buckets
-        splits = [_split("train", _BUCKETS - eval_buckets), _split("eval", eval_buckets)]
+        pattern = json.dumps(query, sort_keys=True)
+        # TFX wants the splits by buckets of a hash; the executor reads their names only.
+        buckets = _eval_buckets((config.validation_fraction, 0.0))
+        split = example_gen_pb2.SplitConfig.Split
+        splits = [split(name="train", hash_buckets=_BUCKETS - buckets)]
+        splits.append(split(name="eval", hash_buckets=buckets))
         super().__init__(
             input_config=example_gen_pb2.Input(
-                splits=[
-                    example_gen_pb2.Input.Split(
-                        name="all", pattern=json.dumps(query, sort_keys=True)
-                    )
-                ]
+                splits=[example_gen_pb2.Input.Split(name="all", pattern=pattern)]
             ),
             output_config=example_gen_pb2.Output(
                 split_config=example_gen_pb2.SplitConfig(splits=splits)
             ),
         )
-
-
-class ReaderExampleGen(_ExampleGen):
-    """Examples of impressions, split at random by a hash of the record into `train` and `eval`.
-
-    Args:
-      data: as `--data` of the command line.
-      features: feature spec of a file of the user's own.
-      reader: what `data` opens.
-      config: options, share of the `eval` split, tolerated share of unreadable lines.
-      corrupt_lines: the file that takes those lines.
-      added: embeddings that every example gets; none by default.
-    """
-
-    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(ReaderExampleGenExecutor)
-
-
-class HistoryExampleGen(_ExampleGen):
-    """Examples of histories, in the splits `train` and `eval` that `config.history` asks for.
-
-    What validation and test would be together is `eval`: the pipeline chooses nothing by it but
-    whether to push.
-
-    Args:
-      data: as `--data` of the command line.
-      features: spec of a file of the user's own.
-      reader: what `data` opens.
-      config: options, how histories are made, tolerated share of unreadable lines.
-      corrupt_lines: the file that takes those lines.
-      added: embeddings that every example gets; none by default.
-    """
-
-    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(HistoryExampleGenExecutor)
-
-
-class ListExampleGen(_ExampleGen):
-    """Examples of lists, in the splits `train` and `eval`: the source's own, or by query.
-
-    What validation and test would be together is `eval`.
-
-    Args:
-      data: as `--data` of the command line.
-      features: spec of a file of the user's own.
-      reader: what `data` opens.
-      config: options, how lists are made, tolerated share of unreadable lines.
-      corrupt_lines: the file that takes those lines.
-    """
-
-    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(ListExampleGenExecutor)
-
-
-class TimelineExampleGen(_ExampleGen):
-    """Examples of timelines, in the splits `train` and `eval` that `config.timeline` asks for.
-
-    What validation and test would be together is `eval`.
-
-    Args:
-      data: as `--data` of the command line.
-      features: spec of a file of the user's own.
-      reader: what `data` opens.
-      config: options, slices and targets, tolerated share of unreadable lines.
-      corrupt_lines: the file that takes those lines.
-    """
-
-    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(TimelineExampleGenExecutor)
+        self.with_id(row.example_gen)

@@ -23,6 +23,7 @@ class Stages:
       data: as `--data` of the command line.
       features: feature spec of a file of the user's own.
       reader: the reader of `data`.
+      fingerprint: the fingerprint of that reader.
       places: the folders of the pipeline.
     """
 
@@ -30,6 +31,7 @@ class Stages:
     data: str
     features: str | None
     reader: Reader
+    fingerprint: str
     places: Places
 
     def source(self) -> dict[str, object]:
@@ -38,7 +40,7 @@ class Stages:
             "data": self.data,
             "features": self.features,
             "options": self.config.data.options,
-            "fingerprint": self.reader.fingerprint(),
+            "fingerprint": self.fingerprint,
         }
 
     def after_training(self, model: BaseChannel) -> tuple[BaseChannel, list[BaseNode]]:
