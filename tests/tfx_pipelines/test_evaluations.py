@@ -16,8 +16,13 @@ from tfx.types import standard_artifacts
 from tfrz.cli.main import main
 from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.spec import Feature
+from tfrz.errors import ConfigError
 from tfrz.zoo import registry
-from tfrz.zoo.run_config import TimelineEvaluatorConfig, load_run_config
+from tfrz.zoo.run_config import (
+    RankingEvaluatorConfig,
+    TimelineEvaluatorConfig,
+    load_run_config,
+)
 from tfrz.zoo.tasks.thresholds import evaluation_config, outcome_config
 from tfx_pipelines import local_runner
 from tfx_pipelines.components import evaluator
@@ -93,7 +98,6 @@ def _evaluator(folder: Path, stored: Path, monkeypatch) -> standard_artifacts.Mo
     ("labels", "verdict"),
     [
         ({"good": [0, 1, 0, 1], "never": [0, 0]}, "BLESSED"),
-        ({"good": [0, 1, 0, 1, 0, 1], "bad": [0, 1]}, "NOT_BLESSED"),
         # Without any positive no bound can be checked: nothing speaks for the model.
         ({"good": [0, 0], "never": [0, 0]}, "NOT_BLESSED"),
     ],
@@ -108,6 +112,11 @@ def test_the_evaluators_blessing(labels, verdict, tmp_path, monkeypatch):
     assert bool(refusals) == (verdict == "NOT_BLESSED")
     if "good" in labels and not any(labels["good"]):
         assert refusals == ["no bound on all examples could be checked: auc undefined"]
+
+
+def test_a_bad_slice_stays_a_refusal(mixed, tmp_path, monkeypatch):
+    blessing = _evaluator(tmp_path, mixed, monkeypatch)
+    assert [p.name for p in Path(blessing.uri).iterdir()] == ["NOT_BLESSED"]
 
 
 def test_predictions_that_are_no_numbers_are_not_excused():
@@ -218,3 +227,27 @@ def test_the_command_names_slice_metric_and_reason(mixed, monkeypatch, capsys, t
         "undefined: auc on group=always: all labels are equal, so no bound applies",
         "undefined: auc on group=never: all labels are equal, so no bound applies",
     ]
+
+
+def test_bounds_follow_the_direction_of_their_metric():
+    """A Gini coefficient is better when it falls: only a rise can break its bound."""
+    metrics = {
+        "gini_at_20": {"class_name": "ExposureMetric", "kind": "gini", "n": 20},
+        "recall_at_20": {"class_name": "RankingMetric", "kind": "recall", "n": 20},
+    }
+    drops = {"gini_at_20": 0.1, "recall_at_20": 0.2}
+    wanted = RankingEvaluatorConfig(max_drops=drops)
+    config = evaluation_config(wanted, metrics, "item_ids", "target", has_baseline=True)
+    held = {
+        json.loads(metric.config)["name"]: metric.per_slice_thresholds[0].threshold.change_threshold
+        for metric in config.metrics_specs[0].metrics
+        if metric.per_slice_thresholds
+    }
+    lower, higher = held["gini_at_20"], held["recall_at_20"]
+    assert lower.direction == tfma.MetricDirection.LOWER_IS_BETTER
+    assert lower.absolute.value == pytest.approx(0.1)
+    assert higher.direction == tfma.MetricDirection.HIGHER_IS_BETTER
+    assert higher.absolute.value == pytest.approx(-0.2)
+    least = RankingEvaluatorConfig(min_metrics={"gini_at_20": 0.3})
+    with pytest.raises(ConfigError, match=r"min_metrics\.gini_at_20: smaller values are better"):
+        evaluation_config(least, metrics, "item_ids", "target", has_baseline=False)

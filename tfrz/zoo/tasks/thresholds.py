@@ -1,4 +1,4 @@
-"""TFMA's `EvalConfig` of models that list things: metrics, slices, and what earns a blessing."""
+"""TFMA's `EvalConfig` of models that list items: metrics, slices and thresholds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfrz.config import require
+from tfrz.metrics.directions import direction
 from tfrz.metrics.ranking import parse
 
 if TYPE_CHECKING:
@@ -18,17 +19,17 @@ if TYPE_CHECKING:
 
 
 def metrics_of_lists(config: RunConfig, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Those metrics of served lists that the lists are long enough for.
+    """The metrics whose cutoff the served lists reach.
 
     Args:
-      config: says how long they are.
-      names: `kind_at_n`.
+      config: the run's configuration, with the length of the lists.
+      names: metrics, as `kind_at_n`.
 
     Returns:
-      As `evaluation_config` takes them.
+      Metrics for `evaluation_config`.
 
     Raises:
-      ConfigError: a threshold is on more items than are listed; names it.
+      ConfigError: a threshold is set on a metric of more items than are listed.
     """
     judged = (*config.evaluator.min_metrics, *config.evaluator.max_drops)
     parameters: dict[str, dict[str, Any]] = {}
@@ -52,12 +53,12 @@ def outcome_config(
     tasks: Sequence[str],
     has_baseline: bool,
 ) -> Any:
-    """The configuration of the Evaluator for models with several outcomes of each candidate.
+    """The Evaluator's configuration for models with several outcomes per candidate.
 
     Args:
       wanted: slices and thresholds.
       binary: tasks whose outcome is 0 or 1.
-      tasks: all tasks; each is an output of the signature `score`, its label `label_<task>`.
+      tasks: all tasks; each is an output of the signature `score` and has the label `label_<task>`.
       has_baseline: whether there is a blessed model to compare with.
     """
     import tensorflow_model_analysis as tfma
@@ -113,15 +114,18 @@ def evaluation_config(
     label: str,
     has_baseline: bool,
 ) -> Any:
-    """The configuration of the Evaluator.
+    """The Evaluator's configuration for models that list items.
 
     Args:
       wanted: slices and thresholds.
-      metrics: name to `class_name` (of `tfx_pipelines.modules.evaluation`) and the arguments of the
-        class, `name` not among them.
+      metrics: name to `class_name` (in `tfx_pipelines.modules.evaluation`) and the arguments of the
+        class other than `name`.
       prediction_key: the output of `serving_default` that the metrics read.
       label: the raw label feature.
       has_baseline: whether there is a blessed model to compare with.
+
+    Raises:
+      ConfigError: `min_metrics` bounds a metric of which smaller values are better.
     """
     import tensorflow_model_analysis as tfma
 
@@ -136,17 +140,25 @@ def evaluation_config(
             config=json.dumps({**arguments, "name": name}),
         )
         bounds: dict[str, Any] = {}
+        rises = direction(name) == "max"
         if name in wanted.min_metrics:
+            require(
+                rises,
+                f"evaluator.min_metrics.{name}",
+                "smaller values are better: bound it by evaluator.max_drops",
+            )
             bounds["value_threshold"] = tfma.GenericValueThreshold(
                 lower_bound={"value": wanted.min_metrics[name]}
             )
         if name in wanted.max_drops and has_baseline:
+            worse = wanted.max_drops[name]
+            better = tfma.MetricDirection
             bounds["change_threshold"] = tfma.GenericChangeThreshold(
-                direction=tfma.MetricDirection.HIGHER_IS_BETTER,
-                absolute={"value": -wanted.max_drops[name]},
+                direction=better.HIGHER_IS_BETTER if rises else better.LOWER_IS_BETTER,
+                absolute={"value": -worse if rises else worse},
             )
         if bounds:
-            # Not `threshold`: TFMA would hold every slice to the bound of all examples.
+            # `threshold` would apply the bound to every slice.
             metric.per_slice_thresholds.append(
                 tfma.PerSliceMetricThreshold(
                     slicing_specs=slices[:1], threshold=tfma.MetricThreshold(**bounds)
