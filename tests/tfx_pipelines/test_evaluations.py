@@ -9,10 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import tensorflow_model_analysis as tfma
-from tfx.components.evaluator import constants
-from tfx.types import standard_artifacts
 
+from tests.lazy import lazy
 from tfrz.cli.main import main
 from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.spec import Feature
@@ -25,9 +23,13 @@ from tfrz.zoo.run_config import (
 )
 from tfrz.zoo.tasks.thresholds import evaluation_config, outcome_config
 from tfx_pipelines import local_runner
-from tfx_pipelines.components import evaluator
-from tfx_pipelines.evaluations import read_evaluation, why_undefined
-from tfx_pipelines.modules.evaluation import AreaUnderCurve, OutcomeMetric, RankingMetric
+
+tfma = lazy("tensorflow_model_analysis")
+constants = lazy("tfx.components.evaluator.constants")
+standard_artifacts = lazy("tfx.types.standard_artifacts")
+evaluator = lazy("tfx_pipelines.components.evaluator")
+evaluations = lazy("tfx_pipelines.evaluations")
+metrics_module = lazy("tfx_pipelines.modules.evaluation")
 
 
 def _clicks(**labels: list[int]) -> pd.DataFrame:
@@ -62,7 +64,7 @@ def mixed(tmp_path_factory) -> Path:
 
 
 def test_a_slice_of_equal_labels_breaks_no_bound_and_is_named(mixed):
-    found = read_evaluation(mixed)
+    found = evaluations.read_evaluation(mixed)
     assert [line.rpartition(" on ")[2] for line in found.refusals] == ["group=bad"]
     assert sorted(found.undefined) == [
         "auc on group=always: all labels are equal",
@@ -108,7 +110,7 @@ def test_the_evaluators_blessing(labels, verdict, tmp_path, monkeypatch):
     blessing = _evaluator(tmp_path, stored, monkeypatch)
     assert [p.name for p in Path(blessing.uri).iterdir()] == [verdict]
     assert blessing.get_int_custom_property("blessed") == int(verdict == "BLESSED")
-    refusals = read_evaluation(stored).refusals
+    refusals = evaluations.read_evaluation(stored).refusals
     assert bool(refusals) == (verdict == "NOT_BLESSED")
     if "good" in labels and not any(labels["good"]):
         assert refusals == ["no bound on all examples could be checked: auc undefined"]
@@ -121,15 +123,15 @@ def test_a_bad_slice_stays_a_refusal(mixed, tmp_path, monkeypatch):
 
 def test_predictions_that_are_no_numbers_are_not_excused():
     nan = math.nan
-    assert why_undefined("auc", {"auc": nan, "log_loss": 0.3}) == "all labels are equal"
-    assert why_undefined("calibration", {"calibration": nan}) == "no label is positive"
-    assert why_undefined("calibration", {"calibration": nan, "log_loss": nan}) is None
-    assert why_undefined("log_loss", {"log_loss": nan}) is None
-    assert why_undefined("auc", {"auc": 0.0}) is None
+    assert evaluations.why_undefined("auc", {"auc": nan, "log_loss": 0.3}) == "all labels are equal"
+    assert evaluations.why_undefined("calibration", {"calibration": nan}) == "no label is positive"
+    assert evaluations.why_undefined("calibration", {"calibration": nan, "log_loss": nan}) is None
+    assert evaluations.why_undefined("log_loss", {"log_loss": nan}) is None
+    assert evaluations.why_undefined("auc", {"auc": 0.0}) is None
     # A model that lists nothing has no Gini coefficient: that is its own fault.
-    assert why_undefined("gini_at_20", {"gini_at_20": nan}) is None
+    assert evaluations.why_undefined("gini_at_20", {"gini_at_20": nan}) is None
     for name in ("recall_at_10", "ndcg_at_20", "map", "err_at_10"):
-        assert why_undefined(name, {name: nan}) == "no example has a relevant item"
+        assert evaluations.why_undefined(name, {name: nan}) == "no example has a relevant item"
 
 
 class _Extracts:
@@ -160,14 +162,14 @@ def _value(metric, *examples: _Extracts) -> float:
 
 @pytest.mark.parametrize("kind", ["normalized_entropy", "mse"])
 def test_a_prediction_that_is_no_number_gives_the_worst_value(kind):
-    metric = OutcomeMetric(kind, "y", "name")
+    metric = metrics_module.OutcomeMetric(kind, "y", "name")
     broken = _Extracts([math.nan, 0.2], [1.0, 0.0])
     assert _value(metric, broken) == math.inf
     assert math.isnan(_value(metric, _Extracts([math.nan], [math.nan])))
 
 
 def test_lists_without_a_target_are_undefined_and_bad_lists_are_not():
-    metric = RankingMetric("recall", 2, "recall_at_2")
+    metric = metrics_module.RankingMetric("recall", 2, "recall_at_2")
     assert math.isnan(_value(metric, _Extracts([b"a", b"b"], [b""])))
     assert _value(metric, _Extracts([b"a", b"b"], [b"c"])) == 0.0
     assert metric.get_config() == {"name": "recall_at_2", "kind": "recall", "n": 2}
@@ -187,11 +189,11 @@ def test_every_bounded_metric_that_labels_can_leave_undefined_has_a_reason():
         )
         assert held
         for key in held:
-            assert why_undefined(key.name, {key.name: math.nan}), key.name
+            assert evaluations.why_undefined(key.name, {key.name: math.nan}), key.name
 
 
 def test_the_auc_of_mixed_labels_is_tfmas():
-    assert issubclass(AreaUnderCurve, tfma.metrics.AUC)
+    assert issubclass(metrics_module.AreaUnderCurve, tfma.metrics.AUC)
     task = registry.get("dcn_v2").load("task")
     config = load_run_config("dcn_v2", "simulated", [])
     spec = FeatureSpec(label="clicked", features=(Feature("group"),))
@@ -201,7 +203,7 @@ def test_the_auc_of_mixed_labels_is_tfmas():
 
 
 def test_the_command_names_slice_metric_and_reason(mixed, monkeypatch, capsys, tmp_path):
-    found = read_evaluation(mixed)
+    found = evaluations.read_evaluation(mixed)
     result = local_runner.PipelineResult(
         components=[local_runner.ComponentRun("Evaluator", "ran", 1.0)],
         evaluated=False,
