@@ -10,7 +10,6 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 MODEL = "dcn_v2"
 ROWS = 40_000
@@ -23,7 +22,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _request(base_path: str) -> tuple[dict[str, Any], dict[str, Any], float]:
+def _request(base_path: str) -> tuple[dict[str, str], dict[str, list[float]], float]:
     """Serves a model and sends one request; returns the request, its answer and the latency."""
     port = _free_port()
     command = [sys.executable, "-m", "tfrz", "serve", base_path, "--name", MODEL]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from ml_metadata.metadata_store import MetadataStore
 from tfx.components.evaluator import constants
 from tfx.components.util import model_utils
 from tfx.dsl.input_resolution.strategies.latest_blessed_model_strategy import (
@@ -28,7 +29,7 @@ class LatestPassedModelStrategy(LatestBlessedModelStrategy):
     """The latest model that passed the Evaluator and every later check."""
 
     def resolve_artifacts(
-        self, store: Any, input_dict: dict[str, list[Artifact]]
+        self, store: MetadataStore, input_dict: dict[str, list[Artifact]]
     ) -> dict[str, list[Artifact]] | None:
         """See the base class."""
         last: dict[int, Artifact] = {}

@@ -24,13 +24,16 @@ from tfrz.config import from_mapping, require, to_mapping
 from tfrz.data.beam import CheckCorrupt, ReadRecords, RecordsToExamples
 from tfrz.data.histories.beam import InteractionsToExamples
 from tfrz.data.histories.readers import InteractionReader
+from tfrz.data.histories.spec import HistoryConfig
 from tfrz.data.lists.beam import DocumentsToLists
 from tfrz.data.lists.readers import DocumentReader
+from tfrz.data.lists.spec import ListConfig
 from tfrz.data.records import RECORD_TYPES, load, open_source
 from tfrz.data.sources.reader import Reader
 from tfrz.data.spec import USER_EMBEDDING, USER_EMBEDDING_VERSION
 from tfrz.data.timelines.beam import EventsToExamples
 from tfrz.data.timelines.readers import check_timelines
+from tfrz.data.timelines.spec import TimelineConfig
 from tfrz.data.user_embeddings import EmbeddingJoin
 from tfrz.data.user_embeddings_beam import JoinEmbeddings
 from tfrz.errors import InputError
@@ -57,7 +60,7 @@ class Plan:
     """
 
     reader: Reader
-    section: Any
+    section: HistoryConfig | ListConfig | TimelineConfig | None
     held_out: tuple[float, float]
     seed: int
     join: EmbeddingJoin | None
@@ -104,9 +107,10 @@ def _encoded(records: Splits) -> Splits:
 
 def histories(records: beam.PCollection, plan: Plan) -> Splits:
     """Serialized examples of histories, in the splits that `data.history` asks for."""
-    reader = plan.reader
+    reader, section = plan.reader, plan.section
     assert isinstance(reader, InteractionReader)
-    spec, section = reader.feature_spec(), plan.section
+    assert isinstance(section, HistoryConfig)
+    spec = reader.feature_spec()
     made = InteractionsToExamples(
         spec, section, reader.schema, plan.held_out, plan.seed, with_test=False, join=plan.join
     )
@@ -115,12 +119,13 @@ def histories(records: beam.PCollection, plan: Plan) -> Splits:
 
 def lists(records: beam.PCollection, plan: Plan) -> Splits:
     """Serialized examples of lists, in the splits of the source, or split by query."""
-    reader = plan.reader
+    reader, section = plan.reader, plan.section
     assert isinstance(reader, DocumentReader)
+    assert isinstance(section, ListConfig)
     made = DocumentsToLists(
         reader.schema,
         reader.feature_spec(),
-        plan.section,
+        section,
         plan.held_out,
         plan.seed,
         with_test=False,
@@ -130,6 +135,7 @@ def lists(records: beam.PCollection, plan: Plan) -> Splits:
 
 def timelines(records: beam.PCollection, plan: Plan) -> Splits:
     """Serialized examples of timelines, in the splits that `data.timeline` asks for."""
+    assert isinstance(plan.section, TimelineConfig)
     spec = check_timelines(plan.reader).feature_spec()
     return _encoded(records | "Timelines" >> EventsToExamples(spec, plan.section, plan.held_out))
 

@@ -194,14 +194,14 @@ class _Metric(tfma.metrics.Metric):
         name: str,
         combiner: Callable[[MetricKey], beam.CombineFn],
         feature: str | None = None,
-        **config: Any,
+        **config: str | float,
     ) -> None:
         def create(
             name: str = "",
             model_names: list[str] | None = None,
             output_names: list[str] | None = None,
             example_weighted: bool = False,
-            **_: Any,
+            **_: object,
         ) -> list[metric_types.MetricComputation]:
             computations = []
             for model in model_names or [""]:
