@@ -70,7 +70,7 @@ def test_a_store_of_other_users_ends_the_run_with_one_line(place):
     config = load_run_config("dcn_v2", "file", settings)
     with stores(store=make_store(5)), pytest.raises(InputError) as error:
         run_pipeline(config, data, folder / "other", spec, progress=False)
-    assert "store has an embedding of none of the 2,400 examples' users: 'i" in str(error.value)
+    assert "store has no embedding for any user of the 2,400 examples: 'i" in str(error.value)
     assert "\n" not in str(error.value)
 
 

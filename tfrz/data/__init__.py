@@ -5,23 +5,23 @@ A folder for each type of record:
     impressions/    a row is an example: features and a label
     histories/      interactions; the catalogue of items
     lists/          documents by query
-    logs/           histories with rewards and propensities: readers only, the rest is histories'
-    timelines/      events of years, sliced into sketches
+    logs/           histories with rewards and propensities: readers only; the rest is shared
+    timelines/      years of events, summed into sketches
 
-In each of them, as far as it needs one: `spec` (the columns, and the configuration of its section),
-`readers` (files of a user's own, simulated data), `examples` (a table of rows to a table of
-examples), `beam` (the same for sources of any size), `transform` (examples to model inputs).
+Each folder has those of these modules that it needs: `spec` (the columns and the configuration),
+`readers` (your own files, simulated data), `examples` (a table of rows to a table of examples),
+`beam` (the same for sources of any size), and `transform` (examples to model inputs).
 
-What they share is beside them: `spec` (`Feature`, `Spec`), `columns` (Arrow), `transform`,
+Shared modules are next to the folders: `spec` (`Feature`, `Spec`), `columns` (Arrow), `transform`,
 `tft_analyzers` and `beam`, `splits`, `user_embeddings` (joining examples with stored embeddings of
 their users), `summary`; `sources/` opens files and archives and has the known data sets;
-`simulators/` draws records whose truth is known.
+`simulators/` generates records from known distributions.
 
-`records` has a row for each type of record and for each known data set, and `open_source`. How a
-CSV file becomes tensors: `records.open_source` → `sources/tabular.py` → (`<type>/readers.py` →
+`records` has a row for each type of record and for each known data set, and `open_source`. To
+follow a CSV file to tensors: `records.open_source` → `sources/tabular.py` → (`<type>/readers.py` →
 `<type>/examples.py`) → `<type>/transform.py`.
 
-Where the next thing goes: a data set is a reader in `sources/` and a row in `records.SOURCES`; a
+To extend it: a data set is a reader in `sources/` and a row in `records.SOURCES`; a
 type of record is a folder and a row in `records.RECORD_TYPES`. Nothing here knows of models,
 training or TFX.
 """

@@ -1,4 +1,4 @@
-"""Beam transforms: a reader's shards to records, corrupt lines aside, records to `tf.Example`s."""
+"""Beam transforms that read the records of a source and encode them as `tf.Example`s."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COUNTERS = "tfrz"
 
 
 class _ReadShard(beam.DoFn):
-    """Reads one shard: batches to the main output, corrupt lines to `corrupt`."""
+    """Reads one shard: batches go to the main output, corrupt lines to `corrupt`."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
@@ -43,14 +43,14 @@ class _ReadShard(beam.DoFn):
 
 
 class ReadRecords(beam.PTransform):
-    """Records of a reader.
+    """Reads the records of a source.
 
     Args:
-      reader: it is sent to the workers.
+      reader: Reader of the source; it is sent to the workers.
 
     Returns:
       A dict: `records`, Arrow `RecordBatch`es of at most 4,096 rows, and `corrupt`,
-      `CorruptLine`s. Both are counted by Beam, in the namespace `tfrz`.
+      `CorruptLine`s. Beam counts both, in the namespace `tfrz`.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -74,7 +74,7 @@ class _Summary:
 
 
 def _summarized(parts: Iterable[_Summary]) -> _Summary:
-    """How many corrupt lines there are in all, and the first of them."""
+    """Returns the number of corrupt lines, and the first of them."""
     parts = list(parts)
     lines = [part.first for part in parts if part.first is not None]
     first = min(lines, key=lambda line: (line.file, line.line), default=None)
@@ -90,8 +90,8 @@ class CheckCorrupt(beam.PTransform):
     """Fails the pipeline with `InputError` if too many lines are corrupt.
 
     Args:
-      max_fraction: what is tolerated.
-      sink: write the corrupt lines here, as JSON lines; None for nowhere.
+      max_fraction: Tolerated share of corrupt lines.
+      sink: File for the corrupt lines, as JSON lines; None writes no file.
     """
 
     def __init__(self, max_fraction: float, sink: str | None = None) -> None:
@@ -99,7 +99,7 @@ class CheckCorrupt(beam.PTransform):
         self._max_fraction, self._sink = max_fraction, sink
 
     def expand(self, outputs: dict[str, beam.PCollection]) -> beam.PCollection:
-        """Takes what `ReadRecords` returns."""
+        """Checks the output of `ReadRecords`."""
         rows = (
             outputs["records"]
             | "RowsOfBatches" >> beam.Map(lambda batch: batch.num_rows)
@@ -129,9 +129,9 @@ _BAD_INPUT = re.compile(r"tfrz\.errors\.(?:InputError|ConfigError): (?P<line>[^\
 
 
 def input_error_in(error: BaseException) -> InputError | None:
-    """The bad input that a pipeline failed of, if it was that.
+    """Returns the `InputError` that made a pipeline fail, or None for any other failure.
 
-    Beam wraps what a worker raises in an error of its own, as text.
+    Beam wraps the errors of a worker in an error of its own, as text.
     """
     match = _BAD_INPUT.search(f"{type(error).__module__}.{type(error).__qualname__}: {error}")
     if match is None:
@@ -147,15 +147,15 @@ class _Encode(beam.DoFn):
         self._encoder = RecordBatchToExamplesEncoder()
 
     def process(self, batch: pa.RecordBatch) -> Iterable[bytes]:
-        """Arrow to protocol buffers in C++."""
-        # The encoder reads whole arrays: a slice must become one of its own.
+        """Encodes the rows of a batch; the encoder is written in C++."""
+        # The encoder ignores the offset of a sliced array, so copy the rows.
         whole = pa.Table.from_batches([batch]).take(pa.array(range(batch.num_rows)))
         for part in whole.combine_chunks().to_batches():
             yield from self._encoder.encode(part)
 
 
 class RecordsToExamples(beam.PTransform):
-    """Arrow `RecordBatch`es to serialised `tf.Example`s, one a record."""
+    """Encodes Arrow `RecordBatch`es as serialised `tf.Example`s, one per record."""
 
     def expand(self, records: beam.PCollection) -> beam.PCollection:
         """Builds the transform."""
@@ -163,11 +163,11 @@ class RecordsToExamples(beam.PTransform):
 
 
 def split_batches(examples: Mapping[str, pa.Table], *rows: int) -> Iterator[TaggedOutput]:
-    """The tables of some splits as Arrow batches, each to the output of its split.
+    """Yields the tables of the splits as Arrow batches, tagged with the name of the split.
 
     Args:
-      examples: split to its rows.
-      rows: of a batch at most, if given.
+      examples: Maps each split to its rows.
+      rows: Maximum number of rows of a batch, if given.
     """
     for split, table in examples.items():
         for batch in table.combine_chunks().to_batches(*rows):

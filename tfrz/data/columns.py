@@ -1,4 +1,4 @@
-"""Arrow columns of lists: building them, and turning them into sparse tensors."""
+"""Helpers that build Arrow columns of lists and convert them to sparse tensors."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ ARROW = {"string": pa.binary(), "int64": pa.int64(), "float32": pa.float32()}
 
 
 def whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """A column as one array."""
+    """Returns a column as a single array."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
 
 
 def codes_of(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
-    """Equal values to equal numbers from 0."""
+    """Numbers the distinct values of a column from 0; equal values get equal numbers."""
     return whole(column).dictionary_encode().indices.to_numpy(zero_copy_only=False)
 
 
 def runs(column: pa.Array, first: NDArray[Any], end: NDArray[Any]) -> pa.ListArray:
-    """A list of the rows [first, end) for each pair."""
+    """Returns one list for each pair: the values of rows [first, end)."""
     lengths = end - first
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     rows = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], lengths)
@@ -35,20 +35,20 @@ def runs(column: pa.Array, first: NDArray[Any], end: NDArray[Any]) -> pa.ListArr
 
 
 def first_of_each(column: pa.ChunkedArray | pa.ListArray, count: int) -> pa.ListArray:
-    """The first `count` values of each row."""
+    """Truncates each row to its first `count` values."""
     lists = whole(column)
     offsets = lists.offsets.to_numpy().astype(np.int64)
     return runs(lists.values, offsets[:-1], np.minimum(offsets[1:], offsets[:-1] + count))
 
 
 def filled(column: pa.ChunkedArray | pa.Array, dtype: str) -> pa.Array:
-    """A column whose missing values are "", NaN or the smallest int64."""
+    """Replaces missing values with "", NaN or the smallest int64."""
     values = whole(column)
     return values.fill_null(pa.scalar(MISSING[dtype], values.type))
 
 
 def record_batch(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.RecordBatch:
-    """Columns, Arrow's or Python's, as a batch of the schema."""
+    """Builds a batch of the schema from Arrow arrays or Python values."""
     arrays = [
         values.cast(field.type) if isinstance(values, pa.Array) else pa.array(values, field.type)
         for field, values in ((field, columns[field.name]) for field in schema)
@@ -57,7 +57,7 @@ def record_batch(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.RecordBatc
 
 
 def one_each(values: Any, dtype: str) -> pa.ListArray:
-    """A column with one value a row; null (for floats also NaN) is a missing value."""
+    """Returns a column of one-element lists; null (for floats also NaN) becomes an empty list."""
     flat = values if isinstance(values, pa.Array) else pa.array(values)
     if dtype == "float32" and pa.types.is_floating(flat.type):
         flat = pa.array(
@@ -70,7 +70,7 @@ def one_each(values: Any, dtype: str) -> pa.ListArray:
 
 
 def to_sparse(column: pa.ListArray | pa.ChunkedArray) -> tf.SparseTensor:
-    """A column of lists as the sparse tensor that `tf.io.parse_example` would give."""
+    """Converts a column of lists to the sparse tensor that `tf.io.parse_example` would return."""
     column = whole(column)
     offsets = column.offsets.to_numpy().astype(np.int64)
     lengths = np.diff(offsets)
@@ -89,7 +89,7 @@ def to_sparse(column: pa.ListArray | pa.ChunkedArray) -> tf.SparseTensor:
 
 
 def raw_sparse(table: pa.Table, spec: Spec, label: bool = True) -> dict[str, tf.SparseTensor]:
-    """The raw form of all features of `table`."""
+    """Returns all raw features of `table` as sparse tensors."""
     names = [f.name for f in spec.features]
     if label:
         names += [spec.label, *spec.outcome_features]
@@ -97,14 +97,14 @@ def raw_sparse(table: pa.Table, spec: Spec, label: bool = True) -> dict[str, tf.
 
 
 def to_examples(table: pa.Table, spec: Spec, limit: int) -> list[bytes]:
-    """The first `limit` rows, without the label, as serialised `tf.Example`s."""
+    """Serialises the first `limit` rows, without the label, as `tf.Example`s."""
     rows: list[Mapping[str, Any]] = table.slice(0, limit).to_pylist()
     serialized = []
     for row in rows:
         example = tf.train.Example()
         for feature in spec.features:
             values = row[feature.name]
-            if not values:  # An empty list is an error to those who expect one value or none.
+            if not values:  # Parsers that expect zero or one value reject an empty list.
                 continue
             stored = example.features.feature[feature.name]
             if feature.dtype == "string":

@@ -33,18 +33,18 @@ from tfrz.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class RecordType:
-    """What the data layer knows of one type of records.
+    """Describes one type of records.
 
     Attributes:
-      name: as the registry of models and `Reader.record_type` have it.
-      spec: class of the feature spec.
-      tabular: reader of CSV, Parquet and TFRecord files.
-      simulated: reader of `--data simulated`.
-      example_gen: name of the pipeline's ExampleGen.
-      splits: function of the pipeline that makes examples of records, by split.
-      section: field of the `data` section that says how rows become examples; None where a row is
-        an example.
-      config: class of that section.
+      name: Name, as used by the model registry and `Reader.record_type`.
+      spec: Class of the feature spec.
+      tabular: Reader of CSV, Parquet and TFRecord files.
+      simulated: Reader of `--data simulated`.
+      example_gen: Name of the pipeline's ExampleGen.
+      splits: Function of the pipeline that builds the examples of each split from records.
+      section: Field of the `data` section that configures how rows become examples; None if each
+        row is an example.
+      config: Class of that section.
     """
 
     name: str
@@ -114,7 +114,7 @@ RECORD_TYPES = {
 
 
 def load(path: str) -> Any:
-    """The object at a dotted path `module:name`."""
+    """Imports the object at a dotted path `module:name`."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -124,8 +124,8 @@ class Source:
     """A known data set.
 
     Attributes:
-      readers: type of record to its reader by dotted path, the default type first.
-      fixed: arguments of the readers that the name implies.
+      readers: Maps each type of record to its reader's dotted path, the default type first.
+      fixed: Arguments of the readers that follow from the name.
     """
 
     readers: Mapping[str, str]
@@ -165,18 +165,18 @@ SOURCES = {
 def open_source(
     data: str, features: str | None = None, records: str | None = None, /, **options: Any
 ) -> Reader:
-    """The reader of `--data`.
+    """Opens the source that `--data` names.
 
     Args:
       data: `simulated`, `NAME:PATH` with a known name, or the path of a CSV, Parquet or TFRecord
         file.
-      features: feature spec of such a file.
-      records: the type of records wanted; the source's first if not given.
-      options: of the reader (`data.options` of the configuration).
+      features: Path of the feature spec of such a file.
+      records: Type of the records; by default the first type that the source has.
+      options: Options of the reader (`data.options` in the configuration).
 
     Raises:
-      InputError: an unknown name, a missing path or spec, or a source without such records.
-      ConfigError: an option that the reader does not have, or a value of another type.
+      InputError: The name is unknown, a path or spec is missing, or the source has no such records.
+      ConfigError: The reader has no such option, or its value has the wrong type.
     """
     name, colon, path = data.partition(":")
     if name in SOURCES and (colon or name == "simulated"):

@@ -1,4 +1,4 @@
-"""What the raw features of a source are: names, kinds, types and how they are to be encoded."""
+"""Raw features: their names, kinds, types and encodings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfrz.config import from_mapping, read_yaml, require
 
 T = TypeVar("T")
-# A missing whole number where something must stand; of strings it is "", of floats NaN.
+# Stands for a missing whole number where a value is required; strings use "", floats NaN.
 MISSING_INT = int(np.iinfo(np.int64).min)
 MISSING = {"string": "", "int64": MISSING_INT, "float32": float("nan")}
 
@@ -24,14 +24,14 @@ USER_EMBEDDING_VERSION = "long_history_version"
 
 
 class FromYaml:
-    """A dataclass that a YAML file describes."""
+    """Base of dataclasses that can be read from a YAML file."""
 
     @classmethod
     def from_yaml(cls: type[T], path: str | Path) -> T:
-        """Reads the file: names of the fields to their values.
+        """Reads a YAML file that maps field names to values.
 
         Raises:
-          ConfigError: the file is missing, or a name or value in it is wrong.
+          ConfigError: The file is missing, or contains an unknown name or an invalid value.
         """
         return from_mapping(cls, read_yaml(path), str(path))
 
@@ -41,18 +41,18 @@ class Feature:
     """One raw feature.
 
     Attributes:
-      name: of the column or the `tf.Example` feature.
+      name: Name of the column or the `tf.Example` feature.
       kind: categorical (looked up in a vocabulary), numeric, time (Unix seconds), or opaque (a
-        string that reaches the model as it is; only what `UserEmbedding` adds).
+        string passed to the model unchanged; only for the features of `UserEmbedding`).
       dtype: type of the raw values. Categorical: string or int64; numeric: float32; time: int64;
         opaque: string.
-      multivalent: whether an example has a list of values.
-      vocabulary_size: keep this many terms, the most frequent; null for all.
-      min_count: leave out terms that occur less often.
-      oov_buckets: ids for terms outside the vocabulary.
-      log_offset: replace x by log(x + log_offset); null for no logarithm. Values at or below
+      multivalent: Whether an example may have several values.
+      vocabulary_size: Number of terms to keep, the most frequent; null keeps all.
+      min_count: Drop terms that occur less often than this.
+      oov_buckets: Number of ids for terms outside the vocabulary.
+      log_offset: Replace x with log(x + log_offset); null for no logarithm. Values at or below
         -log_offset count as missing.
-      standardize: subtract the mean and divide by the standard deviation, after the logarithm.
+      standardize: Subtract the mean and divide by the standard deviation, after the logarithm.
     """
 
     name: str
@@ -67,12 +67,20 @@ class Feature:
 
     def __post_init__(self) -> None:
         where = f"feature {self.name}"
-        require(bool(self.name), "feature", "needs a name")
+        require(bool(self.name), "feature", "must have a name")
         numeric = self.kind == "numeric"
-        require(numeric == (self.dtype == "float32"), where, "numeric goes with dtype float32")
-        require(self.kind != "time" or self.dtype == "int64", where, "time goes with dtype int64")
+        require(
+            numeric == (self.dtype == "float32"),
+            where,
+            "numeric features must have dtype float32, others must not",
+        )
+        require(
+            self.kind != "time" or self.dtype == "int64",
+            where,
+            "time features must have dtype int64",
+        )
         added = self.name in (USER_EMBEDDING, USER_EMBEDDING_VERSION)
-        require(self.kind != "opaque" or added, where, "opaque is none of a file's kinds")
+        require(self.kind != "opaque" or added, where, "a file cannot have features of kind opaque")
         require(
             self.vocabulary_size is None or self.vocabulary_size >= 1,
             where,
@@ -83,24 +91,24 @@ class Feature:
 
 
 def numeric(name: str, log_offset: float | None = None, standardize: bool = False) -> Feature:
-    """A numeric feature."""
+    """Returns a numeric feature."""
     return Feature(name, "numeric", "float32", log_offset=log_offset, standardize=standardize)
 
 
 @dataclasses.dataclass(frozen=True)
 class UserEmbedding:
-    """The embedding of its user's long history that an example may carry.
+    """The stored embedding of its user that an example may carry.
 
-    It adds two raw features: `long_history`, the vectors packed in 4 bits a value, and
-    `long_history_version`, the version of the model that made them. Either may be missing.
+    It adds two raw features: `long_history`, the vectors packed with 4 bits per value, and
+    `long_history_version`, the version of the model that produced them. Either may be missing.
 
     Attributes:
-      version: of the embeddings that the model is trained on. Those of another version have other
-        coordinates and count as missing.
-      num_vectors: vectors of a user.
-      dim: width of each.
-      any_version: read embeddings of every version.
-      generated_at: Unix seconds; the training examples' embeddings hold nothing at or after it.
+      version: Version of the embeddings that the model is trained on. Embeddings of other versions
+        have other coordinates and count as missing.
+      num_vectors: Number of vectors per user.
+      dim: Width of each vector.
+      any_version: Accept embeddings of every version.
+      generated_at: Unix seconds; the embeddings contain no event at or after this time.
     """
 
     version: str
@@ -116,36 +124,36 @@ class UserEmbedding:
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """What it adds to an example."""
+        """The two raw features that it adds to an example."""
         return Feature(USER_EMBEDDING, "opaque"), Feature(USER_EMBEDDING_VERSION, "opaque")
 
 
 def check_names(features: Iterable[Feature], taken: str, what: str) -> None:
-    """Refuses two features of one name, and one whose name is taken.
+    """Checks that the names of features are distinct and not taken.
 
     Raises:
-      ConfigError: names the feature.
+      ConfigError: Two features share a name, or a name is taken.
     """
     names = [f.name for f in features]
     for name in names:
-        require(names.count(name) == 1, f"feature {name}", "is there twice")
+        require(names.count(name) == 1, f"feature {name}", "is defined twice")
     require(taken not in names, f"feature {taken}", f"is the {what}")
 
 
 class Spec(Protocol):
-    """What the specs of all record types have in common: the raw features of an example."""
+    """The interface of all specs: the raw features of an example."""
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """The raw features of an example, without the label."""
+        """Raw features of an example, without the label."""
 
     @property
     def label(self) -> str:
-        """Name of the label."""
+        """Name of the label feature."""
 
     @property
     def label_dtype(self) -> tf.DType:
-        """Type of the raw label."""
+        """Type of the raw label values."""
 
     @property
     def vocabularies(self) -> tuple[Feature, ...]:
@@ -153,16 +161,16 @@ class Spec(Protocol):
 
     @property
     def outcome_features(self) -> tuple[str, ...]:
-        """Raw features that are known only afterwards, besides the label."""
+        """Raw features besides the label that are known only after the request."""
 
 
 def transformed_name(name: str) -> str:
-    """The name of a feature after the transform."""
+    """Returns the name of a feature after the transform."""
     return f"{name}_xf"
 
 
 def raw_feature_spec(spec: Spec, label: bool = True) -> dict[str, Any]:
-    """What `tf.io.parse_example` takes: every value may be missing, so all are `VarLenFeature`."""
+    """Returns the spec for `tf.io.parse_example`; any value may be missing (`VarLenFeature`)."""
     parse = {f.name: tf.io.VarLenFeature(tf.dtypes.as_dtype(f.dtype)) for f in spec.features}
     if label:
         parse[spec.label] = tf.io.VarLenFeature(spec.label_dtype)

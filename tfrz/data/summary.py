@@ -1,4 +1,4 @@
-"""What is in a source: rows, corrupt lines, and each feature's values."""
+"""Summaries of a source: its rows, corrupt lines, and the values of each feature."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from tfrz.errors import InputError
 
 @dataclasses.dataclass
 class FeatureSummary:
-    """One column.
+    """Summary of one column.
 
     Attributes:
-      name: of the column.
+      name: Name of the column.
       kind: categorical, multivalent, numeric, time, or label.
-      rows: that have a value.
-      missing: rows that have none.
-      values: in all; more than `rows` where lists are longer than one.
-      distinct: different terms; null for numbers.
-      top: the most frequent terms and how often they occur.
-      minimum: the least number; null for terms.
-      mean: of the numbers.
-      maximum: the greatest number.
+      rows: Number of rows with a value.
+      missing: Number of rows without a value.
+      values: Number of values; more than `rows` if a row has several.
+      distinct: Number of distinct terms; null for numbers.
+      top: The most frequent terms and their counts.
+      minimum: Smallest number; null for terms.
+      mean: Mean of the numbers.
+      maximum: Largest number.
     """
 
     name: str
@@ -50,15 +50,15 @@ class FeatureSummary:
 
 @dataclasses.dataclass
 class SourceSummary:
-    """A source.
+    """Summary of a source.
 
     Attributes:
-      name: of the source.
-      record_type: what a record is.
-      rows: that could be read.
-      corrupt: lines that could not.
-      first_corrupt: the first of them, as `file:line: reason`.
-      features: a summary each.
+      name: Name of the source.
+      record_type: Type of its records.
+      rows: Number of rows that could be read.
+      corrupt: Number of lines that could not be read.
+      first_corrupt: The first of these lines, as `file:line: reason`.
+      features: Summary of each column.
     """
 
     name: str
@@ -70,7 +70,7 @@ class SourceSummary:
 
 
 class _Column:
-    """Gathers one column, batch by batch."""
+    """Accumulates the summary of one column, batch by batch."""
 
     def __init__(self, name: str, kind: str) -> None:
         self.summary = FeatureSummary(name, kind)
@@ -122,7 +122,7 @@ def _text(term: Any) -> str:
 
 
 def _columns(reader: Reader) -> dict[str, _Column]:
-    """What to gather: the features and the label, or the columns of interactions or documents."""
+    """Returns the columns to summarise."""
     spec = reader.feature_spec()
     if isinstance(spec, HistorySpec):
         columns = {"user": _Column("user", "categorical"), "item": _Column("item", "categorical")}
@@ -147,7 +147,7 @@ def _columns(reader: Reader) -> dict[str, _Column]:
 
 
 def _as_lists(column: pa.Array) -> pa.ListArray:
-    """A column of single values as one of lists; null is a missing value."""
+    """Converts a column of single values to lists; null becomes an empty list."""
     if pa.types.is_list(column.type):
         return column
     present = np.asarray(column.is_valid())
@@ -156,15 +156,15 @@ def _as_lists(column: pa.Array) -> pa.ListArray:
 
 
 def summarize(reader: Reader, limit: int | None = None, top: int = 3) -> SourceSummary:
-    """Reads a source once, a batch at a time.
+    """Summarises a source in one pass.
 
     Args:
-      reader: of the source.
-      limit: stop after the batch that reaches this many rows.
-      top: how many frequent terms to name.
+      reader: Reader of the source.
+      limit: Stop after the batch that reaches this many rows.
+      top: Number of frequent terms to list.
 
     Raises:
-      InputError: the source is missing, of another format, or has no records.
+      InputError: The source is missing, has the wrong format, or has no records.
     """
     columns = _columns(reader)
     rows, corrupt, first = 0, 0, None

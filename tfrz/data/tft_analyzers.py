@@ -1,4 +1,4 @@
-"""TensorFlow Transform's analyzers in the form that `preprocess` asks for."""
+"""TensorFlow Transform's analyzers behind the `Analyzers` interface."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tfrz.data.spec import Feature, Spec, transformed_name
 
 
 def vocabulary_name(feature_name: str) -> str:
-    """The name of a feature's vocabulary file in the transform's assets."""
+    """Returns the name of a feature's vocabulary file in the transform's assets."""
     return f"{feature_name}_vocabulary"
 
 
@@ -37,11 +37,11 @@ class TransformAnalyzers:
 
 
 def vocabularies_from_transform(output: Any, spec: Spec) -> dict[str, list[str]]:
-    """Transformed name to terms in the order of their ids from 1.
+    """Maps transformed names to terms in the order of their ids, which start at 1.
 
     Args:
-      output: a `tft.TFTransformOutput`.
-      spec: the raw features.
+      output: A `tft.TFTransformOutput`.
+      spec: The raw features.
     """
     return {
         transformed_name(f.name): [
@@ -53,7 +53,7 @@ def vocabularies_from_transform(output: Any, spec: Spec) -> dict[str, list[str]]
 
 
 def vocabulary_sizes_from_transform(output: Any, spec: Spec) -> dict[str, int]:
-    """Transformed name to ids in all: padding, vocabulary, out-of-vocabulary buckets."""
+    """Maps transformed names to the number of ids: padding, vocabulary, OOV buckets."""
     return {
         transformed_name(f.name): 1
         + max(output.vocabulary_size_by_name(vocabulary_name(f.name)), 1)

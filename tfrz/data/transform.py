@@ -1,8 +1,8 @@
-"""What the transforms of all record types share: one definition for TFT and in process.
+"""Shared parts of the transforms from raw features to model inputs.
 
-The `transform` module of a record type says what happens to each feature. What it needs to know of
-the whole data set, a vocabulary or the moments of a column, it asks an `Analyzers`: TensorFlow
-Transform's in the pipeline (`tfrz.data.tft_analyzers`), a `Preprocessor` in process.
+Each record type defines its transform once, in its `transform` module. Statistics of the whole data
+set (vocabularies, and moments of columns) come from an `Analyzers` object: in the pipeline from
+TensorFlow Transform (`tfrz.data.tft_analyzers`), in process from a fitted `Preprocessor`.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ ConfigT = TypeVar("ConfigT")
 
 
 class Analyzers(Protocol):
-    """What must be known of the whole data set."""
+    """Statistics of the whole data set."""
 
     def lookup(self, feature: Feature, tokens: tf.SparseTensor) -> Callable[[tf.Tensor], tf.Tensor]:
-        """From string terms, of any shape, to ids; the vocabulary is that of all `tokens`.
+        """Returns a function from string terms of any shape to ids.
 
-        Ids are 1..V by falling frequency, then the out-of-vocabulary buckets.
+        The vocabulary consists of all `tokens`. Ids are 1..V by falling frequency, then the
+        out-of-vocabulary buckets.
         """
 
     def moments(self, feature: Feature, values: tf.SparseTensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Mean and variance of the values that are there."""
+        """Returns the mean and variance of the values."""
 
 
 def closed_up(values: tf.SparseTensor) -> tf.SparseTensor:
-    """The values of each row moved to its first columns; TensorFlow Transform takes no gaps."""
+    """Moves the values of each row to its first columns; TensorFlow Transform rejects gaps."""
     rows = values.indices[:, 0]
     starts = tf.searchsorted(rows, rows, side="left", out_type=tf.int64)
     columns = tf.range(tf.shape(rows, out_type=tf.int64)[0]) - starts
@@ -47,10 +48,10 @@ def closed_up(values: tf.SparseTensor) -> tf.SparseTensor:
 
 
 def first_value(values: tf.SparseTensor, default: Any) -> tf.Tensor:
-    """The first value of each row, `[batch]`."""
+    """Returns the first value of each row, `[batch]`."""
     batch = values.dense_shape[0]
     rows = values.indices[:, 0]
-    # Rows come in order: a value is its row's first if the row before it is another.
+    # Rows are sorted: a value is the first of its row if the value before is in another row.
     first = tf.concat([tf.ones([1], tf.bool), rows[1:] != rows[:-1]], axis=0)[: tf.shape(rows)[0]]
     rows, kept = tf.boolean_mask(rows, first), tf.boolean_mask(values.values, first)
     empty = tf.fill([batch], tf.cast(default, values.dtype))
@@ -58,14 +59,14 @@ def first_value(values: tf.SparseTensor, default: Any) -> tf.Tensor:
 
 
 def as_terms(feature: Feature, values: tf.Tensor) -> tf.Tensor:
-    """Categorical values as strings, missing ones empty."""
+    """Converts categorical values to strings; missing ones become empty."""
     if feature.dtype == "string":
         return values
     return tf.where(values == MISSING_INT, "", tf.strings.as_string(values))
 
 
 def one_a_row(terms: list[tf.Tensor]) -> tf.SparseTensor:
-    """Terms that a vocabulary is made of, one a row, missing ones left out."""
+    """Returns the non-empty terms, one per row, as input of a vocabulary."""
     flat = tf.concat(terms, axis=0)
     flat = tf.boolean_mask(flat, tf.not_equal(flat, ""))
     rows = tf.range(tf.shape(flat, out_type=tf.int64)[0])
@@ -75,13 +76,13 @@ def one_a_row(terms: list[tf.Tensor]) -> tf.SparseTensor:
 
 
 def ids_of(lookup: Callable[[tf.Tensor], tf.Tensor], terms: tf.Tensor) -> tf.Tensor:
-    """Ids of terms of any shape, 0 for empty ones."""
+    """Returns the ids of terms of any shape; empty terms get 0."""
     ids = lookup(terms)
     return tf.where(tf.equal(terms, ""), tf.zeros_like(ids), ids)
 
 
 def logarithms(feature: Feature, values: tf.Tensor) -> tf.Tensor:
-    """A dense numeric feature after its logarithm, NaN where there is none."""
+    """Applies the logarithm of a dense numeric feature; undefined values become NaN."""
     if feature.log_offset is None:
         return values
     shifted = values + feature.log_offset
@@ -89,7 +90,7 @@ def logarithms(feature: Feature, values: tf.Tensor) -> tf.Tensor:
 
 
 def finite_rows(values: tf.Tensor) -> tf.SparseTensor:
-    """The finite ones of dense values of any shape, one a row: what moments are made of."""
+    """Returns the finite values, one per row, as input of moments."""
     flat = tf.reshape(values, [-1])
     flat = tf.boolean_mask(flat, tf.math.is_finite(flat))
     rows = tf.range(tf.shape(flat, out_type=tf.int64)[0])
@@ -99,7 +100,7 @@ def finite_rows(values: tf.Tensor) -> tf.SparseTensor:
 
 
 def numbers(feature: Feature, values: tf.SparseTensor) -> tf.SparseTensor:
-    """Numeric values after the logarithm, those without one left out as missing."""
+    """Applies the logarithm to numeric values; drops those that have none."""
     values = tf.sparse.retain(values, tf.math.is_finite(values.values))
     if feature.log_offset is None:
         return values
@@ -110,7 +111,7 @@ def numbers(feature: Feature, values: tf.SparseTensor) -> tf.SparseTensor:
 
 
 def densify(features: Mapping[str, Any]) -> dict[str, tf.Tensor]:
-    """Sparse ids padded with 0 to `[batch, values]`; the rest as it is."""
+    """Converts sparse ids to dense `[batch, values]`, padded with 0; keeps other tensors."""
     return {
         name: tf.sparse.to_dense(value) if isinstance(value, tf.SparseTensor) else value
         for name, value in features.items()
@@ -118,7 +119,7 @@ def densify(features: Mapping[str, Any]) -> dict[str, tf.Tensor]:
 
 
 def ranked_terms(column: pa.ChunkedArray, feature: Feature) -> list[bytes]:
-    """Terms by falling frequency, ties by falling bytes: TensorFlow Transform's order."""
+    """Sorts terms by falling frequency, then falling bytes, as TensorFlow Transform does."""
     flat = pc.list_flatten(column)
     if feature.dtype == "int64":
         flat = flat.filter(pc.not_equal(flat, MISSING_INT)).cast(pa.string())
@@ -128,7 +129,7 @@ def ranked_terms(column: pa.ChunkedArray, feature: Feature) -> list[bytes]:
         for term, count in zip(
             counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True
         )
-        # TensorFlow Transform leaves these out: a vocabulary file has a term a line.
+        # TensorFlow Transform drops these too, because a vocabulary file has one term per line.
         if count >= feature.min_count and term and b"\n" not in term and b"\r" not in term
     ]
     pairs.sort(reverse=True)
@@ -136,20 +137,20 @@ def ranked_terms(column: pa.ChunkedArray, feature: Feature) -> list[bytes]:
 
 
 def fitted_moments(table: pa.Table, feature: Feature) -> tuple[float, float]:
-    """Mean and variance of a numeric column."""
+    """Returns the mean and variance of a numeric column."""
     column = to_sparse(table.column(feature.name))
     values = numbers(feature, column).values.numpy().astype(np.float64)
     return (float(values.mean()), float(values.var())) if values.size else (0.0, 1.0)
 
 
 class Preprocessor(tf.Module, Generic[SpecT, ConfigT]):
-    """The transform, fitted to a table in this process; saved along in a SavedModel.
+    """A transform with its statistics, fitted in this process and saved in a SavedModel.
 
     Args:
-      spec: the raw features.
-      vocabularies: feature name to terms in the order of their ids from 1.
-      moments: name of each standardised feature to its mean and variance.
-      config: how rows become examples, where there is such a section.
+      spec: The raw features.
+      vocabularies: Maps feature names to terms in the order of their ids, which start at 1.
+      moments: Maps standardised features to their mean and variance.
+      config: Configuration of the examples; None if the record type has none.
     """
 
     def __init__(
@@ -166,7 +167,7 @@ class Preprocessor(tf.Module, Generic[SpecT, ConfigT]):
         self._tables = {}
         for feature in spec.vocabularies:
             terms = list(vocabularies[feature.name])
-            # A table may not be empty; the empty string is never looked up.
+            # A lookup table must not be empty; the empty string is never looked up.
             keys = tf.constant(terms or [b""], tf.string)
             ids = tf.range(len(terms) or 1, dtype=tf.int64)
             self._tables[feature.name] = tf.lookup.StaticVocabularyTable(
@@ -175,7 +176,7 @@ class Preprocessor(tf.Module, Generic[SpecT, ConfigT]):
 
     @property
     def vocabularies(self) -> dict[str, list[str]]:
-        """Feature name to terms in the order of their ids from 1."""
+        """Maps feature names to terms in the order of their ids, which start at 1."""
         return {
             name: [term.decode("utf-8", "backslashreplace") for term in terms]
             for name, terms in self._terms.items()
@@ -183,7 +184,7 @@ class Preprocessor(tf.Module, Generic[SpecT, ConfigT]):
 
     @property
     def vocabulary_sizes(self) -> dict[str, int]:
-        """Transformed name to ids in all: padding, vocabulary, out-of-vocabulary buckets."""
+        """Maps transformed names to the number of ids: padding, vocabulary, OOV buckets."""
         return {
             transformed_name(f.name): 1 + max(len(self._terms[f.name]), 1) + f.oov_buckets
             for f in self._spec.vocabularies
@@ -203,7 +204,7 @@ class Preprocessor(tf.Module, Generic[SpecT, ConfigT]):
     def __call__(
         self, inputs: Mapping[str, tf.SparseTensor], with_label: bool = False
     ) -> dict[str, Any]:
-        """Transforms a batch with what was fitted."""
+        """Transforms a batch of raw features."""
 
 
 def transform_table(
@@ -212,13 +213,13 @@ def transform_table(
     batch_size: int = 131_072,
     without: Collection[str] = (),
 ) -> dict[str, NDArray[Any]]:
-    """All rows of `table`, label included, as arrays; lists padded with 0 to the longest.
+    """Transforms a whole table, label included, to arrays; lists are padded with 0.
 
     Args:
-      preprocessor: fitted.
-      table: raw features.
-      batch_size: rows at a time.
-      without: transformed features that are not wanted.
+      preprocessor: A fitted preprocessor.
+      table: Raw features.
+      batch_size: Number of rows to transform at once.
+      without: Transformed features to leave out.
     """
     spec = preprocessor._spec
     parts: dict[str, list[NDArray[Any]]] = {}

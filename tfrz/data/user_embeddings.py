@@ -1,4 +1,4 @@
-"""Joining examples with the offline embeddings of their users' long histories."""
+"""The join of examples with the stored embeddings of their users."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from tfrz.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# An Arrow array holds 2 GiB of bytes, a user's embedding may have ten thousand.
+# An Arrow array holds at most 2 GiB, and an embedding may take ten thousand bytes.
 _ROWS_AT_ONCE = 16_384
 
 
 class Embeddings(Protocol):
-    """A store of embeddings, one a user; it can be sent to a worker."""
+    """A store with one embedding per user; it can be pickled."""
 
     @property
     def version(self) -> str:
-        """Of the model that made them."""
+        """Version of the model that produced the embeddings."""
 
     @property
     def generated_at(self) -> int:
-        """Unix seconds; they hold nothing at or after it."""
+        """Unix seconds; the embeddings contain no event at or after this time."""
 
     @property
     def num_vectors(self) -> int:
-        """Vectors of a user."""
+        """Number of vectors per user."""
 
     @property
     def dim(self) -> int:
-        """Width of each."""
+        """Width of each vector."""
 
     def packed(self, users: Sequence[bytes]) -> list[bytes | None]:
-        """The packed vectors of each user, None where there are none."""
+        """Returns the packed vectors of each user; None for users without an embedding."""
 
     def fingerprint(self) -> str:
-        """Changes when the embeddings may have."""
+        """Returns a string that changes when the embeddings change."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a join found; two of them add up.
+    """Counts of a join; counts of two joins can be added.
 
     Attributes:
-      examples: in all.
-      known: those whose user has an embedding.
-      used: those of them whose embedding is older than the request.
-      user: one of the users that were looked for, b"" where no example has a user.
+      examples: Number of examples.
+      known: Number of examples whose user has an embedding.
+      used: Number of these whose embedding is older than the request.
+      user: One of the users that were looked up; b"" if no example has a user.
     """
 
     examples: int = 0
@@ -74,16 +74,16 @@ class Found:
 
 
 class EmbeddingJoin:
-    """Adds to each example the embedding of its user, and the version of the embeddings.
+    """Adds to each example the embedding of its user and the version of the embeddings.
 
-    Where the time of the request is known, an embedding that was generated after it is left out:
-    it may have seen the answer.
+    If the time of the request is known, embeddings generated after it are left out, because they
+    may contain the answer.
 
     Args:
-      embeddings: of the users.
-      place: where they are, for messages.
-      user: column of the users' keys, lists of strings or of whole numbers.
-      time: column of the requests' times; None where there are none.
+      embeddings: Store of the embeddings.
+      place: Location of the store, for messages.
+      user: Column of the user keys, lists of strings or of whole numbers.
+      time: Column of the request times; None if there is none.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class EmbeddingJoin:
         self.user, self.time = user, time
 
     def __call__(self, table: pa.Table) -> tuple[pa.Table, Found]:
-        """The examples with two more columns, and what was found."""
+        """Returns the examples with two more columns, and the counts of the join."""
         parts, found = [], Found()
         for start in range(0, max(table.num_rows, 1), _ROWS_AT_ONCE):
             part, count = self._joined(table.slice(start, _ROWS_AT_ONCE))
@@ -106,7 +106,7 @@ class EmbeddingJoin:
         coded = users.cast(pa.string() if pa.types.is_integer(users.type) else users.type)
         coded = coded.cast(pa.binary()).dictionary_encode()
         keys = coded.dictionary.to_pylist()
-        # Each user once, however many examples are theirs.
+        # Look up each user once, however many examples they have.
         vectors = pa.array(self.embeddings.packed(keys), pa.binary()).take(coded.indices)
         known = int(pc.sum(vectors.is_valid()).as_py() or 0)
         if self.time is not None:
@@ -121,10 +121,10 @@ class EmbeddingJoin:
         return table, Found(table.num_rows, known, int(pc.sum(used).as_py() or 0), user)
 
     def check(self, found: Found) -> None:
-        """Says what share of the examples has an embedding.
+        """Logs the share of examples with an embedding.
 
         Raises:
-          InputError: none has: the users' keys are others, or all requests are older.
+          InputError: No example has one: the user keys differ, or all requests are older.
         """
         logger.info(
             "long history: %s of %s examples (%.1f %%) found an embedding of version %s in %s",
@@ -147,17 +147,19 @@ class EmbeddingJoin:
             )
         looked_for = found.user.decode("utf-8", "backslashreplace")
         raise InputError(
-            f"{self.place} has an embedding of none of the {found.examples:,} examples' users: "
-            f"{looked_for!r} was looked for, from the column {self.user!r}; the users' keys must "
-            "be those that were encoded"
+            f"{self.place} has no embedding for any user of the {found.examples:,} examples: "
+            f"{looked_for!r} was looked up, from the column {self.user!r}; the user keys must "
+            "equal those of the export"
         )
 
 
 def joined(join: EmbeddingJoin | None, parts: Sequence[pa.Table]) -> list[pa.Table]:
-    """The parts of a data set with the embeddings of their users, if any are joined.
+    """Joins the parts of a data set with the embeddings of their users.
+
+    Without a join, returns the parts unchanged.
 
     Raises:
-      InputError: as of `EmbeddingJoin.check`.
+      InputError: No example has an embedding, see `EmbeddingJoin.check`.
     """
     if join is None:
         return list(parts)
@@ -171,7 +173,7 @@ def joined(join: EmbeddingJoin | None, parts: Sequence[pa.Table]) -> list[pa.Tab
 
 
 def _first(column: pa.ChunkedArray) -> pa.Array:
-    """The first value of each row of lists, null where there is none."""
+    """Returns the first value of each row of lists; null for empty rows."""
     lists = whole(column)
     lengths = lists.value_lengths().to_numpy()
     starts = np.cumsum(lengths) - lengths

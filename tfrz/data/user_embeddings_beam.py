@@ -1,4 +1,4 @@
-"""Beam transforms: the embeddings of users' long histories joined with examples."""
+"""Beam transforms that join examples with the stored embeddings of their users."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FOUND = "found"
 
 
 def _total(parts: Iterable[Found]) -> Found:
-    """What all joins found together."""
+    """Adds the counts of all joins."""
     return sum(parts, Found())
 
 
@@ -23,7 +23,7 @@ class CheckFound(beam.PTransform):
     """Fails the pipeline with `InputError` if no example found an embedding.
 
     Args:
-      join: that was made.
+      join: The join whose counts are checked.
     """
 
     def __init__(self, join: EmbeddingJoin) -> None:
@@ -31,7 +31,7 @@ class CheckFound(beam.PTransform):
         self._join = join
 
     def expand(self, found: beam.PCollection) -> beam.PCollection:
-        """Takes what joins of batches found."""
+        """Checks the counts of the joins of all batches."""
         return (
             found
             | "Sum" >> beam.CombineGlobally(_total)
@@ -40,23 +40,23 @@ class CheckFound(beam.PTransform):
 
 
 class _Join(beam.DoFn):
-    """Batches with the embeddings of their users; what was found goes to `found`."""
+    """Joins batches; the counts go to the output `found`."""
 
     def __init__(self, join: EmbeddingJoin) -> None:
         self._join = join
 
     def process(self, batch: pa.RecordBatch) -> Iterator[Any]:
-        """Looks all users of the batch up at once."""
+        """Looks up all users of a batch at once."""
         table, found = self._join(pa.Table.from_batches([batch]))
         yield TaggedOutput(FOUND, found)
         yield from table.combine_chunks().to_batches()
 
 
 class JoinEmbeddings(beam.PTransform):
-    """Arrow `RecordBatch`es with the embeddings of their users.
+    """Joins Arrow `RecordBatch`es with the embeddings of their users.
 
     Args:
-      join: that is made of each batch.
+      join: The join to apply to each batch.
     """
 
     def __init__(self, join: EmbeddingJoin) -> None:

@@ -1,1 +1,1 @@
-"""Users' embeddings made offline: the export job, its store, and what is said of their health."""
+"""Offline embeddings of users: the export job, the store, and the health report."""

@@ -1,4 +1,4 @@
-"""Encoding a bucket of users: in full, or adding to the generation before."""
+"""Encodes a bucket of users, in full or on top of the previous generation."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ _USERS_A_GROUP = 256
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run does, as its workers are told.
+    """Plan of a run, sent to the workers.
 
     Attributes:
-      number: of the generation that is made.
+      number: Number of the new generation.
       as_of: Unix seconds.
-      model: the SavedModel.
-      fingerprint: of it.
-      version: of the embeddings.
-      previous: the generation that is added to; None for a full run.
+      model: Path of the SavedModel.
+      fingerprint: Fingerprint of the model.
+      version: Version of the embeddings.
+      previous: Number of the previous generation; None for a full run.
     """
 
     number: int
@@ -69,7 +69,7 @@ class Plan:
 
 
 class _Rows:
-    """Rows of embeddings in the making."""
+    """Collects rows of embeddings."""
 
     def __init__(self, plan: Plan, encoder: Encoder) -> None:
         self._plan, self._encoder = plan, encoder
@@ -108,7 +108,7 @@ class _Rows:
             self._columns[name].append(value)
 
     def take(self) -> pa.Table:
-        """The rows, and begins anew."""
+        """Returns the collected rows, and clears them."""
         columns = {}
         for field in EMBEDDINGS:
             values = self._columns[field.name]
@@ -121,30 +121,30 @@ class _Rows:
 
 
 class EncodeBucket(beam.DoFn):
-    """Encodes the users of a bucket and writes its files; does nothing if they are there.
+    """Encodes the users of a bucket and writes its files, unless they exist.
 
     Args:
-      store: where.
-      plan: what.
-      specification: the slices.
+      store: Store of the generation.
+      plan: Plan of the run.
+      specification: The slices.
     """
 
     def __init__(self, store: Store, plan: Plan, specification: SliceSpecification) -> None:
         self._store, self._plan, self._specification = store, plan, specification
 
     def setup(self) -> None:
-        """Loads the model once for a worker."""
-        # What Arrow frees can then be had by all others; its own pools keep it to themselves.
+        """Loads the model once per worker."""
+        # Arrow's own memory pools do not return freed memory to the rest of the process.
         pa.set_memory_pool(pa.system_memory_pool())
         self._encoder = Encoder(self._plan.model)
 
     def process(self, bucket: int) -> Iterator[dict[str, int]]:
-        """Yields counts."""
+        """Encodes a bucket; yields counts."""
         folder = self._store.partial(self._plan.number)
         done = folder / "counts" / f"{bucket:05d}.json"
         if not done.exists():
             counts = self._encode(folder, bucket)
-            # The last to be written: a bucket with counts is whole.
+            # Written last: a bucket with counts is complete.
             atomic_write(done, json.dumps(counts))
         yield json.loads(done.read_text())
 
@@ -179,19 +179,19 @@ class EncodeBucket(beam.DoFn):
 
     @property
     def _visible_before(self) -> int:
-        """The first second that is not visible: t < as_of - gap."""
+        """The first second that is not visible, from t < as_of - gap."""
         return math.ceil(self._plan.as_of - self._specification.gap)
 
     @property
     def _kept_from(self) -> int:
-        """Events from here on are in the tail: in a time bucket, or not yet visible."""
+        """Events from this time on are in the tail: in a time bucket, or not visible yet."""
         longest = max([self._specification.gap, *self._specification.buckets])
         return math.floor(self._plan.as_of - longest)
 
     def _sketched(self, table: pa.Table, bucketed: bool | None = None) -> dict[str, Sketch]:
-        """The sketch of a chunk's events: of all slices, or of those with or without a time bucket.
+        """Returns the sketch of a chunk: all slices, or those with or without a time bucket.
 
-        Time buckets are not looked at where all events are too old for them.
+        Time buckets are skipped if all events are too old for them.
         """
         buckets = self._specification.buckets
         oldest = math.floor(self._plan.as_of - max(buckets, default=0))
@@ -222,10 +222,10 @@ class EncodeBucket(beam.DoFn):
         sketches: Grouped,
         tail: Grouped,
     ) -> int:
-        """Encodes a user from all of its events; gives their number."""
+        """Encodes a user from all of its events; returns their number."""
         read = 0
         grid = ChunkGrid()
-        # Of each timeline no more chunks than count at the end.
+        # Keep only as many chunks of each timeline as can count at the end.
         held: dict[bool, list[tuple[int, Any]]] = {True: [], False: []}
         kept: list[pa.Table] = []
         newest: int | None = None
@@ -239,7 +239,7 @@ class EncodeBucket(beam.DoFn):
             if time[-1] >= self._kept_from:
                 hidden = np.full(len(time) - visible, -1)
                 self._keep(kept, table, pa.array(np.concatenate([grid.ranks(seen), hidden])))
-            # What waits for its chunk to be full is only what slices ask for.
+            # Incomplete chunks hold only the columns that slices use.
             chunks = grid.add(seen.drop(["user", "position"]))
             self._encode_chunks(user, chunks, held, sketches)
         self._encode_chunks(user, grid.rest(), held, sketches)
@@ -255,7 +255,7 @@ class EncodeBucket(beam.DoFn):
         held: dict[bool, list[tuple[int, Any]]],
         sketches: Grouped,
     ) -> None:
-        """Adds the sums of a user's next chunks to `held`."""
+        """Appends the sums of a user's next chunks to `held`."""
         for chunk, table in chunks:
             timeline, number = chunk
             if (part := self._pooled(user, chunk, table, sketches)) is not None:
@@ -266,13 +266,13 @@ class EncodeBucket(beam.DoFn):
     def _pooled(
         self, user: bytes, chunk: Chunk, table: pa.Table, sketches: Grouped
     ) -> tuple[NDArray[Any], NDArray[Any]] | None:
-        """The sums of a chunk, whose sketch is written; None if no slice has anything of it."""
+        """Returns the sums of a chunk and writes its sketch; None if no slice has its events."""
         found = self._sketched(table)
         sketches.add(sketch_rows(self._specification, user, chunk, found))
         return self._encoder.pool(found) if found else None
 
     def _keep(self, rows: list[pa.Table], table: pa.Table, ranks: pa.Array) -> None:
-        """Adds to the tail what is not done with."""
+        """Adds events to the tail that later runs still need."""
         table = table.append_column("rank", ranks)
         kept = table.filter(pc.greater_equal(table["time"], self._kept_from))
         if kept.num_rows:
@@ -308,10 +308,10 @@ class EncodeBucket(beam.DoFn):
         for user, (row, old, new) in known:
             counts["users"] += 1
             if row is not None and new is None and not others and not self._changed(row):
-                # Rows keep their order: what was made so far comes first.
+                # Rows keep their order: write the collected rows first.
                 rows.add(made.take())
                 rows.add(self._carried_over(row))
-                # Nothing of it has left the gap or a time bucket.
+                # None of the user's events has left the gap or a time bucket.
                 tail.add(pa.table({}) if old is None else old)
                 continue
             recent = self._together(old, new, counts)
@@ -352,7 +352,7 @@ class EncodeBucket(beam.DoFn):
                 both = [plain_of.get(chunk, {})]
                 if chunk in timed:
                     both.append(self._sketched(pa.concat_tables(timed[chunk]), True))
-                # One sketch of all slices, as a full run pools it: the same bits.
+                # One sketch of all slices, as in a full run, for the same bits.
                 if together := merge(both):
                     parts.append(self._encoder.pool(together))
             made.add(user, parts, grid.counts, newest, self._changes_at(kept))
@@ -364,7 +364,7 @@ class EncodeBucket(beam.DoFn):
     def _together(
         self, old: pa.Table | None, new: pa.Table | None, counts: dict[str, int]
     ) -> pa.Table | None:
-        """Events of the tail and new ones, in order; new ones have no rank yet."""
+        """Merges events of the tail and new events, in order; new events have no rank yet."""
         tables = []
         if old is not None:
             tables.append(old)
@@ -376,12 +376,12 @@ class EncodeBucket(beam.DoFn):
         return pa.concat_tables([table.select(tables[0].column_names) for table in tables])
 
     def _changed(self, row: pa.Table) -> bool:
-        """Whether an event of a user has left the gap or a time bucket since the row was made."""
+        """Returns whether an event of a user left the gap or a time bucket since the last row."""
         changes_at = row["changes_at"][0].as_py()
         return changes_at is not None and changes_at <= self._plan.as_of
 
     def _changes_at(self, kept: list[pa.Table]) -> int | None:
-        """When the first of a user's events in the tail leaves the gap or a time bucket."""
+        """Returns when the first event of the tail leaves the gap or a time bucket."""
         if not kept:
             return None
         time = np.concatenate([whole(table["time"]).to_numpy() for table in kept])
@@ -397,7 +397,7 @@ class EncodeBucket(beam.DoFn):
 
 
 def _by_time(tables: list[pa.Table]) -> pa.Table:
-    """Events of one user in order of time and place in the source."""
+    """Sorts the events of one user by time and place in the source."""
     if not tables:
         return pa.table({})
     table = pa.concat_tables(tables)
@@ -405,7 +405,7 @@ def _by_time(tables: list[pa.Table]) -> pa.Table:
 
 
 def _by_chunk(table: pa.Table) -> Iterator[tuple[Chunk, pa.Table]]:
-    """Ranked events of one user by their chunk."""
+    """Groups the ranked events of one user by chunk."""
     table = table.filter(pc.greater_equal(table["rank"], 0))
     explicit = whole(table["explicit"]).to_numpy(zero_copy_only=False)
     number = whole(table["rank"]).to_numpy() // CHUNK_EVENTS
@@ -418,7 +418,7 @@ def _by_chunk(table: pa.Table) -> Iterator[tuple[Chunk, pa.Table]]:
 def _merged_users(
     *sorted_pieces: Iterator[tuple[bytes, pa.Table]],
 ) -> Iterator[tuple[bytes, list[pa.Table | None]]]:
-    """Users of several sorted sources, each with its whole table in each source or None."""
+    """Merges sorted sources: yields each user with its table in each source, or None."""
     nexts = [next(pieces, None) for pieces in sorted_pieces]
     while any(one is not None for one in nexts):
         user = min(one[0] for one in nexts if one is not None)

@@ -1,7 +1,7 @@
-"""From a user's sketches to packed vectors, with the signatures of an exported model.
+"""Encodes the sketches of users to packed vectors, with the signatures of an exported model.
 
-One user at a time: what is computed for a user is then the same bits whoever else is encoded, in
-whatever process. Sums over chunks are in a fixed order.
+Users are encoded one at a time, and chunks are summed in a fixed order, so the result has the same
+bits in every process, whatever other users are encoded.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from tfrz.errors import InputError
 from tfrz.layers.quantize import pack4
 
 _NEEDED = ("pool", "summarize")
-# Rows of embeddings that are in memory at once, of each table.
+# Number of rows of an embedding table in memory at once.
 _TERMS_AT_ONCE = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """What must be known of an exported model before it is loaded.
+    """Facts about an exported model that are known without loading it.
 
     Attributes:
-      fingerprint: of its weights and vocabularies.
-      timeline: how its examples were made; has the slices.
+      fingerprint: Hash of its weights and vocabularies.
+      timeline: Configuration of its examples, with the slices.
     """
 
     fingerprint: str
@@ -41,10 +41,10 @@ class ModelFacts:
 
 
 def model_facts(directory: str | Path) -> ModelFacts:
-    """What an exported model was trained on.
+    """Reads the facts about an exported model.
 
     Raises:
-      InputError: it is no model of timelines that tfrz exported.
+      InputError: The folder is not a model of timelines exported by tfrz.
     """
     root = Path(directory)
     digest = hashlib.sha256()
@@ -56,7 +56,7 @@ def model_facts(directory: str | Path) -> ModelFacts:
         for path in [*files, root / "assets" / "vocabularies.json"]:
             digest.update(path.read_bytes())
     except (OSError, InputError) as error:
-        raise InputError(f"{root} is no model that tfrz exported: {error}") from error
+        raise InputError(f"{root} is not a model exported by tfrz: {error}") from error
     if timeline is None:
         raise InputError(
             f"{root} holds {config.get('name')}, which has no embeddings of long histories"
@@ -65,13 +65,13 @@ def model_facts(directory: str | Path) -> ModelFacts:
 
 
 class Encoder:
-    """An exported model's additive half (`pool`) and the rest (`summarize`).
+    """The additive part of an exported model (`pool`) and the rest (`summarize`).
 
     Args:
-      directory: of the SavedModel.
+      directory: Folder of the SavedModel.
 
     Raises:
-      InputError: it lacks the signatures.
+      InputError: A signature is missing.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -91,9 +91,9 @@ class Encoder:
         }
 
     def pool(self, sketches: Mapping[str, Sketch]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Sums of weighted vectors, float64 `[slices, dim]`, and sums of weights `[slices]`.
+        """Returns sums of weighted vectors, float64 `[slices, dim]`, and of weights, `[slices]`.
 
-        The weights are whole numbers of 2^-24, int64.
+        The weights are multiples of 2^-24, int64.
         """
         sums = np.zeros((len(self.slices.slices), self.dim))
         totals = np.zeros(len(self.slices.slices), np.int64)
@@ -116,10 +116,10 @@ class Encoder:
     def vectors(
         self, parts: Iterable[tuple[NDArray[Any], NDArray[Any]]]
     ) -> tuple[NDArray[Any], Any]:
-        """A user's vectors from the sums of its chunks, in their order.
+        """Returns a user's vectors from the sums of its chunks, in order.
 
         Returns:
-          float32 `[vectors, dim]`, zero where there was no event, and the sums of weights, float64
+          Vectors, float32 `[vectors, dim]`, zero without events, and the sums of weights, float64
           `[slices]`.
         """
         sums = np.zeros((len(self.slices.slices), self.dim))
@@ -137,5 +137,5 @@ class Encoder:
 
     @staticmethod
     def packed(vectors: NDArray[Any]) -> bytes:
-        """The vectors in 4 bits a value."""
+        """Packs the vectors with 4 bits per value."""
         return pack4(vectors).tobytes()

@@ -1,4 +1,4 @@
-"""What is said of a generation of embeddings before anybody reads it."""
+"""The health report of a generation of embeddings, and the checks before it is published."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _rows(folder: Path, buckets: int, columns: list[str]) -> Iterator[Any]:
 
 
 def vectors_of(table: Any, num_vectors: int, dim: int) -> NDArray[Any]:
-    """The unpacked vectors of a table's rows, float32 `[rows, vectors, dim]`."""
+    """Unpacks the vectors of a table's rows, float32 `[rows, vectors, dim]`."""
     if not table.num_rows:
         return np.zeros((0, num_vectors, dim), np.float32)
     data = b"".join(table["packed"].to_pylist())
@@ -45,21 +45,21 @@ def vectors_of(table: Any, num_vectors: int, dim: int) -> NDArray[Any]:
 def health_report(
     folder: Path, manifest: Manifest, slices: SliceSpecification, before: Path | None
 ) -> dict[str, Any]:
-    """Coverage, norms, ages, slices, and drift against another generation.
+    """Reports coverage, norms, ages, slices, and drift against another generation.
 
     Args:
-      folder: of the generation.
-      manifest: of it.
-      slices: of its model.
-      before: folder of the generation to compare with; None for none.
+      folder: Folder of the generation.
+      manifest: Manifest of the generation.
+      slices: Slices of the model.
+      before: Folder of the generation to compare with; None for no comparison.
 
     Returns:
-      `users`, `present`, `coverage`; `not_finite` (users whose vectors were no numbers);
-      `norm` (quantiles of the vectors' norms, after quantisation, over users with vectors);
-      `days_since_newest_event` (users by the age of the newest event that counts); `slices` (for
-      each the users that have it and the sum of its weights); and `drift`: `version` of the other,
-      users in both, quantiles of the cosine between a user's whole embeddings then and now, median
-      norm then.
+      `users`, `present`, `coverage`; `not_finite` (number of users whose vectors are not finite);
+      `norm` (quantiles of the norms, after quantisation, of users with vectors);
+      `days_since_newest_event` (users by the age of their newest event that counts); `slices`
+      (users and sum of weights of each slice); and `drift`: `version` of the other generation,
+      users in both, quantiles of the cosine between a user's embeddings then and now, and the
+      median norm then.
     """
     shape = (manifest.num_vectors, manifest.dim)
     present, not_finite, ages, norms = 0, 0, [], []
@@ -74,7 +74,7 @@ def health_report(
         totals = whole(table["totals"]).flatten().to_numpy().reshape(-1, len(slices.slices))
         having += (totals > 0).sum(axis=0)
         absent = ~whole(table["present"]).to_numpy(zero_copy_only=False)
-        # A user with events has vectors, unless they were no numbers.
+        # A user with events has vectors, unless they are not finite.
         not_finite += int((absent & (totals > 0).any(axis=1)).sum())
         weights += totals.sum(axis=0, dtype=np.float64)
     age = np.concatenate(ages) if ages else np.zeros(0)
@@ -141,27 +141,27 @@ def _drift(folder: Path, manifest: Manifest, before: Path) -> dict[str, Any]:
 
 
 class Bounds(Protocol):
-    """What embeddings must reach; the evaluator's configuration has it."""
+    """Bounds for embeddings; the evaluator's configuration has these fields."""
 
     @property
     def min_coverage(self) -> float:
-        """Share of the users with a vector, at least."""
+        """Minimum share of users with a vector."""
 
     @property
     def min_cosine(self) -> float | None:
-        """Median cosine to the vectors of the version before, at least."""
+        """Minimum median cosine to the vectors of the previous version."""
 
     @property
     def max_norm_change(self) -> float | None:
-        """Change of the logarithm of the median norm, at most."""
+        """Maximum change of the logarithm of the median norm."""
 
 
 def refusal(report: dict[str, Any], wanted: Bounds) -> str | None:
-    """Why embeddings are not to be published; None if they may be.
+    """Returns why embeddings must not be published; None if they may be.
 
     Args:
-      report: of `health_report`.
-      wanted: the bounds.
+      report: Result of `health_report`.
+      wanted: The bounds.
     """
     if report["not_finite"]:
         return f"{report['not_finite']} users' vectors are not finite"
@@ -193,14 +193,14 @@ def refusal(report: dict[str, Any], wanted: Bounds) -> str | None:
 
 
 def refuse_empty_slices(report: dict[str, Any]) -> None:
-    """Refuses a generation with a slice that no user has an event in.
+    """Checks that every slice of a generation has events.
 
     Raises:
-      InputError: names the slices.
+      InputError: A slice has none.
     """
     empty = [name for name, one in report["slices"].items() if not one["users"]]
     if empty:
         raise InputError(
             f"no user has an event in slice {', '.join(empty)} as of {report['as_of']}: check "
-            "--as-of and the source, or say --allow-empty"
+            "--as-of and the source, or pass --allow-empty"
         )

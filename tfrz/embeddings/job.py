@@ -1,8 +1,8 @@
-"""The export job: events to timelines in order, timelines to everybody's packed vectors.
+"""The export job, from events to sorted timelines to the packed vectors of all users.
 
-A full run reads the source from its beginning. An incremental one reads the events since the last
-run and works anew on users with new events and on those of whom an event left the gap or a time
-bucket; the others' rows are carried over. Both write the same bytes.
+A full run reads the whole source. An incremental run reads the events since the last run, and
+encodes users with new events and users with events that left the gap or a time bucket; the rows of
+the other users are copied. Both write the same bytes.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
-    """How embeddings are exported.
+    """Options of an export.
 
     Attributes:
       as_of: Unix seconds; null for the second after the newest event of the source.
-      buckets: parts that users are in; a worker does one at a time. Of a store, forever.
-      full: read the source from its beginning, whatever is in the store.
-      allow_empty: accept slices that no user has an event in.
-      max_corrupt_fraction: tolerated share of unreadable lines.
-      beam_runner: DirectRunner, or a runner that the Beam installation has.
-      beam_args: further Beam options, word for word.
+      buckets: Number of buckets of users; a worker encodes one at a time. A store keeps the number
+        of its first run.
+      full: Read the whole source, even if the store has an earlier generation.
+      allow_empty: Accept slices without events.
+      max_corrupt_fraction: Tolerated share of corrupt lines.
+      beam_runner: DirectRunner, or another runner of the Beam installation.
+      beam_args: Further Beam options, passed unchanged.
     """
 
     as_of: int | None = None
@@ -83,11 +84,11 @@ def _forgotten(store: Store) -> tuple[list[bytes], list[tuple[bytes, int]]]:
 
 
 class WriteTimelines(beam.DoFn):
-    """Writes a bucket's events in order: by user, time and place in the source; duplicates once.
+    """Writes the events of a bucket by user, time and place in the source, without duplicates.
 
     Args:
-      folder: of the generation in the making.
-      store: says what must not come back.
+      folder: Folder of the unfinished generation.
+      store: Store with the forgotten users and events.
     """
 
     def __init__(self, folder: Path, store: Store) -> None:
@@ -128,7 +129,7 @@ def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _run(options: ExportOptions) -> Iterator[beam.Pipeline]:
-    """A pipeline that runs when the block ends; bad input comes out as what it is."""
+    """A pipeline that runs when the block ends; bad input is raised as `InputError`."""
     arguments = PipelineOptions(list(options.beam_args))
     try:
         with beam.Pipeline(runner=options.beam_runner, options=arguments) as pipeline:
@@ -148,18 +149,17 @@ def _ingest(
     buckets: int,
     options: ExportOptions,
 ) -> dict[str, int]:
-    """Reads the source, from a time if one is given, into `folder/events`; gives counts."""
+    """Reads the source, optionally from a time on, into `folder/events`; returns counts."""
     results = folder / "ingested.json"
     if results.exists():
         return dict(json.loads(results.read_text()))
-    # Its own place: a run that was killed here begins again.
+    # In a folder of its own: an interrupted run starts this step again.
     shutil.rmtree(folder / "events", ignore_errors=True)
     parts = folder / "ingested"
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True)
     with _run(options) as pipeline:
-        # Rows before that time are read too, where they lie among others: the share of corrupt
-        # lines is then that of the lines that were read.
+        # Shards also contain earlier rows: the share of corrupt lines refers to all lines read.
         outputs = pipeline | "Read" >> ReadRecords(reader.from_time(since, whole_shards=True))
         _ = outputs | "CheckCorrupt" >> CheckCorrupt(options.max_corrupt_fraction)
         cleaned = outputs["records"] | "Clean" >> beam.ParDo(
@@ -183,7 +183,7 @@ def _ingest(
 
 
 def _write_counts(folder: Path, what: str, counts: dict[str, int]) -> None:
-    """Named by what was counted: a bundle that is run again does not count twice."""
+    """Writes counts to a file named by its content, so repeated bundles do not count twice."""
     name = hashlib.sha256(what.encode()).hexdigest()[:16]
     atomic_write(folder / "ingested" / f"{name}.json", json.dumps(counts))
 
@@ -196,22 +196,22 @@ def export_embeddings(
     publish: bool = True,
     say: Callable[[str], None] = logger.info,
 ) -> Manifest:
-    """Writes a generation of everybody's embeddings into a store.
+    """Writes a generation of the embeddings of all users to a store.
 
     Args:
-      model: a SavedModel of DV365.
-      reader: the events.
-      directory: the store; made if it is not there.
-      options: how.
-      publish: make it the current generation; else `Store.publish` does.
-      say: takes a line of progress.
+      model: Path of a SavedModel of DV365.
+      reader: Reader of the events.
+      directory: Folder of the store; created if it does not exist.
+      options: Options of the export.
+      publish: Make it the current generation; if False, call `Store.publish` later.
+      say: Function that receives lines of progress.
 
     Returns:
-      What was made. Where nothing is new, the newest generation as it is.
+      Manifest of the new generation, or of the newest one if there are no new events.
 
     Raises:
-      InputError: the model or the source does not fit, `as_of` is before the last run, or a slice
-        is empty for everyone.
+      InputError: The model or the source does not fit, `as_of` is before the last run, or a slice
+        is empty for all users.
     """
     facts = model_facts(model)
     slices = facts.timeline.slices
@@ -225,7 +225,7 @@ def export_embeddings(
         previous = None
     if previous is not None and previous.slices != slices.fingerprint:
         raise InputError(
-            f"{directory} was made with other slices ({previous.slices}, the model has "
+            f"{directory} was written with other slices ({previous.slices}, the model has "
             f"{slices.fingerprint}): run it again with --full, or into another store"
         )
     if previous is not None and options.as_of is not None and options.as_of < previous.as_of:
@@ -307,8 +307,10 @@ def export_embeddings(
         refuse_empty_slices(report)
     atomic_write(folder / "health.json", json.dumps(report, indent=1) + "\n")
     if store.forgotten() != described["forgotten"]:
-        raise InputError(f"users or events of {directory} were forgotten meanwhile: run it again")
-    # The plan first: what is stopped from here on begins anew.
+        raise InputError(
+            f"users or events of {directory} were forgotten during the run: run it again"
+        )
+    # Remove the plan first: a run interrupted after this starts again.
     (folder / "plan.json").unlink()
     for part in ("events", "counts", "ingested"):
         shutil.rmtree(folder / part, ignore_errors=True)
@@ -323,7 +325,7 @@ def export_embeddings(
 
 
 def _claim(folder: Path, described: dict[str, Any]) -> None:
-    """Makes the partial folder this run's: resumed if it is of the same run, else begun anew."""
+    """Claims the partial folder: resumes the same run, or starts again."""
     path = folder / "plan.json"
     text = json.dumps(to_mapping(described), sort_keys=True)
     if path.exists() and path.read_text() == text:

@@ -1,4 +1,4 @@
-"""Publishing embeddings to where servers read them: an embedded store, or what takes its place."""
+"""Writers that publish embeddings to key-value stores, where servers read them."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ _ROWS_AT_ONCE = 1024
 
 
 class KeyValueWriter(Protocol):
-    """Where a generation is written to, user by user: SQLite here, Bigtable or Redis elsewhere.
+    """Writes a generation to a key-value store, e.g. SQLite; subclass it for Bigtable or Redis.
 
-    A writer of one's own is a class with these methods whose constructor takes the destination;
-    name it to `tfrz embeddings export --to module:Class=DESTINATION`.
+    Your own writer is a class with these methods whose constructor takes the destination; use it
+    with `tfrz embeddings export --to module:Class=DESTINATION`.
     """
 
     def begin(self, manifest: Manifest) -> None:
-        """Prepares for a generation; readers go on seeing the one before."""
+        """Starts a generation; readers still see the previous one."""
 
     def put(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        """Takes users and their packed vectors; the same user at most once."""
+        """Writes users and their packed vectors; each user at most once."""
 
     def commit(self) -> None:
-        """Makes the generation visible as a whole."""
+        """Makes the whole generation visible at once."""
 
 
 class SqliteWriter:
-    """An SQLite file that is replaced as a whole.
+    """An SQLite file that is replaced at once.
 
     Table `embeddings`: `user` BLOB PRIMARY KEY, `packed` BLOB. Table `about`: `name` and `value` of
     `version`, `generated_at`, `num_vectors` and `dim`.
 
     Args:
-      destination: the file.
+      destination: Path of the file.
     """
 
     def __init__(self, destination: str | Path) -> None:
@@ -78,13 +78,13 @@ class SqliteWriter:
 
 
 class TFRecordWriter:
-    """A gzipped TFRecord file of `tf.Example`s, as a join in a Beam pipeline takes them.
+    """A gzipped TFRecord file of `tf.Example`s, for joins in Beam pipelines.
 
     Features: `user`, `long_history` (the packed vectors), `long_history_version` (bytes) and
     `generated_at` (int64).
 
     Args:
-      destination: the file.
+      destination: Path of the file.
     """
 
     def __init__(self, destination: str | Path) -> None:
@@ -120,10 +120,10 @@ class TFRecordWriter:
 
 
 def open_writer(text: str) -> KeyValueWriter:
-    """The writer of `sqlite=FILE`, `tfrecord=FILE` or `module:Class=DESTINATION`.
+    """Returns the writer for `sqlite=FILE`, `tfrecord=FILE` or `module:Class=DESTINATION`.
 
     Raises:
-      InputError: there is no such writer.
+      InputError: There is no such writer.
     """
     name, equals, destination = text.partition("=")
     if not equals or not destination:
@@ -140,13 +140,13 @@ def open_writer(text: str) -> KeyValueWriter:
         writer: KeyValueWriter = getattr(importlib.import_module(module), attribute)(destination)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            f"--to {text}: {name} is neither sqlite, tfrecord nor a class that imports ({error})"
+            f"--to {text}: {name} is not sqlite, tfrecord, or an importable class ({error})"
         ) from error
     return writer
 
 
 def write_key_values(store: Store, number: int, writer: KeyValueWriter) -> int:
-    """Writes the users of a generation that have vectors; gives their number."""
+    """Writes the users of a generation that have vectors; returns their number."""
     manifest = store.manifest(number)
     writer.begin(manifest)
     written = 0

@@ -1,17 +1,18 @@
-"""Where exported embeddings are: a folder of generations, of which one is current.
+"""The store of exported embeddings: a folder of generations, one of which is current.
 
     STORE/CURRENT                       the number of the current generation
-    STORE/versions.json                 model fingerprint to version
-    STORE/forgotten.json                users and events that must never come back
+    STORE/versions.json                 maps model fingerprints to versions
+    STORE/forgotten.json                users and events to leave out forever
     STORE/generations/<number>/
-      manifest.json                     what it was made of, as of when, and counts
+      manifest.json                     its sources, time and counts
       health.json                       coverage, norms, ages, slices, drift
       embeddings/<bucket>.parquet       a row per user
-      sketches/<bucket>.arrows          what incremental runs add to
-      tail/<bucket>.arrows              events not done with: in the gap or in a time bucket
-    STORE/.<number>.partial/            a run that is not finished: resumed, never read
+      sketches/<bucket>.arrows          the sums that incremental runs add to
+      tail/<bucket>.arrows              events still in the gap or in a time bucket
+    STORE/.<number>.partial/            an unfinished run: resumed, never read
 
-Users are in buckets by a hash. A generation appears by one rename, and becomes current by another.
+Users are assigned to buckets by a hash. A generation appears by a rename, and becomes current by
+another.
 """
 
 from __future__ import annotations
@@ -55,25 +56,25 @@ EMBEDDINGS = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a generation is.
+    """Describes a generation.
 
     Attributes:
-      number: of the generation.
-      version: of the embeddings: a counter of models in this store, and the first 8 hex digits of
-        the model's fingerprint. Vectors of two versions must not be compared or mixed.
-      model: where the model was.
-      fingerprint: of the model's weights and vocabularies.
-      slices: fingerprint of the slice specification.
-      source: name of the source.
-      as_of: Unix seconds: what happened at or after it is not in the vectors, nor what happened
-        within the gap before it. It is the rows' `generated_at`.
-      num_vectors: of a user.
-      dim: of a vector.
-      buckets: of users.
-      sketches: generations whose sketches add up to this one's.
-      forgotten: fingerprint of the users and events that it was made without.
-      users: rows.
-      counts: events and users by what became of them.
+      number: Number of the generation.
+      version: Version of the embeddings: a counter of the models in this store, and the first 8
+        hex digits of the model's fingerprint. Vectors of different versions are not comparable.
+      model: Path of the model.
+      fingerprint: Fingerprint of the model's weights and vocabularies.
+      slices: Fingerprint of the slice specification.
+      source: Name of the source.
+      as_of: Unix seconds; the vectors contain no event at or after it, or within the gap before
+        it. It is the `generated_at` of the rows.
+      num_vectors: Number of vectors per user.
+      dim: Width of a vector.
+      buckets: Number of buckets of users.
+      sketches: Generations whose sketches add up to those of this one.
+      forgotten: Fingerprint of the users and events that were left out.
+      users: Number of rows.
+      counts: Counts of events and users.
     """
 
     number: int
@@ -93,26 +94,26 @@ class Manifest:
 
 
 def bucket_file(folder: Path, part: str, bucket: int) -> Path:
-    """A bucket's file in a part of a generation: Parquet for embeddings, else an Arrow stream."""
+    """Returns a bucket's file of a generation: Parquet for embeddings, else an Arrow stream."""
     suffix = "parquet" if part == "embeddings" else "arrows"
     return folder / part / f"{bucket:05d}.{suffix}"
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """What the generation in a folder is.
+    """Reads the manifest of the generation in a folder.
 
     Raises:
-      InputError: there is none, or it is not one of this program's.
+      InputError: The manifest is missing or invalid.
     """
     path = folder / "manifest.json"
     try:
         return from_mapping(Manifest, json.loads(path.read_text()), str(path))
     except (OSError, ValueError, ConfigError) as error:
-        raise InputError(f"{path} is no manifest of embeddings: {error}") from error
+        raise InputError(f"{path} is not a manifest of embeddings: {error}") from error
 
 
 def fingerprint_of(forgotten: Mapping[str, Any]) -> str:
-    """Of the users and events that must not come back."""
+    """Returns the fingerprint of the users and events to leave out."""
     text = json.dumps(forgotten, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -121,35 +122,35 @@ class Store:
     """A folder of generations.
 
     Args:
-      directory: may not exist yet.
+      directory: Path of the folder, which may not exist yet.
     """
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
 
     def generation(self, number: int) -> Path:
-        """The folder of a generation."""
+        """Returns the folder of a generation."""
         return self.directory / "generations" / f"{number:05d}"
 
     def partial(self, number: int) -> Path:
-        """The folder of an unfinished generation."""
+        """Returns the folder of an unfinished generation."""
         return self.directory / f".{number:05d}.partial"
 
     def numbers(self) -> list[int]:
-        """The finished generations, in order."""
+        """Returns the numbers of the finished generations, in order."""
         found = (self.directory / "generations").glob("*/manifest.json")
         return sorted(int(path.parent.name) for path in found if path.parent.name.isdigit())
 
     def manifest(self, number: int) -> Manifest:
-        """What a generation is.
+        """Reads the manifest of a generation.
 
         Raises:
-          InputError: there is no such generation, or it is not one of this program's.
+          InputError: The generation does not exist, or its manifest is invalid.
         """
         return read_manifest(self.generation(number))
 
     def current(self) -> int | None:
-        """The number of the current generation; None for none."""
+        """Returns the number of the current generation; None if there is none."""
         try:
             return int((self.directory / "CURRENT").read_text())
         except FileNotFoundError:
@@ -158,14 +159,14 @@ class Store:
             raise InputError(f"{self.directory}/CURRENT is damaged: {error}") from error
 
     def publish(self, number: int) -> None:
-        """Makes a generation the current one, in one rename."""
+        """Makes a generation the current one with a single rename."""
         self.manifest(number)
         if not bucket_file(self.generation(number), "embeddings", 0).exists():
-            raise InputError(f"generation {number} of {self.directory} has no embeddings any more")
+            raise InputError(f"generation {number} of {self.directory} no longer has embeddings")
         atomic_write(self.directory / "CURRENT", f"{number}\n")
 
     def finish(self, manifest: Manifest) -> Path:
-        """Turns the partial folder of a generation into the generation, in one rename."""
+        """Turns a partial folder into the generation with a single rename."""
         partial, target = self.partial(manifest.number), self.generation(manifest.number)
         atomic_write(partial / "manifest.json", json.dumps(to_mapping(manifest), indent=1) + "\n")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +174,7 @@ class Store:
         return target
 
     def version_of(self, fingerprint: str) -> str:
-        """The version of a model in this store; a new one for a model that is new to it."""
+        """Returns the version of a model in this store; creates one for a new model."""
         path = self.directory / "versions.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         if fingerprint not in known:
@@ -182,13 +183,13 @@ class Store:
         return str(known[fingerprint])
 
     def forgotten(self) -> dict[str, list[Any]]:
-        """Users (hex) and events (user hex, time) that must not come back."""
+        """Returns users (hex) and events (user hex, time) to leave out."""
         path = self.directory / "forgotten.json"
         known: dict[str, list[Any]] = {"users": [], "events": []}
         return dict(json.loads(path.read_text()) if path.exists() else known)
 
     def can_be_added_to(self, manifest: Manifest, forgotten: dict[str, list[Any]]) -> bool:
-        """Whether all that an incremental run needs of a generation is there, and nothing else."""
+        """Returns whether an incremental run can build on a generation."""
         if manifest.forgotten != fingerprint_of(forgotten):
             return False
         tail = bucket_file(self.generation(manifest.number), "tail", 0)
@@ -196,18 +197,18 @@ class Store:
         return all(path.exists() for path in (tail, *sketches))
 
     def forget(self, users: Sequence[bytes], events: Sequence[tuple[bytes, int]] = ()) -> int:
-        """Removes users and events, now and from every later run.
+        """Removes users and events, now and from all later runs.
 
-        Rows of the users go at once. Sketches and tails go altogether, so that the next run reads
-        the source anew, without them; until then a user of whom an event is forgotten keeps its
-        row.
+        Rows of the users are removed immediately. All sketches and tails are removed, so the next
+        run reads the whole source without the forgotten data; until then, users with forgotten
+        events keep their rows.
 
         Args:
-          users: their keys.
-          events: user and time, Unix seconds.
+          users: Keys of the users.
+          events: Pairs of user and time in Unix seconds.
 
         Returns:
-          Rows removed.
+          Number of rows removed.
         """
         known = self.forgotten()
         for user in users:
@@ -237,7 +238,7 @@ class Store:
         return removed
 
     def prune(self) -> None:
-        """Removes what neither readers nor the next run need. Sketches that are added to stay."""
+        """Removes files that neither readers nor the next run need."""
         numbers, current = self.numbers(), self.current()
         if not numbers:
             return
@@ -255,11 +256,11 @@ class Store:
 
 
 class Embeddings:
-    """The embeddings of one generation, to look users up in. Can be pickled; reads lazily.
+    """The embeddings of one generation, for lookups. Can be pickled; reads lazily.
 
     Args:
-      folder: of the generation.
-      manifest: of it.
+      folder: Folder of the generation.
+      manifest: Manifest of the generation.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -279,21 +280,21 @@ class Embeddings:
 
     @property
     def generated_at(self) -> int:
-        """The time as of which they were made, Unix seconds."""
+        """Unix seconds; the embeddings contain no event at or after this time."""
         return self.manifest.as_of
 
     @property
     def num_vectors(self) -> int:
-        """Vectors of a user."""
+        """Number of vectors per user."""
         return self.manifest.num_vectors
 
     @property
     def dim(self) -> int:
-        """Of a vector."""
+        """Width of a vector."""
         return self.manifest.dim
 
     def fingerprint(self) -> str:
-        """Changes when the embeddings may have."""
+        """Returns a string that changes when the embeddings change."""
         return f"{self.manifest.version}-{self.manifest.as_of}-{self.manifest.number}"
 
     def _bucket(self, bucket: int) -> dict[bytes, bytes]:
@@ -309,25 +310,25 @@ class Embeddings:
         return self._held[bucket]
 
     def packed(self, users: Sequence[bytes]) -> list[bytes | None]:
-        """The packed vectors of some users, None for those who have none.
+        """Returns the packed vectors of users; None for users without vectors.
 
         Returns:
-          For each user `packed_bytes(num_vectors, dim)` bytes, see `tfrz.layers.quantize`.
+          `packed_bytes(num_vectors, dim)` bytes for each user, see `tfrz.layers.quantize`.
         """
         found: list[bytes | None] = [None] * len(users)
         if users:
             buckets = buckets_of(pa.array(users, pa.binary()), self.manifest.buckets)
-            # Bucket by bucket, so that each is read once.
+            # Bucket by bucket, so that each file is read once.
             for place in buckets.argsort(kind="stable"):
                 found[place] = self._bucket(int(buckets[place])).get(users[place])
         return found
 
 
 def open_embeddings(directory: str | Path) -> Embeddings:
-    """The current embeddings of a store.
+    """Opens the current embeddings of a store.
 
     Raises:
-      InputError: it is no store, or nothing in it is published.
+      InputError: The folder is not a store, or has no published generation.
     """
     store = Store(directory)
     number = store.current() if store.directory.is_dir() else None
@@ -339,10 +340,10 @@ def open_embeddings(directory: str | Path) -> Embeddings:
     manifest = store.manifest(number)
     first = bucket_file(store.generation(number), "embeddings", 0)
     if not first.exists():
-        raise InputError(f"{first} is missing: the store is damaged, export again")
+        raise InputError(f"{first} is missing: the store is damaged; export again")
     return Embeddings(store.generation(number), manifest)
 
 
 def row_bytes(manifest: Manifest) -> int:
-    """Bytes of a user's packed vectors."""
+    """Returns the size of a user's packed vectors in bytes."""
     return packed_bytes(manifest.num_vectors, manifest.dim)

@@ -1,8 +1,8 @@
-"""Users of a bucket, one after the other, in bounded memory.
+"""Streams the users of a bucket one after the other, in bounded memory.
 
-Files of a bucket are sorted by user. Of a user's events no more than a chunk is held; of its
-sketches all, which the cap on events bounds. What only this job reads is in Arrow streams: unlike
-those of Parquet, neither who writes nor who reads them holds more, the longer they are.
+Files of a bucket are sorted by user. At most a chunk of a user's events is held at a time, and all
+of its sketches, which the cap on events bounds. Files that only this job reads are Arrow streams,
+because the memory of their writers and readers, unlike Parquet's, does not grow with their length.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ SKETCHES = pa.schema(
     ]
 )
 
-# Of a batch of a stream: events and sketches are decompressed by the batch.
+# Rows of a batch of a stream, the unit of decompression.
 _BATCH_ROWS = 1024
 
-# Timeline (explicit or not) and number of the chunk.
+# Whether the timeline is explicit, and the number of the chunk.
 Chunk = tuple[bool, int]
 
 
 class Grouped:
-    """Hands tables on in groups of a size, whatever tables the rows come in.
+    """Regroups the rows of tables into groups of a fixed size.
 
     Args:
-      writer: gets the groups.
-      schema: of the tables.
-      rows: of a group; the last may be smaller.
+      writer: Writer that receives the groups.
+      schema: Schema of the tables.
+      rows: Number of rows of a group; the last may be smaller.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Grouped:
         self._rows = 0
 
     def add(self, table: pa.Table) -> None:
-        """Takes the next rows."""
+        """Adds the next rows."""
         while table.num_rows:
             room = self._limit - self._rows
             part, table = table.slice(0, room), table.slice(room)
@@ -83,7 +83,7 @@ class Grouped:
 
 @contextlib.contextmanager
 def writing_stream(path: Path, schema: pa.Schema, rows: int = _BATCH_ROWS) -> Iterator[Grouped]:
-    """A file of an Arrow stream to be written, in batches of so many rows."""
+    """Opens an Arrow stream file for writing, in batches of `rows` rows."""
     options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
     with (
         pa.OSFile(str(path), "wb") as file,
@@ -96,19 +96,19 @@ def writing_stream(path: Path, schema: pa.Schema, rows: int = _BATCH_ROWS) -> It
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[pa.RecordBatchStreamReader]:
     options = pa.ipc.IpcReadOptions(use_threads=False)
-    # Not mapped into memory: what was read would be counted as held.
+    # Not memory-mapped: pages that were read would count as used memory.
     with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file, options=options) as stream:
         yield stream
 
 
 def stream_schema(path: Path) -> pa.Schema:
-    """The schema of a file of an Arrow stream."""
+    """Returns the schema of an Arrow stream file."""
     with _opened(path) as stream:
         return stream.schema
 
 
 def stream_batches(path: Path) -> Iterator[pa.Table]:
-    """The batches of a file of an Arrow stream; none if there is no file."""
+    """Yields the batches of an Arrow stream file; none if the file does not exist."""
     if path.exists():
         with _opened(path) as stream:
             for batch in stream:
@@ -116,7 +116,7 @@ def stream_batches(path: Path) -> Iterator[pa.Table]:
 
 
 def runs_of_users(tables: Iterable[pa.Table]) -> Iterator[tuple[bytes, pa.Table]]:
-    """Pieces of tables sorted by user, each of one user; a user may have several in a row."""
+    """Splits sorted tables by user; a user may have several consecutive pieces."""
     for table in tables:
         if not table.num_rows:
             continue
@@ -130,7 +130,7 @@ def runs_of_users(tables: Iterable[pa.Table]) -> Iterator[tuple[bytes, pa.Table]
 
 
 def row_groups(path: Path) -> Iterator[pa.Table]:
-    """The row groups of a Parquet file; none if there is no file."""
+    """Yields the row groups of a Parquet file; none if the file does not exist."""
     if path.exists():
         with pq.ParquetFile(path) as file:
             for number in range(file.num_row_groups):
@@ -138,17 +138,17 @@ def row_groups(path: Path) -> Iterator[pa.Table]:
 
 
 def events_by_user(path: Path) -> Iterator[tuple[bytes, Iterator[pa.Table]]]:
-    """Users of a file of events in order, each with its events in pieces of at most a chunk."""
+    """Yields the users of a sorted file, each with its events in pieces of at most a chunk."""
     pieces = runs_of_users(stream_batches(path))
     for user, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
         yield user, (table for _, table in group)
 
 
 class ChunkGrid:
-    """Cuts a user's events into the chunks of each timeline, as they come.
+    """Cuts a stream of a user's events into the chunks of each timeline.
 
     Args:
-      counts: events of the explicit and the implicit timeline that came before.
+      counts: Numbers of earlier events of the explicit and the implicit timeline.
     """
 
     def __init__(self, counts: tuple[int, int] = (0, 0)) -> None:
@@ -157,7 +157,7 @@ class ChunkGrid:
         self._rows = {True: 0, False: 0}
 
     def ranks(self, table: pa.Table) -> NDArray[Any]:
-        """The places that the next events will have in their timelines."""
+        """Returns the places of the next events in their timelines."""
         explicit = whole(table["explicit"]).to_numpy(zero_copy_only=False)
         found = np.empty(len(explicit), np.int64)
         for timeline in (True, False):
@@ -167,12 +167,12 @@ class ChunkGrid:
         return found
 
     def add(self, table: pa.Table) -> Iterator[tuple[Chunk, pa.Table]]:
-        """Takes the next events, and gives the chunks that are full."""
+        """Adds the next events; yields the chunks that are complete."""
         explicit = whole(table["explicit"]).to_numpy(zero_copy_only=False)
         for timeline in (True, False):
             mine = table.filter(pa.array(explicit == timeline))
             while mine.num_rows:
-                # The first chunk may have events of a run before.
+                # The first chunk may have events of an earlier run.
                 room = CHUNK_EVENTS - self.counts[timeline] % CHUNK_EVENTS - self._rows[timeline]
                 taken, mine = mine.slice(0, room), mine.slice(room)
                 self._held[timeline].append(taken)
@@ -181,7 +181,7 @@ class ChunkGrid:
                     yield self._pop(timeline)
 
     def rest(self) -> Iterator[tuple[Chunk, pa.Table]]:
-        """The chunks that are not full."""
+        """Yields the chunks that are not complete."""
         for timeline in (True, False):
             if self._rows[timeline]:
                 yield self._pop(timeline)
@@ -197,7 +197,7 @@ class ChunkGrid:
 def sketch_rows(
     specification: SliceSpecification, user: bytes, chunk: Chunk, sketches: dict[str, Sketch]
 ) -> pa.Table:
-    """A chunk's sketches as rows of `SKETCHES`; those with a time bucket, which pass, left out."""
+    """Converts a chunk's sketches to rows of `SKETCHES`, without slices with a time bucket."""
     tables, slices, ids, weights = [], [], [], []
     for number, (table, rules) in enumerate(specification.tables.items()):
         if (one := sketches.get(table)) is not None:
@@ -229,7 +229,7 @@ def sketch_rows(
 def _sketches_of(
     specification: SliceSpecification, table: pa.Table
 ) -> dict[Chunk, dict[str, Sketch]]:
-    """The inverse of `sketch_rows`, for rows of several chunks."""
+    """Inverts `sketch_rows`, for rows of several chunks."""
     explicit = whole(table["explicit"]).to_numpy(zero_copy_only=False)
     chunk = whole(table["chunk"]).to_numpy()
     coded = whole(table["table"].cast(pa.string())).to_numpy(zero_copy_only=False)
@@ -252,11 +252,11 @@ def _sketches_of(
 
 
 class StoredSketches:
-    """Sketches of a bucket from several generations, to be asked for in the order of users.
+    """Sketches of a bucket from several generations, for lookups in the order of users.
 
     Args:
-      specification: the slices.
-      paths: the bucket's file in each generation.
+      specification: The slices.
+      paths: The bucket's file in each generation.
     """
 
     def __init__(self, specification: SliceSpecification, paths: Iterable[Path]) -> None:
@@ -267,7 +267,7 @@ class StoredSketches:
         self._next = next(self._users, None)
 
     def of(self, user: bytes) -> dict[Chunk, dict[str, Sketch]]:
-        """A user's sketches by chunk; users must be asked for in order."""
+        """Returns a user's sketches by chunk; users must be looked up in order."""
         while self._next is not None and self._next[0] < user:
             self._next = next(self._users, None)
         if self._next is None or self._next[0] != user:
@@ -281,6 +281,6 @@ class StoredSketches:
 def added(
     parts: list[dict[Chunk, dict[str, Sketch]]],
 ) -> dict[Chunk, dict[str, Sketch]]:
-    """Sketches of the same user, chunk by chunk."""
+    """Merges sketches of the same user, chunk by chunk."""
     chunks = sorted({chunk for part in parts for chunk in part}, key=lambda c: (not c[0], c[1]))
     return {chunk: merge([part[chunk] for part in parts if chunk in part]) for chunk in chunks}

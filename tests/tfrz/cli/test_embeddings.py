@@ -234,7 +234,7 @@ def test_a_time_before_the_last_run(exported, capsys):
         (["--as-of", "2020-13-01"], "--as-of 2020-13-01: write Unix seconds"),
         (["--as-of", "0"], "as_of"),
         (["--buckets", "0"], "buckets"),
-        (["--to", "redis=x"], "--to redis=x: redis is neither sqlite"),
+        (["--to", "redis=x"], "--to redis=x: redis is not sqlite"),
         (["--to", "sqlite"], "write it as sqlite=FILE"),
         (["--option", "users=3"], "users"),
     ],

@@ -110,7 +110,7 @@ def test_the_share_that_was_found_is_told(caplog):
 def test_if_nothing_was_found_a_user_that_was_looked_for_is_named():
     join = EmbeddingJoin(_store([1], prefix="user_"), "folder", "user")
     with pytest.raises(
-        InputError, match=r"folder has an embedding of none of the 2 examples'.*'1'"
+        InputError, match=r"folder has no embedding for any user of the 2 examples.*'1'"
     ):
         joined(join, [_impressions([[b"1"], [b"2"]])])
     late = EmbeddingJoin(_store([1], generated_at=1_600_000_000), "folder", "user", "at")
@@ -140,7 +140,7 @@ def test_a_file_cannot_say_that_it_has_embeddings(tmp_path):
     )
     with pytest.raises(ConfigError, match=r"s\.yaml: long_history: cannot be part of a file"):
         open_source(str(tmp_path / "d.csv"), str(spec), "impression")
-    with pytest.raises(ConfigError, match="feature a: opaque is none of a file's kinds"):
+    with pytest.raises(ConfigError, match="feature a: a file cannot have features of kind opaque"):
         Feature("a", "opaque")
 
 
@@ -253,7 +253,7 @@ def _row(row: dict) -> str:
 @pytest.mark.parametrize("kind", ["impressions", "histories"])
 def test_a_pipeline_that_finds_nobody_fails_and_names_a_user(kind):
     join = EmbeddingJoin(_store([1], prefix="stranger"), "folder", "user")
-    with pytest.raises(Exception, match=r"folder has an embedding of none of the .* was looked"):
+    with pytest.raises(Exception, match=r"folder has no embedding for any user of .* was looked"):
         with beam.Pipeline() as pipeline:
             if kind == "impressions":
                 batches = _impressions([[b"u1"], [b"u2"]]).to_batches()

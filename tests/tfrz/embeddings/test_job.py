@@ -914,7 +914,7 @@ def test_a_source_without_the_ids_of_the_slices(tmp_path, model):
                 ids=(Feature("item"),), actions=("view", "like"), implicit=("view",)
             )
 
-    with pytest.raises(InputError, match="liked_topics: the source has item, no topic"):
+    with pytest.raises(InputError, match="liked_topics: the source has no ids topic"):
         export(Others(SMALL), tmp_path / "store", D0)
 
 

@@ -110,14 +110,14 @@ def test_what_is_no_store(tmp_path, store):
     (tmp_path / "file").write_text("1")
     with pytest.raises(InputError, match="has no current embeddings"):
         open_embeddings(tmp_path / "file")
-    with pytest.raises(InputError, match="is no manifest of embeddings"):
+    with pytest.raises(InputError, match="is not a manifest of embeddings"):
         store.publish(2)
     assert store.current() == 1
     (store.directory / "CURRENT").write_text("one")
     with pytest.raises(InputError, match="CURRENT is damaged"):
         open_embeddings(store.directory)
     (store.directory / "CURRENT").write_text("7")
-    with pytest.raises(InputError, match="is no manifest of embeddings"):
+    with pytest.raises(InputError, match="is not a manifest of embeddings"):
         open_embeddings(store.directory)
     (store.directory / "CURRENT").write_text("1")
     path = store.generation(1) / "manifest.json"
@@ -128,7 +128,7 @@ def test_what_is_no_store(tmp_path, store):
             open_embeddings(store.directory)
     path.write_text(text)
     shutil.rmtree(store.generation(1) / "embeddings")
-    with pytest.raises(InputError, match="damaged, export again"):
+    with pytest.raises(InputError, match="damaged; export again"):
         open_embeddings(store.directory)
 
 
@@ -177,7 +177,7 @@ def test_pruning_keeps_what_is_needed(tmp_path, sketches, current, left):
         folder = store.generation(number)
         assert (folder / "embeddings").exists() == (number in kept)
         if number not in kept:
-            with pytest.raises(InputError, match="has no embeddings any more"):
+            with pytest.raises(InputError, match="no longer has embeddings"):
                 store.publish(number)
     if current is not None:
         assert open_embeddings(tmp_path).packed([b"user_1"]) == [_rows(current)[1]["packed"]]

@@ -331,7 +331,7 @@ def test_a_model_of_one_version_is_no_start_for_another(clicks, trained, tmp_pat
 
 def test_a_store_of_other_users_is_refused_and_one_user_named(tmp_path):
     settings = ["features.long_history=s", "data.options={rows: 300}"]
-    line = r"s has an embedding of none of the 300 examples' users: 'user_\d+' was looked for"
+    line = r"s has no embedding for any user of the 300 examples: 'user_\d+' was looked up"
     with stores(s=make_store(5)), pytest.raises(InputError, match=line):
         train("dcn_v2", "simulated", tmp_path / "run", None, settings, progress=False)
 

@@ -922,7 +922,7 @@ def test_slices_by_name_by_file_and_as_a_mapping(tmp_path, monkeypatch):
         ("movies", "data.timeline.slices: .*movies"),
         ("none.yaml", "data.timeline.slices: .*none.yaml"),
         ("[liked]", "data.timeline.slices"),
-        ("{version: 1, slices: []}", "slices: there is none"),
+        ("{version: 1, slices: []}", "slices: must not be empty"),
         (
             "{version: 1, slices: [{name: a, timeline: explicit, id: item, tabel: t}]}",
             "tabel; did you mean 'table'",

@@ -1,7 +1,7 @@
-"""Beam transforms: interactions to examples of histories, for sources of any size.
+"""Beam transforms that build examples of histories from sources of any size.
 
-Rows stay in Arrow batches until they are grouped by user. Of a user no more events are held than
-the user's examples need, so one user with a million events costs a worker no more than another.
+Rows stay in Arrow batches until they are grouped by user. A worker holds only the events of a user
+that its examples need, so a user with a million events costs no more than any other.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _USERS_A_BATCH = 64
 
 
 class _Counts(beam.DoFn):
-    """How often each value of a column occurs, summed over a bundle."""
+    """Counts the values of a column within a bundle."""
 
     def __init__(self, column: str) -> None:
         self._column = column
@@ -40,7 +40,7 @@ class _Counts(beam.DoFn):
         self._counts: collections.Counter[bytes] = collections.Counter()
 
     def process(self, batch: pa.RecordBatch) -> Iterator[tuple[bytes, int]]:
-        """Emits only when many values are held."""
+        """Emits counts early only if there are many values."""
         counted = pc.value_counts(batch.column(self._column))
         values, counts = counted.field("values"), counted.field("counts")
         for value, count in zip(values.to_pylist(), counts.to_pylist(), strict=True):
@@ -50,7 +50,7 @@ class _Counts(beam.DoFn):
             self._counts.clear()
 
     def finish_bundle(self) -> Iterator[Any]:
-        """Emits the rest."""
+        """Emits the remaining counts."""
         from apache_beam.transforms.window import GlobalWindow
         from apache_beam.utils.windowed_value import WindowedValue
 
@@ -69,13 +69,13 @@ def _without(batch: pa.RecordBatch, rare: Iterable[bytes], column: str) -> list[
 
 
 class DropRare(beam.PTransform):
-    """Leaves out rare items, then rare users: once or until nothing changes.
+    """Leaves out rare items, then rare users, once or until nothing changes.
 
-    A pipeline cannot loop, so a fixed point is `max_passes` passes of which the last must find
-    nothing to leave out.
+    A pipeline cannot loop, so a fixed point takes `max_passes` passes, and the last of them must
+    find nothing to leave out.
 
     Args:
-      config: the least counts, and how often.
+      config: Minimum counts, and number of passes.
     """
 
     def __init__(self, config: HistoryConfig) -> None:
@@ -83,7 +83,7 @@ class DropRare(beam.PTransform):
         self._config = config
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        """Takes and gives batches of interactions."""
+        """Filters batches of interactions."""
         config = self._config
         bounds = (("item", config.min_item_count), ("user", config.min_user_count))
         passes = 1 if config.min_count_passes == 1 else config.max_passes
@@ -118,7 +118,7 @@ def _refuse(value: bytes, config: HistoryConfig) -> None:
 
 
 class _OncePerEvent(beam.PTransform):
-    """Events that are equal in user, item and time once: the first of them in the source."""
+    """Keeps the first of several events with equal user, item and time."""
 
     def expand(self, rows: beam.PCollection) -> beam.PCollection:
         return (
@@ -134,7 +134,7 @@ def _first_of(events: Iterable[Event]) -> Event:
 
 
 def _rows(batch: pa.RecordBatch, columns: tuple[str, ...]) -> Iterator[tuple[bytes, Event]]:
-    """(user, (time, position, item, contexts...)) for each row."""
+    """Yields (user, (time, position, item, contexts...)) for each row."""
     users = batch.column("user").to_pylist()
     yield from zip(
         users, zip(*(batch.column(name).to_pylist() for name in columns), strict=True), strict=True
@@ -142,11 +142,10 @@ def _rows(batch: pa.RecordBatch, columns: tuple[str, ...]) -> Iterator[tuple[byt
 
 
 class _Kept(beam.CombineFn):
-    """The events of a user that its examples need.
+    """Keeps the events of a user that its examples need.
 
-    Between the bounds of a split by time, the newest and the first; elsewhere the newest.
-
-    An accumulator is a list of events for each region of time.
+    These are the newest events; in a split by time, the newest of each region of time between the
+    bounds, and its first. An accumulator has a list of events for each region.
     """
 
     def __init__(self, config: HistoryConfig) -> None:
@@ -173,7 +172,7 @@ class _Kept(beam.CombineFn):
         region = self._region(event)
         events = accumulator[region]
         events.append(event)
-        # Rarely: sorting at every event would cost more than the memory is worth.
+        # Sort only now and then: sorting at every event is too slow.
         if len(events) > 4 * self._newest:
             accumulator[region] = self._shortened(region, events)
         return accumulator
@@ -193,7 +192,7 @@ class _Kept(beam.CombineFn):
 
 
 class _Build(beam.DoFn):
-    """Examples of some users, each split to an output of its name."""
+    """Builds the examples of some users; each split has an output of its name."""
 
     def __init__(
         self,
@@ -210,7 +209,7 @@ class _Build(beam.DoFn):
         self._held_out, self._seed, self._with_test = held_out, seed, with_test
 
     def process(self, users: list[tuple[bytes, list[Event]]]) -> Iterator[TaggedOutput]:
-        """Yields Arrow batches without the user."""
+        """Yields Arrow batches without the column of the user."""
         columns = _event_columns(self._spec)
         flat = [event for _, events in users for event in events]
         owners = np.repeat(np.arange(len(users)), [len(events) for _, events in users])
@@ -237,19 +236,19 @@ def _event_columns(spec: HistorySpec) -> tuple[str, ...]:
 
 
 class InteractionsToExamples(beam.PTransform):
-    """Batches of interactions to Arrow batches of examples, by split.
+    """Builds examples of each split from batches of interactions.
 
     Args:
-      spec: what the columns are.
-      config: how.
-      schema: of the batches.
-      held_out: shares of the users in validation and test, for the split by users.
-      seed: of that split.
-      with_test: without it, validation takes what test would.
-      join: of examples with the embeddings of their users; None for none.
+      spec: Spec of the interactions.
+      config: Configuration of the examples.
+      schema: Schema of the batches.
+      held_out: Shares of the users in validation and test, for the split by users.
+      seed: Seed of that split.
+      with_test: If False, the test examples go to validation.
+      join: Join with the embeddings of the users; None for no join.
 
     Returns:
-      A dict from `train`, `validation` and `test` to batches as `RecordsToExamples` takes them.
+      A dict from `train`, `validation` and `test` to batches for `RecordsToExamples`.
     """
 
     def __init__(
@@ -272,7 +271,7 @@ class InteractionsToExamples(beam.PTransform):
         """Builds the transform."""
         config, columns = self._config, self._columns
         if config.drop_duplicates:
-            # Before counting, as in memory: back into batches of a row each would be slow.
+            # As in memory, before counting. Batches of one row each would be slow.
             batches = (
                 batches
                 | "RowsToCompare" >> beam.FlatMap(_rows, columns)

@@ -1,7 +1,7 @@
-"""The catalogue: which items may be recommended, and what is known of them before anyone took one.
+"""The catalogue: the items that may be recommended, and their features.
 
-A table has a row per item: the column of the item's raw id (binary), and a column of lists per
-feature, as impressions have them.
+Its table has one row per item: the raw id (binary), and a column of lists for each feature, as for
+impressions.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Catalogue:
     """Items and their features.
 
     Attributes:
-      spec: what the columns are.
-      table: the rows; see the module.
+      spec: Spec of the columns.
+      table: One row per item, see the module's docstring.
 
     Raises:
-      InputError: an item is missing, or there twice; names it.
+      InputError: An item has no id, or occurs twice.
     """
 
     spec: CandidateSpec
@@ -64,30 +64,30 @@ class Catalogue:
 
     @property
     def items(self) -> list[bytes]:
-        """Raw ids in the order of the rows."""
+        """Raw ids, in the order of the rows."""
         return list(self._ids.to_pylist())
 
     @classmethod
     def of_items(cls, items: list[bytes]) -> Catalogue:
-        """A catalogue without features."""
+        """Returns a catalogue without features."""
         return cls(CandidateSpec(), pa.table({"item": pa.array(items, pa.binary())}))
 
     def rows_of(self, items: list[bytes]) -> NDArray[Any]:
-        """The row of each item, -1 for those that are not in the catalogue."""
+        """Returns the row of each item; -1 for items that are not in the catalogue."""
         index = {item: row for row, item in enumerate(self.items)}
         return np.array([index.get(item, -1) for item in items], np.int64)
 
     def write(self, path: str | Path) -> None:
-        """Writes a Parquet file that `read` understands."""
+        """Writes a Parquet file for `read`."""
         metadata = {_SPEC: json.dumps(to_mapping(self.spec)).encode()}
         pq.write_table(self.table.replace_schema_metadata(metadata), str(path))
 
     @classmethod
     def read(cls, path: str | Path) -> Catalogue:
-        """What `write` wrote.
+        """Reads a file of `write`.
 
         Raises:
-          InputError: the file is another's.
+          InputError: The file was not written by `write`.
         """
         try:
             table = pq.read_table(str(path))
@@ -100,18 +100,18 @@ class Catalogue:
 
 
 def feature_spec(spec: CandidateSpec) -> FeatureSpec:
-    """The features of a catalogue as those of impressions, without a label of their own."""
+    """Returns the features of a catalogue as a spec of impressions with an unused label."""
     return FeatureSpec(spec.features, label=f"_{spec.item}")
 
 
 class CandidateFeatures:
-    """What a model reads of the features of items.
+    """Transformed features of the items of a catalogue.
 
     Args:
-      catalogue: with at least one feature; vocabularies and moments are fitted to it.
+      catalogue: A catalogue with at least one feature; the transform is fitted to it.
 
     Attributes:
-      transform: raw sparse features to transformed ones.
+      transform: The fitted transform of raw sparse features.
     """
 
     def __init__(self, catalogue: Catalogue) -> None:
@@ -125,7 +125,7 @@ class CandidateFeatures:
         self._columns = columns
 
     def columns(self, rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Transformed features of some rows of the catalogue; zeros, as if missing, for -1."""
+        """Returns the transformed features of some rows; -1 gives zeros, as if all were missing."""
         taken = {}
         for name, column in self._columns.items():
             values = column[np.maximum(rows, 0)].copy()
@@ -135,7 +135,7 @@ class CandidateFeatures:
 
     @property
     def shapes(self) -> dict[str, Any]:
-        """`categorical` (name to ids in all), `multivalent` (name to width), `numeric` (names)."""
+        """Number of ids (`categorical`), width (`multivalent`) and name (`numeric`) of features."""
         names = {f.name: f"{f.name}_xf" for f in self.spec.features}
         return {
             "categorical": self.transform.vocabulary_sizes,

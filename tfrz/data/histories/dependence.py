@@ -1,14 +1,14 @@
-"""Long-range dependence of histories: how slowly what a user takes stops depending on the past.
+"""Long-range dependence of histories: how slowly the influence of past events fades.
 
 For users with more than `L_max` events let `a_u` be the vector of the last item and `b_u` that of
-the item L steps before. The trace of their cross-covariance, from the inner products of one user
-less those of different users, is
+the item L steps before. The trace of their cross-covariance, computed from inner products of
+the same user minus those of different users, is
 
     D(L) = (M S - <A, B>) / (M (M - 1)),   S = sum_u <a_u, b_u>, A = sum_u a_u, B = sum_u b_u
 
-over M users. Short-range dependence falls exponentially (a straight line of log D over L),
-long-range dependence like a power (a straight line of log D over log L). A taste that never
-changes is a floor: the curve of shuffled histories shows it, and belongs beside.
+over M users. Short-range dependence falls exponentially (log D over L is a straight line),
+long-range dependence falls like a power (log D over log L is a straight line). A constant taste is
+a floor, which the curve of shuffled histories shows.
 
 Reference: M3 (arXiv 1902.08588) for the idea; the normalisation is that of the sample covariance.
 """
@@ -40,15 +40,15 @@ _LEAST_USERS = 30
 
 @dataclasses.dataclass(frozen=True)
 class Dependence:
-    """The curve of a source.
+    """The dependence curve of a source.
 
     Attributes:
-      users: measured, all longer than the longest lag.
-      learned_on: other users, from whom the items' vectors come.
-      lags: in events.
+      users: Number of measured users, all with more events than the longest lag.
+      learned_on: Number of other users, from which the item vectors are learned.
+      lags: Lags in events.
       ordered: D at each lag.
-      shuffled: the same with every history in random order, the mean of several shuffles.
-      standard_error: of a D that is zero, by the spread over shuffles of users.
+      shuffled: D with every history in random order, the mean of several shuffles.
+      standard_error: Standard error of a D that is zero, from shuffles of users.
     """
 
     users: int
@@ -60,7 +60,7 @@ class Dependence:
 
     @property
     def slope(self) -> float:
-        """Of log D over log L above the floor of shuffled histories; NaN under three lags."""
+        """Slope of log D over log L above the shuffled floor; NaN for fewer than three lags."""
         above = np.array(self.ordered) - np.array(self.shuffled)
         seen = above > 2 * self.standard_error
         if seen.sum() < 3:
@@ -69,11 +69,11 @@ class Dependence:
 
 
 def cross_covariance_trace(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """D of one lag.
+    """Computes D for one lag.
 
     Args:
-      a: `[users, dim]`.
-      b: `[users, dim]`, the same users L steps before.
+      a: Vectors of the last items, `[users, dim]`.
+      b: Vectors of the same users L steps before, `[users, dim]`.
 
     Returns:
       The trace of the sample cross-covariance; NaN for fewer than two users.
@@ -92,12 +92,12 @@ def cross_covariance_trace(a: NDArray[Any], b: NDArray[Any]) -> float:
 
 
 def lag_dependence(vectors: NDArray[Any], lags: Sequence[int]) -> NDArray[Any]:
-    """D at each lag.
+    """Computes D at each lag.
 
     Args:
-      vectors: of the newest events, the newest last, `[users, time, dim]`; the same users at
-        every lag, because others would make another curve.
-      lags: each under `time`.
+      vectors: Vectors of the newest events, the newest last, `[users, time, dim]`. All lags use
+        the same users, because other users would have another curve.
+      lags: Lags, each smaller than `time`.
     """
     last = vectors[:, -1]
     return np.array([cross_covariance_trace(last, vectors[:, -1 - lag]) for lag in lags])
@@ -106,16 +106,16 @@ def lag_dependence(vectors: NDArray[Any], lags: Sequence[int]) -> NDArray[Any]:
 def co_occurrence_vectors(
     histories: Sequence[NDArray[Any]], num_items: int, dim: int = 16, window: int = 5
 ) -> NDArray[Any]:
-    """Unit vectors of items: a truncated SVD of positive pointwise mutual information.
+    """Computes unit vectors of items by a truncated SVD of positive mutual information.
 
     Args:
-      histories: arrays of item numbers from 0.
-      num_items: how many there are.
-      dim: of the vectors.
-      window: two items co-occur if at most so many steps apart.
+      histories: Arrays of item numbers, from 0.
+      num_items: Number of items.
+      dim: Width of the vectors.
+      window: Maximum distance, in steps, of items that co-occur.
 
     Returns:
-      `[num_items, dim]`; zeros for items that never co-occur.
+      Vectors `[num_items, dim]`; zeros for items that never co-occur.
     """
     import scipy.sparse
     import scipy.sparse.linalg
@@ -146,7 +146,7 @@ def co_occurrence_vectors(
 
 
 def _item_numbers(reader: InteractionReader, max_corrupt_fraction: float) -> list[NDArray[Any]]:
-    """Each user's items in order of time, as numbers from 0."""
+    """Returns the items of each user in time order, as numbers from 0."""
     events, _ = read_table(reader, max_corrupt_fraction)
     column = events["item"].combine_chunks()
     column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
@@ -171,19 +171,19 @@ def measure_dependence(
     seed: int = 0,
     max_corrupt_fraction: float = 0.001,
 ) -> Dependence:
-    """The long-range dependence of a source.
+    """Measures the long-range dependence of a source.
 
-    Vectors of items come from a random half of the users, the curve from the others.
+    Item vectors are learned from a random half of the users, the curve from the other half.
 
     Args:
-      reader: of interactions.
-      lags: to measure; by default those of 1, 2, 5, ..., 200 that enough users reach.
-      dim: of the vectors.
-      seed: of the halves and the shuffles.
-      max_corrupt_fraction: tolerated share of unreadable lines.
+      reader: Reader of interactions.
+      lags: Lags to measure; by default those of 1, 2, 5, ..., 200 that enough users reach.
+      dim: Width of the vectors.
+      seed: Seed of the halves and the shuffles.
+      max_corrupt_fraction: Tolerated share of corrupt lines.
 
     Raises:
-      InputError: too few users are long enough.
+      InputError: Too few users have enough events.
     """
     histories = _item_numbers(reader, max_corrupt_fraction)
     rng = np.random.default_rng(seed)
@@ -227,7 +227,7 @@ def measure_dependence(
 
 
 def plot_dependence(found: Dependence, path: Path | str) -> None:
-    """Draws D over L, both on logarithmic axes, into a PNG."""
+    """Plots D over L on logarithmic axes to a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

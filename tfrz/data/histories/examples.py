@@ -2,11 +2,11 @@
 
 Interactions are an Arrow table with a row per event: `user` and `item` (binary), `time` (int64,
 Unix seconds; 0 where the source has none), `position` (int64, the place of the row in the source)
-and a column per context. The order of a user's events is (time, position), a total one: events of
-one second keep the order of the source.
+and a column per context. A user's events are ordered by (time, position), so events of the same
+second keep the order of the source.
 
-Everything here works on a table in memory. `tfrz.data.histories.beam` does the same under Beam
-and calls these functions for a few users at a time.
+The functions work on a table in memory; `tfrz.data.histories.beam` calls them under Beam for a few
+users at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tfrz.errors import InputError
 
 
 def drop_duplicates(events: pa.Table) -> pa.Table:
-    """Events that are equal in user, item and time once: the first of them in the source."""
+    """Keeps the first of several events with equal user, item and time."""
     users, items = codes_of(events["user"]), codes_of(events["item"])
     times, positions = events["time"].to_numpy(), events["position"].to_numpy()
     order = np.lexsort((positions, times, items, users))
@@ -34,10 +34,10 @@ def drop_duplicates(events: pa.Table) -> pa.Table:
 
 
 def drop_rare(events: pa.Table, config: HistoryConfig) -> pa.Table:
-    """Leaves out rare items, then rare users: once or until nothing changes.
+    """Leaves out rare items, then rare users, once or until nothing changes.
 
     Raises:
-      InputError: the fixed point was not reached in `max_passes`, or nothing is left.
+      InputError: There is no fixed point after `max_passes`, or nothing is left.
     """
     if config.min_item_count == 1 and config.min_user_count == 1:
         return events
@@ -61,7 +61,7 @@ def drop_rare(events: pa.Table, config: HistoryConfig) -> pa.Table:
 
 
 def not_settled(config: HistoryConfig) -> InputError:
-    """The error of a fixed point that was not reached."""
+    """Returns the error for a fixed point that was not reached."""
     return InputError(
         f"leaving out rare items and users did not settle in {config.max_passes} passes: raise "
         "data.history.max_passes, or set data.history.min_count_passes to 1"
@@ -79,14 +79,14 @@ def _targets(
     with_test: bool,
     least: int,
 ) -> dict[str, NDArray[Any]]:
-    """For each split, the row of each user's target, or -1 for none.
+    """Returns the row of each user's target for each split; -1 if there is none.
 
-    In the split by users, those with fewer than `least` events are only trained on.
+    In the split by users, users with fewer than `least` events are used for training only.
     """
     none = np.full(len(starts), -1)
     if config.split == "leave_last_out":
         left_out = 2 if with_test else 1
-        # Users with fewer events are only trained on.
+        # Users with fewer events are used for training only.
         enough = ends - starts > left_out
         return {
             "train": np.where(enough, ends - 1 - left_out, ends - 1),
@@ -105,7 +105,7 @@ def _targets(
         return {name: np.where(chosen[name], last, none) for name in SPLITS}
 
     def before(bound: int) -> NDArray[Any]:
-        # Times rise within a user: count those below the bound.
+        # Times are sorted within a user, so counting those below the bound is enough.
         below = np.concatenate([[0], np.cumsum(times < bound)])
         return starts + below[ends] - below[starts]
 
@@ -123,10 +123,10 @@ def _targets(
 def _earlier_targets(
     target: NDArray[Any], begin: NDArray[Any], config: HistoryConfig
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Training targets with those before them, and the first event of the history of each.
+    """Returns all training targets, and the first event of the history of each.
 
-    An earlier target has a history of one event at least, and of no more than the model sees: what
-    was seen before is told of a user once.
+    An earlier target has at least one event before it, and a history no longer than the model
+    reads: only the last target's example lists further seen items.
     """
     back = config.train_stride * np.arange(config.train_targets)
     rows = target[:, None] - back
@@ -145,18 +145,18 @@ def build_examples(
     seed: int = 0,
     with_test: bool = True,
 ) -> dict[str, pa.Table]:
-    """Examples of each split: at most one a user, in training at most `train_targets`.
+    """Builds examples of each split: at most one per user, `train_targets` in training.
 
     Args:
-      events: interactions in any order.
-      spec: what their columns are.
-      config: how.
-      held_out: shares of the users in validation and test, for the split by users.
-      seed: of that split.
-      with_test: without it, validation takes what test would.
+      events: Interactions in any order.
+      spec: Spec of the interactions.
+      config: Configuration of the examples.
+      held_out: Shares of the users in validation and test, for the split by users.
+      seed: Seed of that split.
+      with_test: If False, the test examples go to validation.
 
     Returns:
-      Split to a table with `user` and the raw features and target of `spec`, as lists.
+      A dict from split to a table with `user` and the raw features and target of `spec`, as lists.
       A missing context within a history is "" or NaN, so that the lists stay aligned.
     """
     config.check(spec)
@@ -170,7 +170,7 @@ def build_examples(
     contexts = {f.name: filled(columns[f.name], f.dtype) for f in spec.context}
     users = columns["user"].take(pa.array(starts)).to_pylist() if config.split == "users" else []
     times = columns["time"].to_numpy()
-    # An action has an outcome though nothing came before it.
+    # An action has an outcome even if it is the user's first event.
     least = 1 if spec.outcomes else 2
     targets = _targets(config, starts, ends, times, users, held_out, seed, with_test, least)
     examples = {}
@@ -197,6 +197,6 @@ def build_examples(
 
 
 def newest(events: list[tuple[Any, ...]], count: int) -> list[tuple[Any, ...]]:
-    """The newest `count` of events `(time, position, ...)`, in order."""
+    """Returns the newest `count` of events `(time, position, ...)`, in order."""
     events.sort(key=lambda event: event[:2])
     return events[-count:]

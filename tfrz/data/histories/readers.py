@@ -1,7 +1,7 @@
-"""Sources of interactions: who took which item when. They become histories.
+"""Readers of interactions (user, item, time), which become histories.
 
-A batch has the columns `user` and `item` (binary), `time` (int64, 0 where there is none),
-`position` (int64, the place in the source) and one per context of the spec.
+A batch has the columns `user` and `item` (binary), `time` (int64, 0 if the source has none),
+`position` (int64, the place in the source) and one for each context of the spec.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from tfrz.errors import InputError
 
 
 class InteractionReader(Reader):
-    """A source of interactions."""
+    """A reader of interactions."""
 
     record_type = "history"
 
     @abc.abstractmethod
     def feature_spec(self) -> HistorySpec:
-        """What the columns are."""
+        """Returns the spec of the rows."""
 
     def candidates(self) -> pa.Table | None:
-        """The catalogue's rows as `feature_spec().candidates` describes them; None for none."""
+        """Returns the rows of the catalogue, see `feature_spec().candidates`; None without one."""
         return None
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns of a batch."""
+        """Schema of the batches."""
         columns = {
             "user": pa.binary(),
             "item": pa.binary(),
@@ -62,16 +62,16 @@ class InteractionReader(Reader):
         return pa.schema(list(columns.items()))
 
     def batch(self, **columns: Any) -> pa.RecordBatch:
-        """A batch of the schema; `time` may be left out."""
+        """Builds a batch of the schema; `time` is optional."""
         columns.setdefault("time", np.zeros(len(columns["item"]), np.int64))
         return record_batch(self.schema, columns)
 
 
 class TabularCandidates(Tabular):
-    """A user's own CSV, Parquet or TFRecord file with a row per item of the catalogue.
+    """Your own CSV, Parquet or TFRecord file with a row per item of the catalogue.
 
     Args:
-      spec: names the file and its columns.
+      spec: Spec with the file and its columns.
     """
 
     def __init__(self, spec: CandidateSpec) -> None:
@@ -98,10 +98,10 @@ class TabularCandidates(Tabular):
         return pa.RecordBatch.from_pydict(columns)
 
     def table(self) -> pa.Table:
-        """All rows.
+        """Reads all rows.
 
         Raises:
-          InputError: a row cannot be read.
+          InputError: A row cannot be read, or there is none.
         """
         batches = []
         for shard in self.shards():
@@ -115,11 +115,11 @@ class TabularCandidates(Tabular):
 
 
 class TabularInteractions(Tabular, InteractionReader):
-    """A user's own CSV, Parquet or TFRecord file with a row per interaction.
+    """Your own CSV, Parquet or TFRecord file with a row per interaction.
 
     Args:
-      path: `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
-      features: a YAML file as of `HistorySpec`.
+      path: Path `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
+      features: Path of a YAML file with the fields of `HistorySpec`.
     """
 
     record_type = "history"
@@ -129,7 +129,7 @@ class TabularInteractions(Tabular, InteractionReader):
         self.spec = from_mapping(HistorySpec, read_yaml(features), features)
         described = self.spec.candidates
         if described is not None and described.file is not None:
-            # As a name in the spec is meant: from where the spec is.
+            # The file is named relative to the spec.
             beside = str(Path(features).parent / described.file)
             described = dataclasses.replace(described, file=beside)
             self.spec = dataclasses.replace(self.spec, candidates=described)
@@ -177,12 +177,12 @@ class TabularInteractions(Tabular, InteractionReader):
 
 
 class SimulatedInteractions(InteractionReader):
-    """Events of `ContextSwitchSimulator`; context: the page.
+    """Events of `ContextSwitchSimulator`, with the page as context.
 
     Args:
-      users: how many.
-      length: events of each.
-      seed: of the world and of the draws.
+      users: Number of users.
+      length: Number of events per user.
+      seed: Seed of the world and of the draws.
     """
 
     name = "simulated"
@@ -212,7 +212,7 @@ class SimulatedInteractions(InteractionReader):
         yield self.batch(
             user=pa.array([f"user_{u}" for u in users]),
             item=pa.array([f"item_{i}" for i in drawn["item"].ravel()]),
-            # A minute apart, the users one after the other.
+            # Events are a minute apart; users start one after the other.
             time=1_600_000_000 + users * 7 + steps * 60,
             position=users * self.length + steps,
             page=pages,
@@ -220,16 +220,16 @@ class SimulatedInteractions(InteractionReader):
 
 
 class SimulatedInterests(InteractionReader):
-    """Events of `InterestSimulator`; a catalogue with the cluster of each item.
+    """Events of `InterestSimulator`, with a catalogue of the items' clusters.
 
     Args:
-      users: how many.
-      length: events of each.
-      seed: of the draws.
-      interest_power: skew of interests.
-      item_power: skew of items.
-      clusters: of items.
-      cluster_items: items of each.
+      users: Number of users.
+      length: Number of events per user.
+      seed: Seed of the draws.
+      interest_power: Skew of interests.
+      item_power: Skew of items.
+      clusters: Number of clusters.
+      cluster_items: Number of items per cluster.
     """
 
     name = "simulated"
@@ -288,7 +288,7 @@ class SimulatedInterests(InteractionReader):
 
 
 def simulated_interactions(world: str = "context_switch", **options: Any) -> Reader:
-    """Simulated events of one of the worlds, `context_switch` or `interests`."""
+    """Opens simulated events of a world, `context_switch` or `interests`."""
     worlds = {"context_switch": SimulatedInteractions, "interests": SimulatedInterests}
     require(world in worlds, "data.options.world", f"must be one of {', '.join(worlds)}")
     return construct("simulated", worlds[world], {}, options)

@@ -1,4 +1,4 @@
-"""Histories: what the columns of interactions are, and how they become examples."""
+"""The spec of interactions, and the configuration of the histories built from them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tfrz.data.splits import SPLITS
 
 @dataclasses.dataclass(frozen=True)
 class CandidateSpec:
-    """What describes the items that may be recommended.
+    """Spec of the catalogue, the items that may be recommended.
 
     Attributes:
-      item: column of the item's raw id, as histories have it; once in the table.
-      features: further columns, known before anybody has taken the item.
-      file: a CSV, Parquet or TFRecord file of one's own with a row per item, named from the folder
-        of the spec; null where the source brings its catalogue.
-      separator: between the values of a multivalent feature in CSV.
+      item: Column of the item's raw id, as in histories; each id occurs once.
+      features: Further columns, known before any interaction with the item.
+      file: Your own CSV, Parquet or TFRecord file with a row per item, relative to the folder of
+        the spec; null if the source has a catalogue.
+      separator: Separator between the values of a multivalent feature in CSV.
     """
 
     item: str = "item"
@@ -33,36 +33,36 @@ class CandidateSpec:
         check_names(self.features, self.item, "item")
         for feature in self.features:
             where = f"candidate {feature.name}"
-            require(feature.kind != "time", where, "only histories of events have times")
+            require(feature.kind != "time", where, "only histories can have time features")
             one = not (feature.kind == "numeric" and feature.multivalent)
-            require(one, where, "numeric features have one value")
+            require(one, where, "numeric features cannot be multivalent")
 
     @property
     def columns(self) -> tuple[Feature, ...]:
-        """The item's id and the features."""
+        """The id of the item, and the features."""
         return (Feature(self.item), *self.features)
 
 
 @dataclasses.dataclass(frozen=True)
 class HistorySpec(FromYaml):
-    """What the columns of a source of interactions are, and what its examples look like.
+    """Spec of a source of interactions.
 
-    A source has a row per interaction. An example has a user's events in order of time, the
-    context of the request that follows them, and the item that the user took then.
+    A source has a row per interaction. An example has the events of a user in time order, the
+    context of the request that follows them, and the item that the user then chose.
 
     Attributes:
-      user: column of the user.
-      item: column of the item.
-      time: column of the time in Unix seconds; null where the rows are in order of time.
-      context: further columns, known when the recommendations are asked for (page, device, shop).
-        Nothing that is only known of an event afterwards (dwell time, rating) belongs here.
-      vocabulary_size: keep this many items, the most frequent; null for all.
-      oov_buckets: ids for items outside the vocabulary.
-      candidates: what describes the items, for models that recommend by it; null for nothing.
-      outcomes: contexts, numbers, that are only known after an event (its reward, the logger's
-        propensity). They come with the target, those of past events as `history_<name>`, and are no
-        features of a request.
-      long_history: the embedding of the user that comes with an example; set by a run, not by a
+      user: Column of the user.
+      item: Column of the item.
+      time: Column of the time in Unix seconds; null if the rows are in time order.
+      context: Further columns that are known at the time of the request (page, device, shop). Do
+        not list what is known only after an event (dwell time, rating).
+      vocabulary_size: Number of items to keep, the most frequent; null keeps all.
+      oov_buckets: Number of ids for items outside the vocabulary.
+      candidates: Spec of the catalogue, for models that read features of items; null for none.
+      outcomes: Numeric contexts that are known only after an event (its reward, the logger's
+        propensity). Those of past events are `history_<name>`, those of the target are not features
+        of a request.
+      long_history: The embedding of the user that comes with an example. Set by a run, not by a
         file.
     """
 
@@ -79,8 +79,8 @@ class HistorySpec(FromYaml):
     def __post_init__(self) -> None:
         for feature in self.context:
             where = f"context {feature.name}"
-            require(not feature.multivalent, where, "has one value an event")
-            require(feature.kind != "time", where, "name the time column as time")
+            require(not feature.multivalent, where, "cannot be multivalent: events have one value")
+            require(feature.kind != "time", where, "must be named under time, not under context")
         columns = [c for c in (self.user, self.item, self.time) if c is not None]
         columns += [f.name for f in self.context]
         for name in columns:
@@ -88,26 +88,26 @@ class HistorySpec(FromYaml):
         check_names(self.features, self.label, "target")
         numbers = [f.name for f in self.context if f.kind == "numeric"]
         for name in self.outcomes:
-            require(name in numbers, f"outcome {name}", "is no numeric context")
+            require(name in numbers, f"outcome {name}", "is not a numeric context")
 
     @property
     def label(self) -> str:
-        """The feature of an example that holds the item to predict."""
+        """Name of the feature with the item to predict."""
         return "target"
 
     @property
     def label_dtype(self) -> tf.DType:
-        """Of the raw target."""
+        """Type of the raw target."""
         return tf.string
 
     @property
     def outcome_features(self) -> tuple[str, ...]:
-        """Raw features that are known only afterwards, besides the label."""
+        """Raw features besides the label that are known only after the request."""
         return tuple(n for name in self.outcomes for n in (f"history_{name}", name))
 
     @property
     def item_feature(self) -> Feature:
-        """The items' vocabulary, which history and target share."""
+        """The vocabulary of items, shared by history and target."""
         return Feature("item", vocabulary_size=self.vocabulary_size, oov_buckets=self.oov_buckets)
 
     @property
@@ -117,15 +117,15 @@ class HistorySpec(FromYaml):
 
     @property
     def aligned(self) -> tuple[str, ...]:
-        """Features with a value an event, the items first."""
+        """Features with one value per event, the items first."""
         return tuple(f.name for f in self.features if f.multivalent)
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """The raw features of an example, without the target.
+        """Raw features of an example, without the target.
 
         `history`, `history_time` and `history_<context>` are aligned lists, the oldest event
-        first; `request_time`, `<context>` and the long history belong to the request.
+        first; `request_time`, `<context>` and the embedding of the user belong to the request.
         """
         features = [Feature("history", multivalent=True)]
         if self.time is not None:
@@ -143,29 +143,29 @@ class HistorySpec(FromYaml):
 
 @dataclasses.dataclass(frozen=True)
 class HistoryConfig:
-    """How interactions become examples.
+    """Configures how interactions become examples.
 
     Attributes:
-      length: events that the model sees, the newest.
-      padding: the side on which shorter histories are padded.
-      keep: events that an example holds, the newest; those beyond `length` only count as seen.
-        Null for `length`. Training examples of earlier targets hold `length`.
-      train_targets: training examples of a user at most: one for the last event of training, and
-        for those before it, `train_stride` events apart. Models that learn from every event of a
-        history need one.
-      train_stride: see `train_targets`.
+      length: Number of events that the model reads, the newest.
+      padding: The side on which shorter histories are padded.
+      keep: Number of events in an example, the newest; those beyond `length` only count as seen.
+        Null means `length`. Training examples of earlier targets have `length`.
+      train_targets: Maximum number of training examples per user: one for the last training event,
+        and others before it, `train_stride` events apart. Models that learn from every event of a
+        history need only one.
+      train_stride: See `train_targets`.
       split: leave_last_out (a user's last event is the test target, the one before the validation
         target, the one before that the last training target), time (targets are a user's first
         events at or after `validation_start` and `test_start`), or users (a share of the users is
         held out with their last event as target).
-      validation_start: Unix seconds; for the time split.
-      test_start: Unix seconds; for the time split.
-      min_item_count: leave out items with fewer events.
-      min_user_count: then leave out users with fewer events.
-      min_count_passes: once, or again until nothing changes.
-      max_passes: a fixed point that takes more passes is refused.
-      drop_duplicates: count events that are equal in user, item and time once.
-      time_features: context derived from the times: gap (seconds since the event before, in 8
+      validation_start: Unix seconds; for the split by time.
+      test_start: Unix seconds; for the split by time.
+      min_item_count: Leave out items with fewer events.
+      min_user_count: Then leave out users with fewer events.
+      min_count_passes: Do this once, or repeat it until nothing changes.
+      max_passes: Fail if the fixed point takes more passes.
+      drop_duplicates: Keep only the first of events with equal user, item and time.
+      time_features: Contexts derived from the times: gap (seconds since the event before, in 8
         logarithmic buckets), hour (of the day, UTC), weekday.
     """
 
@@ -210,19 +210,19 @@ class HistoryConfig:
 
     @property
     def kept(self) -> int:
-        """Events that an example holds."""
+        """Number of events in an example."""
         return self.length if self.keep is None else self.keep
 
     @property
     def needed(self) -> int:
-        """The newest events of a user that its examples are made of."""
+        """Number of a user's newest events that its examples need."""
         return self.kept + len(SPLITS) + (self.train_targets - 1) * self.train_stride
 
     def check(self, spec: HistorySpec) -> None:
-        """Refuses what needs times where the source has none.
+        """Checks that the source has times if a setting needs them.
 
         Raises:
-          ConfigError: names the setting.
+          ConfigError: A setting needs times, and the source has none.
         """
         timed = spec.time is not None
         without = "the source has no times, only an order"

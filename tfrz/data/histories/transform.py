@@ -1,6 +1,6 @@
-"""The transform of histories: aligned raw lists to arrays of a fixed length with their mask.
+"""The transform of histories from aligned raw lists to arrays of a fixed length with a mask.
 
-The same definition runs under TensorFlow Transform, in this process, and inside the SavedModel.
+The same code runs under TensorFlow Transform, in process, and inside the SavedModel.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from tfrz.data.transform import (
 
 GAP_BUCKETS = 8
 
-# Ids of a derived context: 0 for missing, then its values.
+# Number of ids of each derived context: 0 for missing, then its values.
 TIME_FEATURE_SIZES = {"gap": 1 + GAP_BUCKETS, "hour": 1 + 24, "weekday": 1 + 7}
 
 _NO_TIME = -1
 
 
 def _right_aligned(values: tf.SparseTensor, width: tf.Tensor, missing: Any) -> tf.Tensor:
-    """Rows of lists as `[batch, width]`, the last value of each in the last column."""
+    """Converts lists to `[batch, width]`, the last value of each row in the last column."""
     rows = values.indices[:, 0]
     ends = tf.searchsorted(rows, rows, side="right", out_type=tf.int64)
     to_end = ends - tf.range(tf.shape(rows, out_type=tf.int64)[0])
@@ -55,12 +55,12 @@ def _arranged(values: tf.Tensor, order: tf.Tensor, length: int) -> tf.Tensor:
 
 
 def _time_ids(kind: str, times: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
-    """Ids of a derived context of events at `times`, the events before them at `before`."""
+    """Returns ids of a derived context of events at `times` that follow events at `before`."""
     known = times != _NO_TIME
     if kind == "gap":
         known &= before != _NO_TIME
         seconds = tf.cast(tf.maximum(times - before, 0), tf.float32)
-        # Under 10 s, under 100 s, ..., from 10^7 s (four months) on.
+        # Less than 10 s, less than 100 s, ..., at least 10^7 s (four months).
         decade = tf.math.log1p(seconds) / np.float32(np.log(10.0))
         ids = 1 + tf.minimum(tf.cast(decade, tf.int64), GAP_BUCKETS - 1)
     elif kind == "hour":
@@ -79,15 +79,15 @@ def preprocess_history(
 ) -> dict[str, Any]:
     """Transforms a batch.
 
-    Lists that are shorter than `history` belong to its newest events. Events without an item are
-    left out. The newest `config.length` events are kept.
+    Lists shorter than `history` are aligned with its newest events. Events without an item are
+    dropped. The newest `config.length` events are kept.
 
     Args:
-      inputs: raw features, sparse `[batch, values]` as `tf.io.parse_example` gives them.
-      spec: what they are.
-      config: length, side of the padding, derived contexts.
-      analyzers: vocabularies and moments.
-      with_target: whether the target is among the inputs.
+      inputs: Raw features, sparse `[batch, values]`, as returned by `tf.io.parse_example`.
+      spec: Spec of the raw features.
+      config: Length, side of the padding, and derived contexts.
+      analyzers: Vocabularies and moments.
+      with_target: Whether the inputs include the target.
 
     Returns:
       `history_xf` int64 `[batch, length]` (0 padding, 1..V the vocabulary by falling frequency,
@@ -95,8 +95,8 @@ def preprocess_history(
       int64 (all items of the raw history), `target_xf` int64 `[batch]`, and for each context
       `history_<name>_xf` `[batch, length]` and `<name>_xf` `[batch]`: int64 ids or float32. With
       `spec.long_history` also its two features as strings `[batch]`, and for events with times
-      `long_history_usable_xf` int64 `[batch, length]`: 1 for events that are not older than the
-      embeddings, which would otherwise tell a model that learns from every event its answers.
+      `long_history_usable_xf` int64 `[batch, length]`: 0 for events older than the embeddings,
+      which would reveal the answers to a model that learns from every event.
     """
     length = config.length
     raw = inputs["history"]
@@ -104,7 +104,7 @@ def preprocess_history(
     width = tf.constant(length, tf.int64)
     items = _right_aligned(raw, width, "")
     real = tf.not_equal(items, "")
-    # A stable sort moves events together and padding to its side.
+    # A stable sort moves padding to its side and keeps the order of events.
     side = tf.cast(real if config.padding == "left" else ~real, tf.int32)
     order = tf.argsort(side, axis=1, stable=True)
     items, mask = _arranged(items, order, length), _arranged(real, order, length)
@@ -162,7 +162,7 @@ def preprocess_history(
 def _numbers(
     feature: Feature, analyzers: Analyzers, past: tf.Tensor, now: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Numeric contexts after logarithm and scaling, 0 where missing."""
+    """Applies logarithm and scaling to numeric contexts; missing values become 0."""
     past, now = logarithms(feature, past), logarithms(feature, now)
     if feature.standardize:
         mean, variance = analyzers.moments(feature, finite_rows(now))
@@ -176,13 +176,13 @@ def _numbers(
 
 
 class HistoryPreprocessor(Preprocessor[HistorySpec, HistoryConfig]):
-    """`preprocess_history`, fitted to a table in this process; saved along in a SavedModel."""
+    """`preprocess_history` with its statistics, fitted in this process."""
 
     @classmethod
     def fit_examples(
         cls, table: pa.Table, spec: HistorySpec, config: HistoryConfig
     ) -> HistoryPreprocessor:
-        """Vocabularies and moments of the examples of `table`."""
+        """Fits vocabularies and moments to the examples of `table`."""
         items = [table[name].combine_chunks() for name in ("history", spec.label)]
         chunks = [c for a in items for c in (a.chunks if isinstance(a, pa.ChunkedArray) else [a])]
         vocabularies = {"item": ranked_terms(pa.chunked_array(chunks), spec.item_feature)}
@@ -197,5 +197,5 @@ class HistoryPreprocessor(Preprocessor[HistorySpec, HistoryConfig]):
     def __call__(
         self, inputs: Mapping[str, tf.SparseTensor], with_label: bool = False
     ) -> dict[str, Any]:
-        """`preprocess_history` with what was fitted."""
+        """Applies `preprocess_history`."""
         return preprocess_history(inputs, self._spec, self._config, self, with_label)

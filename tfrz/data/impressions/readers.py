@@ -20,8 +20,8 @@ class SimulatedClicks(Reader):
     """Simulated ratings: six categorical features and whether the item was liked.
 
     Args:
-      rows: how many.
-      seed: of the effects and of the draws.
+      rows: Number of impressions.
+      seed: Seed of the effects and of the draws.
     """
 
     name = "simulated"

@@ -1,4 +1,4 @@
-"""Impressions: what their raw features are."""
+"""The spec of impressions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class FeatureSpec(FromYaml):
     """The raw features of a source of impressions, and its label.
 
     Attributes:
-      features: all but the label.
-      label: name of the label, a number that is 0 or 1.
-      long_history: the embedding of the user that comes with an impression, its two features among
-        `features`; set by a run, not by a file.
-      outcomes: numbers that are known in training alone, beside the label; no model reads them.
+      features: All features except the label.
+      label: Name of the label, a number that is 0 or 1.
+      long_history: The embedding of the user that comes with an impression; its two features are
+        among `features`. Set by a run, not by a file.
+      outcomes: Numbers besides the label that are known only in training; models do not read them.
     """
 
     features: tuple[Feature, ...]
@@ -28,19 +28,19 @@ class FeatureSpec(FromYaml):
     outcomes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        require(bool(self.features), "features", "there is none")
+        require(bool(self.features), "features", "must not be empty")
         check_names(self.features, self.label, "label")
         for name in self.outcomes:
             check_names(self.features, name, "name of an outcome")
         for feature in self.features:
             where = f"feature {feature.name}"
-            require(feature.kind != "time", where, "only histories of events have times")
+            require(feature.kind != "time", where, "only histories can have time features")
             one = not (feature.kind == "numeric" and feature.multivalent)
-            require(one, where, "numeric features have one value")
+            require(one, where, "numeric features cannot be multivalent")
 
     @property
     def categorical(self) -> tuple[Feature, ...]:
-        """Categorical features, multivalent ones included."""
+        """Categorical features, including multivalent ones."""
         return tuple(f for f in self.features if f.kind == "categorical")
 
     @property
@@ -50,17 +50,17 @@ class FeatureSpec(FromYaml):
 
     @property
     def outcome_features(self) -> tuple[str, ...]:
-        """Raw features that are known only afterwards, besides the label."""
+        """Raw features besides the label that are known only after the request."""
         return self.outcomes
 
     @property
     def label_dtype(self) -> tf.DType:
-        """Of the raw label."""
+        """Type of the raw label values."""
         return tf.float32
 
     @property
     def multivalent(self) -> tuple[Feature, ...]:
-        """Features with a list of values."""
+        """Features with several values."""
         return tuple(f for f in self.features if f.multivalent)
 
     @property

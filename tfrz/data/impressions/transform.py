@@ -22,7 +22,7 @@ from tfrz.data.transform import (
 
 
 def _tokens(feature: Feature, values: tf.SparseTensor) -> tf.SparseTensor:
-    """Raw categorical values as strings, empty ones left out as missing."""
+    """Converts raw categorical values to strings; drops empty ones."""
     tokens = values.values if feature.dtype == "string" else tf.strings.as_string(values.values)
     sparse = tf.SparseTensor(values.indices, tokens, values.dense_shape)
     return closed_up(tf.sparse.retain(sparse, tf.not_equal(tokens, "")))
@@ -37,16 +37,16 @@ def preprocess(
     """Transforms a batch.
 
     Args:
-      inputs: raw features, sparse `[batch, values]` as `tf.io.parse_example` gives them.
-      spec: what they are.
-      analyzers: vocabularies and moments.
-      with_label: whether the label, and outcomes, are among the inputs.
+      inputs: Raw features, sparse `[batch, values]`, as returned by `tf.io.parse_example`.
+      spec: Spec of the raw features.
+      analyzers: Vocabularies and moments.
+      with_label: Whether the inputs include the label and outcomes.
 
     Returns:
-      Names with `_xf` to: int64 `[batch]` for categorical features (0 missing, 1..V the
-      vocabulary, then out of vocabulary), sparse int64 for multivalent ones, float32 `[batch]`
-      for numeric ones (0 where missing), for the label and for
-      outcomes, string `[batch]` for opaque ones.
+      A dict whose keys end in `_xf`: int64 `[batch]` for categorical features (0 for missing,
+      1..V for the vocabulary, then out-of-vocabulary ids), sparse int64 for multivalent ones,
+      float32 `[batch]` for numeric features (0 for missing), the label and outcomes, and string
+      `[batch]` for opaque features.
     """
     outputs: dict[str, Any] = {}
     for feature in spec.features:
@@ -77,11 +77,11 @@ def preprocess(
 
 
 class ImpressionPreprocessor(Preprocessor[FeatureSpec, None]):
-    """`preprocess`, fitted to a table in this process; saved along in a SavedModel."""
+    """`preprocess` with its statistics, fitted in this process and saved in a SavedModel."""
 
     @classmethod
     def fit(cls, table: pa.Table, spec: FeatureSpec) -> ImpressionPreprocessor:
-        """Vocabularies and moments of the rows of `table`."""
+        """Fits vocabularies and moments to the rows of `table`."""
         vocabularies = {f.name: ranked_terms(table.column(f.name), f) for f in spec.categorical}
         moments = {f.name: fitted_moments(table, f) for f in spec.numeric if f.standardize}
         return cls(spec, vocabularies, moments, None)
@@ -89,5 +89,5 @@ class ImpressionPreprocessor(Preprocessor[FeatureSpec, None]):
     def __call__(
         self, inputs: Mapping[str, tf.SparseTensor], with_label: bool = False
     ) -> dict[str, Any]:
-        """`preprocess` with what was fitted."""
+        """Applies `preprocess`."""
         return preprocess(inputs, self._spec, self, with_label)

@@ -1,4 +1,4 @@
-"""Beam transforms: documents to examples of lists, for sources of any size."""
+"""Beam transforms that build examples of lists from sources of any size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _QUERIES_A_BATCH = 64
 
 
 def _by_query(batch: pa.RecordBatch) -> Iterator[tuple[tuple[bytes, bytes], tuple[Any, ...]]]:
-    """((split, query), the row's values) for each row."""
+    """Yields ((split, query), values) for each row."""
     rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
     names = batch.schema.names
     split, query = names.index("split"), names.index("query")
@@ -27,7 +27,7 @@ def _by_query(batch: pa.RecordBatch) -> Iterator[tuple[tuple[bytes, bytes], tupl
 
 
 class _Build(beam.DoFn):
-    """Examples of some queries, each split to an output of its name."""
+    """Builds the examples of some queries; each split has an output of its name."""
 
     def __init__(self, schema: pa.Schema, *arguments: Any) -> None:
         self._schema, self._arguments = schema, arguments
@@ -44,18 +44,18 @@ class _Build(beam.DoFn):
 
 
 class DocumentsToLists(beam.PTransform):
-    """Batches of documents to Arrow batches of lists, by split.
+    """Builds examples of each split from batches of documents.
 
     Args:
-      schema: of the batches.
-      spec: what the columns are.
-      config: how.
-      held_out: shares of the queries in validation and test, where the source has no splits.
-      seed: of those splits.
-      with_test: without it, validation takes what test would.
+      schema: Schema of the batches.
+      spec: Spec of the documents.
+      config: Configuration of the examples.
+      held_out: Shares of the queries in validation and test, if the source has no splits.
+      seed: Seed of these splits.
+      with_test: If False, the test examples go to validation.
 
     Returns:
-      A dict from `train`, `validation` and `test` to batches as `RecordsToExamples` takes them.
+      A dict from `train`, `validation` and `test` to batches for `RecordsToExamples`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Lists as serialised `ExampleListWithContext`s, the convention of TF-Ranking."""
+"""Conversion of lists from and to `ExampleListWithContext`, the format of TF-Ranking."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def _fill(example: Any, name: str, dtype: str, value: Any) -> None:
 
 
 def to_elwc(lists: pa.Table, spec: ListSpec, label: bool = True) -> list[bytes]:
-    """Rows of examples (see `tfrz.data.lists.examples.build_lists`) as `ExampleListWithContext`s.
+    """Serialises examples (see `build_lists`) as `ExampleListWithContext`s.
 
     Args:
-      lists: a row a list.
-      spec: what its columns are.
-      label: write the relevance along, under the name that the source has for it.
+      lists: Examples, one list per row.
+      spec: Spec of the lists.
+      label: Whether to write the relevance, under the name that the source uses.
 
     Returns:
-      One for each row: context features and the query's id in `context`, and an example for each
-      candidate with its raw id (`spec.item`, or `item`) and features.
+      One message for each row: `context` has the id of the query and the context features, and
+      each candidate is an example with its raw id (`spec.item`, or `item`) and features.
     """
     from tensorflow_serving.apis import input_pb2
 
@@ -43,7 +43,7 @@ def to_elwc(lists: pa.Table, spec: ListSpec, label: bool = True) -> list[bytes]:
             _fill(example, item, "string", identifier)
             for feature in spec.candidate:
                 value = row[feature.name][place]
-                if value not in (b"", MISSING_INT) and value == value:  # NaN is missing
+                if value not in (b"", MISSING_INT) and value == value:  # NaN is a missing value
                     _fill(example, feature.name, feature.dtype, value)
             if label:
                 _fill(example, spec.relevance, "float32", row[spec.label][place])
@@ -52,15 +52,15 @@ def to_elwc(lists: pa.Table, spec: ListSpec, label: bool = True) -> list[bytes]:
 
 
 def parse_elwc(elwc: tf.Tensor, spec: ListSpec) -> dict[str, tf.Tensor]:
-    """The named raw tensors of lists, by TF-Ranking's parser.
+    """Parses `ExampleListWithContext`s to named raw tensors, with TF-Ranking's parser.
 
     Args:
-      elwc: serialised `ExampleListWithContext`s, string `[batch]`.
-      spec: what is in them.
+      elwc: Serialised `ExampleListWithContext`s, string `[batch]`.
+      spec: Spec of the lists.
 
     Returns:
-      As `tfrz.export.raw_inputs.raw_input_signature` names them: `[batch, candidates]` for what
-      describes candidates, `[batch]` for the request; missing as there.
+      The inputs of `serving_raw`: `[batch, candidates]` for features of candidates, `[batch]` for
+      features of the request; missing values are "", NaN or the smallest int64.
     """
     import tensorflow_ranking as tfr
 

@@ -2,11 +2,11 @@
 
 Documents are an Arrow table with a row per candidate: `query` and `item` (binary), `split` (binary,
 the source's own or empty), `position` (int64, the place of the row in the source), `score`
-(float32, the base ranker's; equal where the source is in its order), `relevance` (float32) and a
-column per feature. The order of a query's candidates is (score falling, position), a total one.
+(float32, the base ranker's; equal if the source is in its order), `relevance` (float32) and a
+column per feature. The candidates of a query are ordered by (falling score, position).
 
-Everything here works on a table in memory. `tfrz.data.lists.beam` does the same under Beam and
-calls these functions for a few queries at a time.
+The functions work on a table in memory; `tfrz.data.lists.beam` calls them under Beam for a few
+queries at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tfrz.data.splits import SPLITS, share_of
 
 
 def split_of(query: bytes, held_out: tuple[float, float], seed: int) -> str:
-    """The split of a query whose source has none: by a hash of its id."""
+    """Returns the split of a query by a hash of its id, for sources without splits."""
     share, (validation, test) = share_of(query, seed), held_out
     if share < test:
         return "test"
@@ -33,7 +33,7 @@ def split_of(query: bytes, held_out: tuple[float, float], seed: int) -> str:
 def splits_of(
     documents: pa.Table, held_out: tuple[float, float], seed: int, with_test: bool = True
 ) -> NDArray[Any]:
-    """The split of each row, as words; arguments as of `build_lists`."""
+    """Returns the name of the split of each row; for the arguments see `build_lists`."""
     if not with_test:
         held_out = (sum(held_out), 0.0)
     given = documents["split"].to_numpy().astype("S").astype(str).astype(object)
@@ -50,7 +50,7 @@ def splits_of(
 
 
 def _chances(query: bytes, seed: int, length: int) -> NDArray[Any]:
-    """Uniform draws of a query, whatever else is in its batch."""
+    """Returns uniform draws that depend on the query and the seed only."""
     state = int(share_of(query, seed) * 2.0**53)
     return np.random.default_rng([state, seed]).random(length)
 
@@ -58,7 +58,7 @@ def _chances(query: bytes, seed: int, length: int) -> NDArray[Any]:
 def _clicked(
     table: pa.Table, spec: ListSpec, config: ListConfig, starts: NDArray[Any], ends: NDArray[Any]
 ) -> NDArray[Any]:
-    """Simulated clicks, one a row of `table`, on the first `length` rows of each list."""
+    """Simulates clicks on the first `length` rows of each list; returns one value per row."""
     import tensorflow as tf
 
     from tfrz.data.lists.transform import normalized
@@ -88,19 +88,19 @@ def build_lists(
     seed: int = 0,
     with_test: bool = True,
 ) -> dict[str, pa.Table]:
-    """Examples of each split, one a query.
+    """Builds examples of each split, one per query.
 
     Args:
-      documents: candidates in any order.
-      spec: what their columns are.
-      config: how.
-      held_out: shares of the queries in validation and test, where the source has no splits.
-      seed: of those splits.
-      with_test: without it, validation takes what the source calls test, and test is empty.
+      documents: Candidates in any order.
+      spec: Spec of the documents.
+      config: Configuration of the examples.
+      held_out: Shares of the queries in validation and test, if the source has no splits.
+      seed: Seed of these splits.
+      with_test: If False, test examples go to validation, and test is empty.
 
     Returns:
-      Split to a table with the raw features and relevance of `spec`, as lists. A missing value of a
-      candidate is "" or NaN, so that the lists stay aligned.
+      A dict from split to a table with the raw features and relevance of `spec`, as lists. A
+      missing value of a candidate is "" or NaN, so that the lists stay aligned.
     """
     every = splits_of(documents, held_out, seed, with_test)
     query, split = codes_of(documents["query"]), codes_of(documents["split"])

@@ -1,8 +1,8 @@
-"""Sources of graded or clicked documents by query. They become lists.
+"""Readers of graded or clicked documents by query, which become lists.
 
 A batch has the columns `query`, `item` and `split` (binary), `position` (int64, the place in the
-source), `score` (float32, the base ranker's; equal where the source is in its order), `relevance`
-(float32) and one per feature of the spec.
+source), `score` (float32, the base ranker's; equal if the source is in its order), `relevance`
+(float32) and one for each feature of the spec.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from tfrz.data.sources.tabular import (
 )
 from tfrz.data.spec import Feature, numeric
 
-# A record's candidates stay behind those of the record before it.
+# Bound on the candidates of a record: positions sort by record, then by candidate.
 _CANDIDATES_A_RECORD = 1 << 20
 
 
 class DocumentReader(Reader):
-    """A source of documents by query."""
+    """A reader of documents by query."""
 
     record_type = "list"
 
     @abc.abstractmethod
     def feature_spec(self) -> ListSpec:
-        """What the columns are."""
+        """Returns the spec of the rows."""
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns of a batch."""
+        """Schema of the batches."""
         columns = {
             "query": pa.binary(),
             "item": pa.binary(),
@@ -61,7 +61,7 @@ class DocumentReader(Reader):
         return pa.schema(list(columns.items()))
 
     def batch(self, **columns: Any) -> pa.RecordBatch:
-        """A batch of the schema; `split` and `score` may be left out."""
+        """Builds a batch of the schema; `split` and `score` are optional."""
         count = len(columns["query"])
         columns.setdefault("split", pa.array([b""] * count, pa.binary()))
         columns.setdefault("score", np.zeros(count, np.float32))
@@ -69,14 +69,14 @@ class DocumentReader(Reader):
 
 
 class TabularDocuments(Tabular, DocumentReader):
-    """A user's own file of lists.
+    """Your own file of lists.
 
-    CSV and Parquet have a row per candidate; a TFRecord file has an `ExampleListWithContext` per
-    query, as TF-Ranking writes them.
+    CSV and Parquet files have a row per candidate; a TFRecord file has an `ExampleListWithContext`
+    per query, the format of TF-Ranking.
 
     Args:
-      path: `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
-      features: a YAML file as of `ListSpec`.
+      path: Path `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
+      features: Path of a YAML file with the fields of `ListSpec`.
     """
 
     record_type = "list"
@@ -150,9 +150,9 @@ class SimulatedDocuments(DocumentReader):
     """Graded lists of `SlateSimulator`, in the order of its base ranker.
 
     Args:
-      queries: how many.
-      length: documents of each.
-      seed: of the world and of the draws.
+      queries: Number of queries.
+      length: Number of documents per query.
+      seed: Seed of the world and of the draws.
     """
 
     name = "simulated"

@@ -1,4 +1,4 @@
-"""Lists: what the columns of documents are, and how they become examples."""
+"""The spec of documents, and the configuration of the lists built from them."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from tfrz.config import require
 from tfrz.data.simulators.slates import ClickModel
 from tfrz.data.spec import Feature, FromYaml, check_names
 
-# Columns of documents, and what the transform makes of every list.
+# Columns of documents, and features that the transform creates.
 _OF_LISTS = ("position", "split", "score", "item", "mask", "features", "context")
 
 
 @dataclasses.dataclass(frozen=True)
 class ListSpec(FromYaml):
-    """What the columns of a source of lists are, and what its examples look like.
+    """Spec of a source of documents.
 
-    A source has a row per candidate of a query. An example has a query's candidates in the base
-    ranker's order, the context of the request, and the relevance (or clicks) of each candidate.
+    A source has a row per candidate of a query. An example has the candidates of a query in the
+    base ranker's order, the context of the request, and the relevance (or click) of each candidate.
 
     Attributes:
-      query: column that tells lists apart.
-      item: column of the candidate's raw id; null to number the rows.
-      relevance: column of the grade or click, a number from 0.
-      score: column of the base ranker's score, the highest first; null where the rows of a query
-        are in its order.
-      candidate: columns that describe a candidate, known before it is shown. Clicks, dwell time and
-        whatever else follows the display do not belong here.
-      context: columns that describe the request, the same in all rows of a query.
-      query_vocabulary: queries whose frequency is known to the Evaluator, the most frequent.
+      query: Column of the query.
+      item: Column of the candidate's raw id; null numbers the rows.
+      relevance: Column of the grade or click, a number of at least 0.
+      score: Column of the base ranker's score, the highest first; null if the rows of a query are
+        in its order.
+      candidate: Columns that describe a candidate and are known before it is shown. Do not list
+        clicks, dwell time and other outcomes.
+      context: Columns that describe the request, the same in all rows of a query.
+      query_vocabulary: Number of queries whose frequency the Evaluator knows, the most frequent.
     """
 
     query: str = "query"
@@ -45,33 +45,39 @@ class ListSpec(FromYaml):
     def __post_init__(self) -> None:
         for feature in (*self.candidate, *self.context):
             where = f"feature {feature.name}"
+            require(feature.name not in _OF_LISTS, where, "is a reserved name: rename it")
             require(
-                feature.name not in _OF_LISTS, where, "is a name that every list has: rename it"
+                not feature.multivalent,
+                where,
+                "cannot be multivalent: candidates and requests have one value",
             )
-            require(not feature.multivalent, where, "has one value a candidate or request")
-            require(feature.kind != "time", where, "only histories of events have times")
-        require(bool(self.candidate), "candidate", "there is none: name what describes candidates")
+            require(feature.kind != "time", where, "only histories can have time features")
+        require(
+            bool(self.candidate),
+            "candidate",
+            "must not be empty: name the columns that describe candidates",
+        )
         require(self.query_vocabulary >= 1, "query_vocabulary", "must be at least 1")
         check_names(self.features, self.label, "relevance")
 
     @property
     def label(self) -> str:
-        """The feature of an example that holds the relevance of each candidate."""
+        """Name of the feature with the relevance of each candidate."""
         return "relevance"
 
     @property
     def label_dtype(self) -> tf.DType:
-        """Of the raw relevance."""
+        """Type of the raw relevance."""
         return tf.float32
 
     @property
     def outcome_features(self) -> tuple[str, ...]:
-        """Raw features that are known only afterwards, besides the label."""
+        """Raw features besides the label that are known only after the request."""
         return ()
 
     @property
     def query_feature(self) -> Feature:
-        """The id of the list; no input of a model."""
+        """The id of the list; models do not read it."""
         return Feature("query", vocabulary_size=self.query_vocabulary)
 
     @property
@@ -82,20 +88,20 @@ class ListSpec(FromYaml):
 
     @property
     def numeric(self) -> tuple[Feature, ...]:
-        """Numeric features of a candidate."""
+        """Numeric features of candidates."""
         return tuple(f for f in self.candidate if f.kind == "numeric")
 
     @property
     def aligned(self) -> tuple[str, ...]:
-        """Features with a value a candidate, the ids first."""
+        """Features with one value per candidate, the ids first."""
         return ("candidates", *(f.name for f in self.candidate))
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """The raw features of an example, without the relevance.
+        """Raw features of an example, without the relevance.
 
-        `candidates` are the raw ids in the base ranker's order; what describes them are lists
-        aligned with it. `query` and the context have one value.
+        `candidates` are the raw ids in the base ranker's order; their features are lists aligned
+        with them. `query` and the context features have one value.
         """
         lists = [dataclasses.replace(f, multivalent=True) for f in self.candidate]
         return (
@@ -108,18 +114,18 @@ class ListSpec(FromYaml):
 
 @dataclasses.dataclass(frozen=True)
 class ListConfig:
-    """How documents become examples.
+    """Configures how documents become examples.
 
     Attributes:
-      length: candidates that the model sees, the base ranker's best; what comes after keeps its
-        place behind them.
-      log_features: replace numeric features x of candidates by sign(x) log(1 + |x|) first.
-      normalize: numeric features of candidates within their list: standardize (mean 0, deviation
-        1), min_max (0 to 1) or none. Missing values are 0 after it.
-      clicks: replace the grades by clicks of this model on the base ranker's order; null trains and
-        judges on the grades.
-      click_seed: of the simulated observations.
-      drop_empty: leave lists without any relevant candidate out of the training set.
+      length: Number of candidates that the model reads, the base ranker's best; later candidates
+        keep their places after them.
+      log_features: First replace numeric features x of candidates with sign(x) log(1 + |x|).
+      normalize: Normalisation of numeric features within a list: standardize (mean 0, deviation
+        1), min_max (0 to 1) or none. Missing values become 0.
+      clicks: Replace the grades with clicks of this model on the base ranker's order; null trains
+        and evaluates on the grades.
+      click_seed: Seed of the simulated observations.
+      drop_empty: Leave lists without a relevant candidate out of the training set.
       base_ranker: source (the source's scores or order), or lambda_mart: LightGBM's LambdaMART,
         fitted to the grades of the training queries (extra `lambdamart`; `tfrz train` only).
     """

@@ -1,4 +1,4 @@
-"""The transform of lists from raw features to what models take: one for TFT and in process."""
+"""The transform of lists from raw features to model inputs."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ _GREATEST = 1e18
 
 
 def normalized(values: tf.Tensor, valid: tf.Tensor, config: ListConfig) -> tf.Tensor:
-    """Numeric features within their lists.
+    """Normalises numeric features within their lists.
 
     Args:
-      values: `[lists, length, features]`, NaN where missing.
-      valid: boolean `[lists, length]`.
-      config: which logarithm and which normalisation.
+      values: Features `[lists, length, features]`; NaN for missing values.
+      valid: Mask, boolean `[lists, length]`.
+      config: Logarithm and normalisation.
 
     Returns:
-      The same shape; 0 where missing or not valid, and where a list has one value alone.
+      Features of the same shape; 0 for missing and masked values, and if all are equal.
     """
     known = valid[..., None] & tf.math.is_finite(values)
     nothing = tf.zeros_like(values)
-    # Squares and differences must stay finite.
+    # Keep squares and differences finite.
     values = tf.clip_by_value(tf.where(known, values, nothing), -_GREATEST, _GREATEST)
     if config.log_features:
         values = tf.sign(values) * tf.math.log1p(tf.abs(values))
@@ -51,7 +51,7 @@ def normalized(values: tf.Tensor, valid: tf.Tensor, config: ListConfig) -> tf.Te
         mean = tf.reduce_sum(values, axis=1, keepdims=True) / tf.maximum(count, 1.0)
         off = tf.where(known, values - mean, nothing)
         variance = tf.reduce_sum(off**2, axis=1, keepdims=True) / tf.maximum(count, 1.0)
-        # Rounding of equal values must not be blown up to differences.
+        # Do not amplify rounding errors of equal values.
         scale = tf.sqrt(variance)
         flat = scale <= _EPSILON * tf.maximum(tf.abs(mean), _EPSILON)
         values = tf.where(flat, nothing, off / tf.where(flat, tf.ones_like(scale), scale))
@@ -66,7 +66,7 @@ def normalized(values: tf.Tensor, valid: tf.Tensor, config: ListConfig) -> tf.Te
 
 
 def _cut(values: tf.SparseTensor, length: int, default: Any) -> tf.Tensor:
-    """The first `length` values of each row, padded with `default`."""
+    """Returns the first `length` values of each row, padded with `default`."""
     values = tf.SparseTensor(values.indices, values.values, values.dense_shape)
     kept = tf.sparse.retain(values, values.indices[:, 1] < length)
     shape = tf.stack([values.dense_shape[0], tf.constant(length, tf.int64)])
@@ -75,7 +75,7 @@ def _cut(values: tf.SparseTensor, length: int, default: Any) -> tf.Tensor:
 
 
 def _scaled(feature: Feature, analyzers: Analyzers, values: tf.Tensor) -> tf.Tensor:
-    """A numeric feature after its own logarithm and scaling over all lists; NaN where missing."""
+    """Applies a feature's logarithm and scaling over all lists; missing values are NaN."""
     values = logarithms(feature, values)
     if feature.standardize:
         mean, variance = analyzers.moments(feature, finite_rows(values))
@@ -93,18 +93,18 @@ def preprocess_list(
     """Transforms a batch of lists, N = `config.length`.
 
     Args:
-      inputs: raw features, sparse `[batch, values]` as `tf.io.parse_example` gives them.
-      spec: what they are.
-      config: length and normalisation.
-      analyzers: vocabularies and moments.
-      with_label: whether the relevance is among the inputs.
+      inputs: Raw features, sparse `[batch, values]`, as returned by `tf.io.parse_example`.
+      spec: Spec of the raw features.
+      config: Length and normalisation.
+      analyzers: Vocabularies and moments.
+      with_label: Whether the inputs include the relevance.
 
     Returns:
       `features_xf` float32 `[batch, N, numeric features]`, `mask_xf` int64 `[batch, N]` (1 for
       candidates), `<name>_xf` int64 `[batch, N]` for categorical features of candidates and
-      `[batch]` for those of the request, `context_xf` float32 `[batch, numeric context]` where
-      there is some, `query_xf` int64 `[batch]`, and `relevance_xf` float32 `[batch, N]`, at least
-      0.
+      `[batch]` for those of the request, `context_xf` float32 `[batch, numeric context]` if there
+      are numeric contexts, `query_xf` int64 `[batch]`, and `relevance_xf` float32 `[batch, N]`, not
+      negative.
     """
     length = config.length
     valid = tf.not_equal(_cut(inputs["candidates"], length, ""), "")
@@ -145,12 +145,12 @@ def preprocess_list(
 
 
 class ListPreprocessor(Preprocessor[ListSpec, ListConfig]):
-    """`preprocess_list`, fitted to a table in this process; saved along in a SavedModel."""
+    """`preprocess_list` with its statistics, fitted in this process."""
 
     @classmethod
     def fit_examples(cls, table: pa.Table, spec: ListSpec, config: ListConfig) -> ListPreprocessor:
-        """Vocabularies and moments of the lists of `table`."""
-        # What the model does not see has no vocabulary either.
+        """Fits vocabularies and moments to the lists of `table`."""
+        # Candidates that the model does not read must not enter the vocabulary.
         for place, name in enumerate(table.column_names):
             if name in spec.aligned:
                 table = table.set_column(place, name, first_of_each(table[name], config.length))
@@ -162,5 +162,5 @@ class ListPreprocessor(Preprocessor[ListSpec, ListConfig]):
     def __call__(
         self, inputs: Mapping[str, tf.SparseTensor], with_label: bool = False
     ) -> dict[str, Any]:
-        """`preprocess_list` with what was fitted."""
+        """Applies `preprocess_list`."""
         return preprocess_list(inputs, self._spec, self._config, self, with_label)

@@ -1,7 +1,7 @@
-"""Sources of logged actions: what was shown to whom, with which probability, and what came of it.
+"""Readers of logged actions: what was shown to whom, with what probability and reward.
 
-They are interactions whose contexts end in outcomes: the reward of an action, and the logger's
-propensity (its probability of that action) where it is known.
+They are interactions whose last contexts are outcomes: the reward of the action, and the logger's
+propensity (its probability of that action) if it is known.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from tfrz.data.spec import Feature, numeric
 
 
 def wrong_outcome(reward: float | None, propensity: float | None) -> str | None:
-    """What is wrong with an action's outcomes; None if nothing is. A propensity may be unknown."""
+    """Returns why an action's outcomes are invalid, or None; the propensity may be unknown."""
     if reward is None or not math.isfinite(reward):
-        return f"the reward is {reward}, no number"
+        return f"the reward is {reward}, not a number"
     if propensity is not None and not math.isnan(propensity) and not 0 < propensity <= 1:
         return f"the propensity is {propensity:g}, not above 0 and at most 1"
     return None
 
 
 class TabularActions(TabularInteractions):
-    """A user's own file with a row per action.
+    """Your own file with a row per action.
 
-    The spec is that of interactions with the columns `reward` and `propensity` named, the latter
-    left out where the logger's propensities are unknown:
+    The spec is that of interactions, plus the columns `reward` and `propensity`; leave out
+    `propensity` if it is unknown:
 
         user: customer
         item: banner
@@ -46,8 +46,8 @@ class TabularActions(TabularInteractions):
         context: [{name: page}]
 
     Args:
-      path: `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
-      features: the spec's YAML file.
+      path: Path `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
+      features: Path of the feature spec, a YAML file.
     """
 
     record_type = "logged_action"
@@ -73,14 +73,14 @@ class TabularActions(TabularInteractions):
 
 
 class SimulatedActions(InteractionReader):
-    """Clicks of `ContextualSlates`: users of a segment to whom a biased logger showed items.
+    """Clicks of `ContextualSlates`: a biased logger shows items to the users of segments.
 
     Args:
-      users: how many, about; those of a segment have `length` events each.
-      length: events of each.
-      segments: contexts of the world.
-      items: of the world.
-      seed: of the world and of the draws.
+      users: Approximate number of users.
+      length: Number of events per user.
+      segments: Number of contexts of the world.
+      items: Number of items of the world.
+      seed: Seed of the world and of the draws.
     """
 
     name = "simulated"
@@ -102,7 +102,7 @@ class SimulatedActions(InteractionReader):
 
     @property
     def world(self) -> ContextualSlates:
-        """The simulator, with the truth."""
+        """The simulator, which knows the true probabilities."""
         return ContextualSlates(self.segments, self.items, seed=self.seed)
 
     def feature_spec(self) -> HistorySpec:

@@ -1,1 +1,1 @@
-"""Generators of records whose truth is known."""
+"""Generators of records with known distributions."""

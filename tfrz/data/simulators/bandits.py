@@ -1,4 +1,4 @@
-"""Bandits whose truth is known: two of ten items, and slates in contexts with a click model."""
+"""Bandits with known rewards: two with ten items, and slates in contexts with a click model."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from tfrz.config import require
 
 
 class BiasedLoggerBandit:
-    """A logger that prefers what pays least: `r(a_i) = i`, `beta(a_i) = (A + 1 - i) / sum_j j`.
+    """A logger that prefers low rewards: `r(a_i) = i`, `beta(a_i) = (A + 1 - i) / sum_j j`.
 
     REINFORCE without importance weights maximises `sum_a beta(a) r(a) log pi(a)`, so it ends at
-    `pi(a_i) ~ beta(a_i) r(a_i) = i (A + 1 - i)`; corrected, it ends at the item that pays most.
+    `pi(a_i) ~ beta(a_i) r(a_i) = i (A + 1 - i)`; corrected, it ends at the best item.
 
     Args:
       items: A.
 
     Attributes:
-      rewards: float64 `[items]`: of each item, 1..items.
-      logger: float64 `[items]`: the logger's probability of each item.
+      rewards: Reward of each item, 1..items; float64 `[items]`.
+      logger: The logger's probability of each item, float64 `[items]`.
 
     Raises:
-      ConfigError: an argument is out of its range.
+      ConfigError: An argument is out of range.
 
     Example:
       >>> bandit = BiasedLoggerBandit()
@@ -42,21 +42,21 @@ class BiasedLoggerBandit:
 
     @property
     def naive_policy(self) -> NDArray[Any]:
-        """Where REINFORCE without importance weights ends, float64 `[items]`."""
+        """The limit of REINFORCE without importance weights, float64 `[items]`."""
         return _normalized(self.logger * self.rewards)
 
     def sample(self, n: int, seed: int) -> dict[str, NDArray[Any]]:
-        """A log.
+        """Samples a log.
 
         Args:
-          n: rows.
-          seed: equal seeds give equal logs.
+          n: Number of rows.
+          seed: Equal seeds return equal logs.
 
         Returns:
           `action` int64 from 0, `propensity` and `reward` float64, each `[n]`.
 
         Raises:
-          ConfigError: `n` is not positive.
+          ConfigError: If `n` is not positive.
         """
         return _log(self.logger, self.rewards, n, np.random.default_rng([seed, 1812, 1]))
 
@@ -64,26 +64,26 @@ class BiasedLoggerBandit:
         """Expected reward of one draw of a policy `[items]`: `sum_a pi(a) r(a)`.
 
         Raises:
-          ConfigError: `policy` has another shape.
+          ConfigError: If `policy` has the wrong shape.
         """
         return float(_policy(policy, self.rewards.shape) @ self.rewards)
 
 
 class PageOfTwoBandit:
-    """Pages of items of which two are nearly alike: rewards (10, 9, 1, ..., 1), logger uniform.
+    """Pages of items with two nearly equal rewards (10, 9, 1, ..., 1), and a uniform logger.
 
-    A page is K draws of a policy without their repetitions. Its expected reward is
+    A page consists of K draws of a policy, without repetitions. Its expected reward is
     `sum_a r(a) (1 - (1 - pi(a))^K)`, for K = 2 largest at pi = (10/19, 9/19, 0, ..., 0).
 
     Args:
-      items: how many, the first two included.
+      items: Number of items, including the first two.
 
     Attributes:
       rewards: float64 `[items]`.
       logger: float64 `[items]`.
 
     Raises:
-      ConfigError: an argument is out of its range.
+      ConfigError: An argument is out of range.
 
     Example:
       >>> bandit = PageOfTwoBandit()
@@ -103,17 +103,17 @@ class PageOfTwoBandit:
         self.logger = np.full(items, 1.0 / items)
 
     def sample(self, n: int, seed: int) -> dict[str, NDArray[Any]]:
-        """A log of single items.
+        """Samples a log of single items.
 
         Args:
-          n: rows.
-          seed: equal seeds give equal logs.
+          n: Number of rows.
+          seed: Equal seeds return equal logs.
 
         Returns:
           `action` int64 from 0, `propensity` and `reward` float64, each `[n]`.
 
         Raises:
-          ConfigError: `n` is not positive.
+          ConfigError: If `n` is not positive.
         """
         return _log(self.logger, self.rewards, n, np.random.default_rng([seed, 1812, 2]))
 
@@ -121,15 +121,15 @@ class PageOfTwoBandit:
         """Expected reward of one draw of a policy `[items]`: `sum_a pi(a) r(a)`.
 
         Raises:
-          ConfigError: `policy` has another shape.
+          ConfigError: If `policy` has the wrong shape.
         """
         return self.page_value(policy, 1)
 
     def page_value(self, policy: NDArray[Any], draws: int = 2) -> float:
-        """Expected reward of `draws` draws of a policy `[items]` without their repetitions.
+        """Expected reward of `draws` draws of a policy `[items]`, without repetitions.
 
         Raises:
-          ConfigError: `policy` has another shape, or `draws` is not positive.
+          ConfigError: If `policy` has the wrong shape, or `draws` is not positive.
         """
         return float(inclusion(_policy(policy, self.rewards.shape), draws) @ self.rewards)
 
@@ -139,21 +139,21 @@ class PageOfTwoBandit:
 
 
 class ContextualSlates:
-    """Contexts, items and clicks by their dot product, logged by what is popular.
+    """Contexts and items with clicks by their dot product, and a logger that prefers popular items.
 
     With x and y from N(0, I_D), and popularity p of an item from N(0, 1):
 
         P(click | context, item) = sigmoid(1.8 x.y / sqrt(D) - 3)
         beta(item | context) ~ exp(0.5 x.y / sqrt(D) + 1.5 p)
 
-    Contexts are all alike in number; the logger shows one item at a time. A page of several items
+    Contexts are equally frequent; the logger shows one item at a time. A page of several items
     is worth the sum of their click probabilities, and an item shown twice counts once.
 
     Args:
       contexts: C.
       items: A.
       dim: D.
-      seed: of x, y and p; that of the log is an argument of `sample`.
+      seed: Seed of x, y and p; the seed of the log is an argument of `sample`.
 
     Attributes:
       context_features: x, float64 `[contexts, dim]`.
@@ -163,7 +163,7 @@ class ContextualSlates:
       logger: beta, float64 `[contexts, items]`.
 
     Raises:
-      ConfigError: an argument is out of its range.
+      ConfigError: An argument is out of range.
 
     Example:
       >>> slates = ContextualSlates(seed=0)
@@ -191,27 +191,27 @@ class ContextualSlates:
 
     @property
     def num_contexts(self) -> int:
-        """C."""
+        """The number of contexts, C."""
         return int(self.logger.shape[0])
 
     @property
     def num_items(self) -> int:
-        """A."""
+        """The number of items, A."""
         return int(self.logger.shape[1])
 
     def sample(self, n: int, seed: int) -> dict[str, NDArray[Any]]:
-        """A log of single items.
+        """Samples a log of single items.
 
         Args:
-          n: rows.
-          seed: equal seeds give equal logs.
+          n: Number of rows.
+          seed: Equal seeds return equal logs.
 
         Returns:
           `context` and `action` int64 from 0, `propensity` float64, `click` float64 of 0 and 1,
           each `[n]`.
 
         Raises:
-          ConfigError: `n` is not positive.
+          ConfigError: If `n` is not positive.
         """
         require(n >= 1, "n", "must be at least 1")
         rng = np.random.default_rng([seed, 1812, 5])
@@ -229,12 +229,12 @@ class ContextualSlates:
         """Expected clicks of one draw of a policy `[contexts, items]`.
 
         Raises:
-          ConfigError: `policy` has another shape.
+          ConfigError: If `policy` has the wrong shape.
         """
         return self.page_value(policy, 1)
 
     def page_value(self, policy: NDArray[Any], draws: int) -> float:
-        """Expected clicks of `draws` draws with replacement, repetitions left out.
+        """Expected clicks of `draws` draws with replacement, without repetitions.
 
         Formula: `mean_x sum_a P(click | x, a) (1 - (1 - pi(a | x))^draws)`.
 
@@ -243,20 +243,20 @@ class ContextualSlates:
           draws: K.
 
         Raises:
-          ConfigError: `policy` has another shape, or `draws` is not positive.
+          ConfigError: If `policy` has the wrong shape, or `draws` is not positive.
         """
         shown = inclusion(_policy(policy, self.logger.shape), draws)
         return float((shown * self.click_probabilities).sum(axis=1).mean())
 
     def top_value(self, scores: NDArray[Any], k: int) -> float:
-        """Expected clicks of the k items that score highest; of equals, the first.
+        """Expected clicks of the k items with the highest scores; ties go to the first.
 
         Args:
-          scores: `[contexts, items]`, a policy or logits.
-          k: items of a page.
+          scores: A policy or logits, `[contexts, items]`.
+          k: Number of items of a page.
 
         Raises:
-          ConfigError: `scores` has another shape, or `k` is not 1 to the number of items.
+          ConfigError: If `scores` has the wrong shape, or `k` is not 1 to the number of items.
         """
         require(1 <= k <= self.num_items, "k", f"must be 1 to {self.num_items}")
         order = np.argsort(-_policy(scores, self.logger.shape), axis=1, kind="stable")[:, :k]
@@ -269,7 +269,7 @@ class ContextualSlates:
         return self.value(self.logger)
 
     def oracle_value(self, k: int) -> float:
-        """Expected clicks of the best k items: no page of k items has more.
+        """Expected clicks of the best k items, the maximum over pages of k items.
 
         Raises:
           ConfigError: `k` is not 1 to the number of items.
@@ -281,10 +281,10 @@ class ContextualSlates:
         return best_policy(self.click_probabilities, draws)
 
     def entropy(self, policy: NDArray[Any]) -> float:
-        """Mean entropy of a policy `[contexts, items]` over the contexts, in nats.
+        """Returns the mean entropy of a policy `[contexts, items]` over the contexts, in nats.
 
         Raises:
-          ConfigError: `policy` has another shape.
+          ConfigError: If `policy` has the wrong shape.
         """
         p = _policy(policy, self.logger.shape)
         logs = np.log(np.where(p > 0, p, 1.0))
@@ -295,11 +295,11 @@ def inclusion(policy: NDArray[Any], draws: int) -> NDArray[Any]:
     """Probability that an item is among `draws` draws with replacement: `1 - (1 - pi)^K`.
 
     Args:
-      policy: probabilities, any shape.
+      policy: Probabilities of any shape.
       draws: K.
 
     Returns:
-      float64, as `policy`.
+      Probabilities, float64, with the shape of `policy`.
 
     Raises:
       ConfigError: `draws` is not positive.
@@ -315,13 +315,13 @@ def inclusion(policy: NDArray[Any], draws: int) -> NDArray[Any]:
     policy = np.asarray(policy, np.float64)
     if draws == 1:
         return policy
-    # 1 - (1 - pi)^K as it stands loses the digits of a small pi.
+    # Computing 1 - (1 - pi)^K directly loses precision for small pi.
     with np.errstate(divide="ignore"):
         return -np.expm1(draws * np.log1p(-policy))
 
 
 def best_policy(rewards: NDArray[Any], draws: int) -> NDArray[Any]:
-    """The policy whose `draws` draws without their repetitions earn most.
+    """The policy with the largest expected reward of `draws` draws without repetitions.
 
     It maximises `sum_a r_a (1 - (1 - pi_a)^K)`, a concave function, so that on its support
     `r_a K (1 - pi_a)^(K - 1) = mu`: there `1 - pi_a = t r_a^(-1 / (K - 1))`, with t from
@@ -329,10 +329,10 @@ def best_policy(rewards: NDArray[Any], draws: int) -> NDArray[Any]:
 
     Args:
       rewards: positive, `[..., items]`.
-      draws: K; 1 puts everything on the best item (of equals, the first).
+      draws: K; 1 selects the best item (ties go to the first).
 
     Returns:
-      float64 `[..., items]`: rows sum to 1.
+      Policy, float64 `[..., items]`; rows sum to 1.
 
     Raises:
       ConfigError: `draws` or a reward is not positive.
@@ -353,7 +353,7 @@ def best_policy(rewards: NDArray[Any], draws: int) -> NDArray[Any]:
         np.put_along_axis(policy, order[..., :1], 1.0, axis=-1)
         return policy
     ranked = np.take_along_axis(rewards, order, axis=-1)
-    # Relative to the best, lest the power overflow.
+    # Relative to the best, so that the power does not overflow.
     scale = (ranked / ranked[..., :1]) ** (-1.0 / (draws - 1))
     m = np.arange(1, rewards.shape[-1] + 1)
     t = (m - 1) / scale.cumsum(axis=-1)
@@ -374,9 +374,9 @@ def _policy(policy: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
 
 
 def _draw(policy: NDArray[Any], rows: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-    """One action of `policy` `[contexts, items]` for each of `rows`: all in one search.
+    """Draws an action of `policy` `[contexts, items]` for each of `rows` in a single search.
 
-    The rows' cumulated probabilities follow each other on one line, the row c from c to c + 1.
+    The cumulated probabilities of row c lie between c and c + 1 on a line.
     """
     contexts, items = policy.shape
     line = (np.arange(contexts)[:, None] + policy.cumsum(axis=1)).ravel()

@@ -1,4 +1,4 @@
-"""Clicks whose probability is known: linear and bilinear effects of six categorical fields."""
+"""Clicks with known probabilities: linear and bilinear effects of six categorical fields."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class ClickSimulator:
 
         logit = sum_i a_i[c_i] + sum_{i<j, (i+j) mod 3 = 0} <u_ij[c_i], v_ij[c_j]>
 
-    `a_i` is normal with deviation 0.5, `u` and `v` have four normal coordinates such that each
-    product has deviation 0.6. Categories are drawn uniformly.
+    `a_i` is normal with deviation 0.5; `u` and `v` have four normal coordinates, scaled so that
+    each product has deviation 0.6. Categories are drawn uniformly.
 
     Args:
-      seed: of the effects; the same seed is the same world.
+      seed: Seed of the effects.
 
     Example:
       >>> world = ClickSimulator(seed=0)
@@ -51,14 +51,14 @@ class ClickSimulator:
         }
 
     def logits(self, categories: NDArray[Any]) -> NDArray[Any]:
-        """Log-odds of a click, `[batch]`, for categories `[batch, 6]`."""
+        """Returns log-odds of a click, `[batch]`, for categories `[batch, 6]`."""
         total = sum(a[categories[:, i]] for i, a in enumerate(self._linear))
         for (i, j), (u, v) in self._bilinear.items():
             total = total + np.sum(u[categories[:, i]] * v[categories[:, j]], axis=1)
         return np.asarray(total)
 
     def sample(self, rows: int, seed: int) -> dict[str, NDArray[Any]]:
-        """Impressions: a category `[rows]` for each field, `probability`, and `click` 0 or 1."""
+        """Samples categories `[rows]` of each field, `probability`, and `click` (0 or 1)."""
         rng = np.random.default_rng([seed, 13535])
         sizes = np.array(list(FIELDS.values()))
         categories = (rng.random((rows, len(sizes))) * sizes).astype(np.int64)
@@ -70,6 +70,6 @@ class ClickSimulator:
 
     @staticmethod
     def bayes_log_loss(rows: dict[str, NDArray[Any]]) -> float:
-        """The expected log loss of the true probabilities: no model can do better."""
+        """Returns the expected log loss of the true probabilities, a lower bound for models."""
         p = rows["probability"]
         return float(np.mean(-p * np.log(p) - (1 - p) * np.log1p(-p)))

@@ -1,4 +1,4 @@
-"""Events whose range of dependence switches with the page: an old taste, or the item before."""
+"""Events that depend on a lasting taste or on the previous item, according to the page."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class ContextSwitchSimulator:
     """Draws users whose next item depends on their taste (home) or on their last item (detail).
 
     Every user has a favourite cluster of ten items. The page of each event is home or detail with
-    probability 1/2; the first is home. On the home page the item is of the favourite cluster with
-    probability 0.6, else any of 1..100. On a detail page it is `successor[item before]`, of
-    101..200, with probability 0.8, else any of 101..200.
+    probability 1/2; the first is home. On the home page the item is from the favourite cluster with
+    probability 0.6, otherwise any of 1..100. On a detail page it is `successor[previous item]`, one
+    of 101..200, with probability 0.8, otherwise any of 101..200.
 
     Args:
-      seed: of the successors; the same seed is the same world.
+      seed: Seed of the successors.
 
     Example:
       >>> drawn = ContextSwitchSimulator(seed=0).sample(users=2, length=5, seed=1)
@@ -39,7 +39,7 @@ class ContextSwitchSimulator:
         self.successor = np.concatenate([[0], rng.integers(low, high, NUM_ITEMS)])
 
     def sample(self, users: int, length: int, seed: int) -> dict[str, NDArray[Any]]:
-        """`item` int64 `[users, length]`, `detail` bool alike, `favourite` `[users]`."""
+        """Samples `item` and `detail` (bool) `[users, length]`, and `favourite` `[users]`."""
         rng = np.random.default_rng([seed, 8588])
         favourite = rng.integers(0, CLUSTERS, users)
         detail = rng.random((users, length)) < 0.5

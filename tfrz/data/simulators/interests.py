@@ -1,4 +1,4 @@
-"""Users with several interests: a Markov chain over clusters of items, skewed as one likes."""
+"""Users with several interests: a Markov chain over clusters of items, with adjustable skew."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tfrz.config import require
 
 
 class InterestSimulator:
-    """Draws users who wander between their interests, and the items they take.
+    """Draws users who move between their interests, and the items that they choose.
 
     There are C clusters of I items; cluster c has the items c I ... c I + I - 1. A user's set of
     interests S are M draws of clusters with replacement, with probability proportional to
-    `(c + 1) ** -interest_power`; with a power of 0 they are M different clusters, all alike. The
-    cluster of an event follows that of the event before, with n = |S|:
+    `(c + 1) ** -interest_power`; with a power of 0 they are M distinct clusters, drawn uniformly.
+    The cluster of an event depends on the previous one, with n = |S|:
 
         from i in S:      stay alpha; each other j in S gamma / (n - 1); each j outside
                           (1 - alpha - gamma) / (C - n); if n = 1, stay alpha + gamma
         from i outside S: stay epsilon; each j in S (1 - epsilon) / n
 
-    The first cluster is any of all C. The item has probability proportional to
+    The first cluster is uniform over all C. The item has probability proportional to
     `rank ** -item_power` within its cluster.
 
     Args:
@@ -32,11 +32,11 @@ class InterestSimulator:
       alpha: see above.
       gamma: see above.
       epsilon: see above.
-      interest_power: skew of interests, a in the specification.
-      item_power: skew of items, b in the specification.
+      interest_power: Skew of interests, a in the specification.
+      item_power: Skew of items, b in the specification.
 
     Raises:
-      ConfigError: an argument is out of its range.
+      ConfigError: An argument is out of range.
 
     Example:
       >>> drawn = InterestSimulator().sample(users=2, length=5, seed=0)
@@ -71,27 +71,28 @@ class InterestSimulator:
 
     @property
     def num_items(self) -> int:
-        """Items in all."""
+        """Total number of items."""
         return self.clusters * self.cluster_items
 
     @property
     def interest_probabilities(self) -> NDArray[Any]:
-        """Of each cluster in a draw of an interest, `[clusters]`."""
+        """Probability of each cluster to be drawn as an interest, `[clusters]`."""
         return _power_law(self.clusters, self.interest_power)
 
     @property
     def item_probabilities(self) -> NDArray[Any]:
-        """Of each item within its cluster, `[cluster_items]`."""
+        """Probability of each item within its cluster, `[cluster_items]`."""
         return _power_law(self.cluster_items, self.item_power)
 
     def transitions(self, interests: NDArray[Any]) -> NDArray[Any]:
-        """The chains of users.
+        """Returns the transition matrices of users.
 
         Args:
-          interests: boolean `[..., clusters]`, True for a user's interests.
+          interests: Boolean `[..., clusters]`, True for a user's interests.
 
         Returns:
-          float64 `[..., clusters, clusters]`: rows are the cluster before, and sum to 1.
+          Probabilities, float64 `[..., clusters, clusters]`; rows are the previous cluster and
+          sum to 1.
         """
         interests = np.asarray(interests, bool)
         inside = interests.astype(np.float64)
@@ -106,10 +107,10 @@ class InterestSimulator:
         return np.where(interests[..., :, None], from_inside, from_outside)
 
     def sample(self, users: int, length: int, seed: int) -> dict[str, NDArray[Any]]:
-        """Users and their events.
+        """Samples users and their events.
 
         Returns:
-          `item` int64 `[users, length]` from 0, `cluster` alike, `interests` bool
+          `item` and `cluster`, int64 `[users, length]` from 0, and `interests`, bool
           `[users, clusters]`.
         """
         rng = np.random.default_rng([seed, 2308])

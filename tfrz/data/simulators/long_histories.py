@@ -1,4 +1,4 @@
-"""Long timelines: users with a lasting taste, a passing interest, and the fashion of all."""
+"""Long timelines: users with a lasting taste, an emerging interest, and global popularity."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ DAY = 86_400
 
 
 class LongHistorySimulator:
-    """Draws users' impressions over many days: what was shown, how long it was watched, liked.
+    """Draws users' impressions over many days: what was shown, watched and liked.
 
-    A user has a taste theta ~ Dirichlet(concentration) over T topics, and one emerging topic a day:
-    any of all on the first day; on each later day it is drawn anew, from all, with
-    `emerging_probability`. The topic of an impression is one of global popularity (60 %), of the
-    taste (25 %), or the day's emerging one (15 %). With e = 1 where the topic, however it came, is
-    the emerging one of its day:
+    A user has a taste theta ~ Dirichlet(concentration) over T topics, and an emerging topic per
+    day. The first is uniform; on each later day it is replaced, with `emerging_probability`, by a
+    new uniform draw. The topic of an impression is drawn from global popularity (60 %), from the
+    taste (25 %), or is the emerging topic of the day (15 %). With e = 1 if the topic equals the
+    emerging topic of the day, however it was drawn:
 
         t        = ln(T theta[topic] + 0.1)
         like     ~ Bernoulli(sigmoid(-2.5 + 0.7 t + e))
         duration = exp(N(3, 0.8))
         dwell    = duration min(1.5, exp(N(-1 + 0.35 t + 0.5 e, 0.7)))
 
-    where the second argument of N is the deviation. The specification's are the formulas and all
-    their numbers. It is silent on what follows: global popularity is a power law, topic k having
-    `(k + 1) ** -popularity_power`; a topic has `topic_items` items, of `rank ** -item_power` within
-    it; each impression is at a time of its own equal part of the day.
+    where the second argument of N is the deviation. The formulas and their numbers are from the
+    specification. It does not define the following: global popularity is a power law, with
+    `(k + 1) ** -popularity_power` for topic k; a topic has `topic_items` items, with popularity
+    `rank ** -item_power`; the impressions divide the day into equal parts, one in each.
 
     Args:
       topics: T.
-      concentration: of the tastes; the lower, the fewer topics a user likes.
-      emerging_probability: that the emerging topic is drawn anew on a day.
-      taste_share: of the impressions.
-      emerging_share: of the impressions; what is left of both is the share of popularity.
-      popularity_power: skew of global popularity.
-      topic_items: items of each topic; topic k has the items k I ... k I + I - 1.
-      item_power: skew of a topic's items.
+      concentration: Concentration of the tastes; with lower values users like fewer topics.
+      emerging_probability: Probability that the emerging topic is replaced on a day.
+      taste_share: Share of impressions drawn from the taste.
+      emerging_share: Share of impressions of the emerging topic; the rest is drawn from popularity.
+      popularity_power: Skew of global popularity.
+      topic_items: Number of items I per topic; topic k has the items k I ... k I + I - 1.
+      item_power: Skew of a topic's items.
 
     Raises:
-      ConfigError: an argument is out of its range.
+      ConfigError: An argument is out of range.
 
     Example:
       >>> drawn = LongHistorySimulator().sample(users=2, days=3, impressions_a_day=4, seed=0)
@@ -50,7 +50,7 @@ class LongHistorySimulator:
       ((2, 12), True)
 
     Reference:
-      Specification of DV365 (arXiv 2506.00450), (g) T1: a generator of its own, not the paper's.
+      Specification of DV365 (arXiv 2506.00450), (g) T1; the generator is ours, not the paper's.
     """
 
     def __init__(
@@ -80,21 +80,21 @@ class LongHistorySimulator:
 
     @property
     def num_items(self) -> int:
-        """Items in all."""
+        """Total number of items."""
         return self.topics * self.topic_items
 
     @property
     def popularity(self) -> NDArray[Any]:
-        """Global popularity, `[topics]`."""
+        """Global popularity of the topics, `[topics]`."""
         return _power_law(self.topics, self.popularity_power)
 
     @property
     def item_probabilities(self) -> NDArray[Any]:
-        """Of each item within its topic, `[topic_items]`."""
+        """Probability of each item within its topic, `[topic_items]`."""
         return _power_law(self.topic_items, self.item_power)
 
     def tastes(self, users: int, seed: int, first_user: int = 0) -> NDArray[Any]:
-        """The theta of the users that `sample` draws, float64 `[users, topics]`."""
+        """Returns theta of the users that `sample` draws, float64 `[users, topics]`."""
         return np.stack(
             [self._taste(_generator(seed, first_user + row)) for row in range(users)]
         ).reshape(users, self.topics)
@@ -102,21 +102,21 @@ class LongHistorySimulator:
     def sample(
         self, users: int, days: int, impressions_a_day: int, seed: int, first_user: int = 0
     ) -> dict[str, NDArray[Any]]:
-        """Users and their impressions, in order of time.
+        """Samples users and their impressions, in time order.
 
-        What is drawn of a user depends on the seed, the user's number, `days` and
-        `impressions_a_day`, and not on who else is drawn.
+        The draws of a user depend on the seed, the user's number, `days` and `impressions_a_day`,
+        but not on the other users.
 
         Args:
-          users: how many.
-          days: of each user; the first is day 0.
-          impressions_a_day: of each user.
-          seed: of everything random.
-          first_user: the number of the first of them.
+          users: Number of users.
+          days: Number of days per user; the first is day 0.
+          impressions_a_day: Number of impressions per user and day.
+          seed: Seed of all draws.
+          first_user: Number of the first user.
 
         Returns:
           Arrays `[users, days * impressions_a_day]`: `topic` and `item` int64 from 0; `time` int64,
-          seconds from the beginning of day 0, never falling; `like` and `emerging` (e above) bool;
+          seconds from the beginning of day 0, sorted; `like` and `emerging` (e above) bool;
           `duration` and `dwell` float64, seconds; `like_probability` float64, the true one.
         """
         require(min(users, days, impressions_a_day) >= 1, "users, days, impressions", "at least 1")
@@ -161,7 +161,7 @@ class LongHistorySimulator:
         return rng.dirichlet(np.full(self.topics, self.concentration))
 
     def _emerging(self, rng: np.random.Generator, days: int) -> NDArray[Any]:
-        """The emerging topic of each day."""
+        """Returns the emerging topic of each day."""
         drawn = rng.integers(0, self.topics, days)
         anew = rng.random(days) < self.emerging_probability
         anew[0] = True
@@ -173,7 +173,7 @@ def _generator(seed: int, user: int) -> np.random.Generator:
 
 
 def _pick(bounds: NDArray[Any], chance: NDArray[Any]) -> NDArray[Any]:
-    """The places whose probabilities add up to `bounds`, by numbers of [0, 1)."""
+    """Returns the places that numbers in [0, 1) fall on, given cumulated probabilities."""
     return np.minimum(np.searchsorted(bounds, chance, "right"), len(bounds) - 1)
 
 

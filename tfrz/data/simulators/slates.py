@@ -1,8 +1,8 @@
-"""Lists whose clicks depend on what else is shown: a click model, and lists to click on.
+"""Lists whose clicks depend on the other documents: a click model, and simulated lists.
 
-The click model walks down a list. A document that is observed and relevant is clicked unless it is
-too near to one that was clicked before (diverse), only if it is near to one (similar), or always
-(independent, the control without interaction).
+The click model goes through a list from the top. An observed, relevant document is clicked unless
+it is near a clicked document (diverse), only if it is near one (similar), or always (independent,
+the control without interaction).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _THRESHOLDS = (-0.6, 0.0, 0.5, 1.1)
 
 
 def _distances(features: NDArray[Any]) -> NDArray[Any]:
-    """Euclidean, `[lists, length, length]`."""
+    """Returns Euclidean distances, `[lists, length, length]`."""
     gaps = features[:, :, None, :] - features[:, None, :, :]
     return np.sqrt((gaps**2).sum(-1))
 
 
 def _quantiles(distances: NDArray[Any], valid: NDArray[Any], quantile: float) -> NDArray[Any]:
-    """For each list the quantile of the distances of its pairs; 0 where there is no pair."""
+    """Returns the quantile of the pairwise distances of each list; 0 without a pair."""
     bounds, counts = np.zeros(len(distances)), valid.sum(1)
     for count in np.unique(counts[counts >= 2]):
         rows = np.flatnonzero(counts == count)
@@ -41,7 +41,7 @@ def _quantiles(distances: NDArray[Any], valid: NDArray[Any], quantile: float) ->
 
 @dataclasses.dataclass(frozen=True)
 class ClickModel:
-    """Clicks on lists of graded documents, with known truth.
+    """Simulates clicks on lists of graded documents.
 
     Position r, from 1, is observed with probability `r^-eta`. Observed documents with a grade of at
     least `threshold` are candidates; `tau` is the `quantile` of the distances of the list's pairs.
@@ -49,13 +49,13 @@ class ClickModel:
     Attributes:
       kind: diverse (not within tau of a clicked document), similar (only within tau of one, the
         first candidate always) or independent (every candidate).
-      eta: how fast observation decays; 0 observes everything, and nothing is random.
-      threshold: least grade of what can be clicked.
-      quantile: of the distances of pairs that counts as near.
+      eta: Decay of observation; with 0 everything is observed, and clicks are deterministic.
+      threshold: Minimum grade of documents that can be clicked.
+      quantile: Quantile of the pairwise distances below which documents are near.
 
     Reference:
       Seq2Slate (arXiv 1810.02019); diverse clicks as in allRank's `DiverseClicksModel`, similar
-      clicks recalled.
+      clicks reconstructed from memory.
     """
 
     kind: Literal["diverse", "similar", "independent"] = "diverse"
@@ -77,20 +77,20 @@ class ClickModel:
         order: NDArray[Any] | None = None,
         chances: NDArray[Any] | None = None,
     ) -> NDArray[Any]:
-        """Who would be clicked.
+        """Returns the documents that are clicked.
 
         Args:
-          features: `[lists, length, dim]`, of comparable scales.
-          grades: `[lists, length]`.
-          seed: of the observations.
-          valid: boolean `[lists, length]`; all if left out.
-          order: rows in the order in which they are shown, `[lists, length]`, -1 for nothing; as
-            they stand if left out.
-          chances: uniform draws, one a position: what `r^-eta` is compared with; of `seed` if left
-            out.
+          features: Features `[lists, length, dim]`, of comparable scales.
+          grades: Grades `[lists, length]`.
+          seed: Seed of the observations.
+          valid: Mask, boolean `[lists, length]`; by default all are valid.
+          order: Rows in the order of display, `[lists, length]`, -1 for empty positions; by default
+            the order of the lists.
+          chances: Uniform draws, one per position, to compare with `r^-eta`; by default drawn with
+            `seed`.
 
         Returns:
-          Boolean `[lists, length]`, by row of the list, whatever the order.
+          Clicks, boolean `[lists, length]`, in the order of the inputs.
 
         Example:
           >>> features = np.array([[[0.0], [0.1], [5.0]]])
@@ -121,14 +121,14 @@ class ClickModel:
 
 
 class SlateSimulator:
-    """Lists of graded documents in the order of a noisy base ranker.
+    """Simulates lists of graded documents in the order of a noisy base ranker.
 
-    Each list has five centres ~ N(0, I); a document is one of them + 0.35 N(0, I), in 16
-    dimensions. With one `w ~ N(0, I) / 4` for all lists, `s = x.w + 0.3 N(0, 1)`; the grade is how
-    many of -0.6, 0, 0.5, 1.1 lie below s; the base ranker sorts by s + N(0, 1).
+    Each list has five centres ~ N(0, I) in 16 dimensions; a document is one of them + 0.35 N(0, I).
+    With one `w ~ N(0, I) / 4` for all lists, `s = x.w + 0.3 N(0, 1)`; the grade is the number of
+    thresholds -0.6, 0, 0.5, 1.1 below s; the base ranker sorts by s + N(0, 1).
 
     Args:
-      seed: of `w`; the same seed is the same world.
+      seed: Seed of `w`.
 
     Example:
       >>> drawn = SlateSimulator(seed=0).sample(lists=2, length=10, seed=1)
@@ -140,7 +140,7 @@ class SlateSimulator:
         self.w = np.random.default_rng([seed, 2019]).normal(size=NUM_FEATURES) / 4.0
 
     def sample(self, lists: int, length: int, seed: int) -> dict[str, NDArray[Any]]:
-        """`features` float64 `[lists, length, 16]` and `grade` int64 `[lists, length]`."""
+        """Samples `features` float64 `[lists, length, 16]` and `grade` int64 `[lists, length]`."""
         rng = np.random.default_rng([seed, 2018])
         centres = rng.normal(size=(lists, _CENTRES, NUM_FEATURES))
         chosen = rng.integers(0, _CENTRES, (lists, length))

@@ -51,17 +51,17 @@ _AVAZU_FEATURES = AVAZU_COLUMNS[3:]
 
 
 class ClickLog(Reader):
-    """One impression a line.
+    """Click logs with one impression per line.
 
-    Criteo: tab separated `label, I1..I13, C1..C26`, empty is missing. The numbers take the log
+    Criteo: tab-separated `label, I1..I13, C1..C26`; empty fields are missing. Numbers get the log
     transform of the DCN-V2 paper: log(x + 4) for I2, log(x + 1) for the others.
-    Avazu: comma separated, 24 columns, with or without a header; `hour` (YYMMDDHH) becomes
+    Avazu: comma-separated, 24 columns, with or without a header; `hour` (YYMMDDHH) becomes
     `hour_of_day` and `weekday`, `id` is not a feature.
 
     Args:
-      path: a file, or a folder whose `*train*` files are read.
+      path: A file, or a folder whose `*train*` files are read.
       layout: "criteo" or "avazu".
-      min_count: categorical values that occur less often are out of vocabulary.
+      min_count: Categorical values that occur less often are out of vocabulary.
     """
 
     def __init__(self, path: str, layout: str, min_count: int = 1) -> None:

@@ -24,7 +24,7 @@ from tfrz.data.timelines.spec import TimelineSpec
 def _purchases(
     shard: Shard, columns: Sequence[str]
 ) -> Generator[CorruptLine, None, tuple[pa.Table, pa.Array, NDArray[Any]]]:
-    """Yields the corrupt rows of a shard; returns the others, their times and positions."""
+    """Yields the corrupt rows of a shard; returns the other rows, their times and positions."""
     table, before = row_group(shard, columns)
     stamps = whole(table["transaction_timestamp"].cast(pa.timestamp("s"), safe=False))
     times = stamps.cast(pa.int64())
@@ -44,7 +44,7 @@ class CompleteJourney(InteractionReader):
     """Grocery purchases of The Complete Journey: household, product, time; context: the store.
 
     Args:
-      path: `transactions.parquet`, or the folder that has it.
+      path: `transactions.parquet`, or the folder that contains it.
     """
 
     name = "completejourney"
@@ -113,11 +113,11 @@ class CompleteJourneyTimelines(TimelineReader):
     """Grocery purchases of The Complete Journey as explicit events whose value is the amount.
 
     Actions: `bought`, `bought_on_offer` (a retailer's discount), `bought_with_coupon`. Ids:
-    `product`, `category`, `department`, `manufacturer`. Any purchase is a target with the outcome
-    `bought` 1: draw negatives.
+    `product`, `category`, `department`, `manufacturer`. Every purchase can be a
+    target, with the outcome `bought` 1, so negatives must be drawn.
 
     Args:
-      path: the folder with `transactions.parquet` and `products.parquet`.
+      path: Folder with `transactions.parquet` and `products.parquet`.
     """
 
     name = "completejourney"

@@ -1,4 +1,4 @@
-"""Files, archives and folders: cut into shards, and lines of which the number is known."""
+"""Files, archives and folders, and the shards they are read in."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Shard:
     """A part of a source that one worker reads.
 
     Attributes:
-      path: the file.
-      member: its member, if it is an archive.
-      start: first byte, or first row of sources that have rows.
-      end: the byte (row) after the last.
-      first_line: number of the first line, from 1.
+      path: Path of the file.
+      member: Member of the archive, if it is one.
+      start: First byte, or first row group.
+      end: The byte, or row group, after the last.
+      first_line: Number of the first line, from 1.
     """
 
     path: str
@@ -41,7 +41,7 @@ class Shard:
 
     @property
     def place(self) -> str:
-        """The file as messages name it."""
+        """The file, as shown in messages."""
         return f"{self.path}!{self.member}" if self.member else self.path
 
 
@@ -49,23 +49,23 @@ def _archive_member(names: list[str], wanted: str, path: str) -> str:
     for name in names:
         if name == wanted or name.endswith("/" + wanted):
             return name
-    raise InputError(f"{path} has no {wanted}: is it the archive that its name says?")
+    raise InputError(f"{path} has no {wanted}: is it the right archive?")
 
 
 @dataclasses.dataclass(frozen=True)
 class TextSource:
-    """A text file: plain, `.gz`, `.xz`, or a member of a `.zip` or `.tar.*`, or in a folder.
+    """A text file: plain, `.gz` or `.xz`, in a `.zip` or `.tar.*` archive, or in a folder.
 
     Attributes:
-      path: the file, archive or folder.
-      member: the file's name within an archive or folder.
+      path: Path of the file, archive or folder.
+      member: Name of the file within the archive or folder.
     """
 
     path: str
     member: str = ""
 
     def _located(self) -> tuple[str, str]:
-        """The file to open and the member in it."""
+        """Returns the file to open and the member in it."""
         path = Path(self.path)
         if not path.exists():
             raise InputError(f"{path} does not exist: check the path given to --data")
@@ -84,15 +84,15 @@ class TextSource:
 
     @property
     def file(self) -> str:
-        """The file that is opened."""
+        """Path of the file to open."""
         return self._located()[0]
 
     @contextlib.contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The bytes, decompressed.
+        """Opens the decompressed bytes.
 
         Raises:
-          InputError: missing, or not of the format that the name says.
+          InputError: The file is missing, damaged, or has the wrong format.
         """
         path, member = self._located()
         try:
@@ -114,15 +114,15 @@ class TextSource:
                 with open(path, "rb") as plain:
                     yield plain
         except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, EOFError):
-            raise InputError(f"{path} is damaged or not of the format that its name says") from None
+            raise InputError(f"{path} is damaged, or its format does not match its name") from None
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
     def shards(self, part_bytes: int = _PART_BYTES) -> list[Shard]:
-        """Parts of about `part_bytes`, cut between lines.
+        """Cuts the file into parts of about `part_bytes`, between lines.
 
         Raises:
-          InputError: the file is missing or empty.
+          InputError: The file is missing or empty.
         """
         shards: list[Shard] = []
         start, line = 0, 1
@@ -137,7 +137,7 @@ class TextSource:
         return shards
 
     def lines(self, shard: Shard) -> list[bytes]:
-        """The lines of a shard, without their ends."""
+        """Returns the lines of a shard, without line ends."""
         with self.open() as file:
             if file.seekable():
                 file.seek(shard.start)
@@ -151,7 +151,7 @@ class TextSource:
 
 
 def corrupt(shard: Shard, index: int, reason: str, line: bytes) -> CorruptLine:
-    """The corrupt line at `index` of a shard."""
+    """Returns the corrupt line at `index` of a shard."""
     text = line[:80].decode("utf-8", "replace")
     return CorruptLine(shard.place, shard.first_line + index, reason, text)
 
@@ -161,10 +161,10 @@ class CorruptLine:
     """A line that could not be read.
 
     Attributes:
-      file: where.
-      line: number of the line, from 1.
-      reason: what is wrong with it.
-      text: its first characters.
+      file: Name of the file.
+      line: Number of the line, from 1.
+      reason: Why it could not be read.
+      text: First characters of the line.
     """
 
     file: str
@@ -179,30 +179,30 @@ class CorruptLine:
 def check_corrupt(
     count: int, total: int, examples: Sequence[CorruptLine], max_fraction: float
 ) -> None:
-    """Raises if more than `max_fraction` of all lines are corrupt.
+    """Raises an error if more than `max_fraction` of all lines are corrupt.
 
     Args:
-      count: corrupt lines.
-      total: all lines, corrupt ones included.
-      examples: the first of them is named.
-      max_fraction: what is tolerated.
+      count: Number of corrupt lines.
+      total: Number of all lines, including corrupt ones.
+      examples: Some corrupt lines; the message shows the first.
+      max_fraction: Tolerated share of corrupt lines.
 
     Raises:
-      InputError: too many; names file and line.
+      InputError: Too many lines are corrupt.
     """
     if count > max_fraction * total:
         first = min(examples, key=lambda line: (line.file, line.line))
         raise InputError(
             f"{first} (one of {count} corrupt lines among {total}, more than the tolerated share "
-            f"of {max_fraction:g}): mend the file or raise data.max_corrupt_fraction"
+            f"of {max_fraction:g}): fix the file or raise data.max_corrupt_fraction"
         )
 
 
 def parquet_shards(path: str, columns: tuple[str, ...]) -> list[Shard]:
-    """A shard for each row group of a Parquet file that has the columns.
+    """Returns a shard for each row group of a Parquet file.
 
     Raises:
-      InputError: the file is missing, of another format, or lacks a column.
+      InputError: The file is missing, has the wrong format, or lacks a column.
     """
     if not Path(path).exists():
         raise InputError(f"{path} does not exist: check the path given to --data")
@@ -218,7 +218,7 @@ def parquet_shards(path: str, columns: tuple[str, ...]) -> list[Shard]:
 
 
 def row_group(shard: Shard, columns: Sequence[str]) -> tuple[pa.Table, int]:
-    """The rows of a shard of `parquet_shards`, and how many rows are before them."""
+    """Reads a shard of `parquet_shards`; also returns the number of rows before it."""
     file = pq.ParquetFile(shard.path)
     before = sum(file.metadata.row_group(g).num_rows for g in range(shard.start))
     return file.read_row_group(shard.start, columns=list(columns)).combine_chunks(), before

@@ -1,4 +1,4 @@
-"""Item ids in order, a user or session a line: sessions, Amazon, Gowalla."""
+"""Files with one user or session per line and its item ids: sessions, Amazon, Gowalla."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tfrz.errors import InputError
 
 
 class ItemLines(InteractionReader):
-    """A text file with one user or session a line: item ids with spaces, in order of time.
+    """A text file with one user or session per line: item ids in time order, between spaces.
 
     Args:
-      path: the file, plain or `.gz`, or a folder.
-      name: of the source.
-      member: the file within a folder.
-      first_is_user: whether the first field is the user; without it each line is a user.
+      path: A plain or `.gz` file, or a folder.
+      name: Name of the source.
+      member: Name of the file within a folder.
+      first_is_user: Whether the first field is the user; if not, each line is a user.
     """
 
     def __init__(self, path: str, name: str, member: str = "", first_is_user: bool = False) -> None:
@@ -56,7 +56,7 @@ class ItemLines(InteractionReader):
             fields = line.split()
             if len(fields) < least or b"\t" in line:
                 wanted = "a user and items" if self.first_is_user else "items"
-                yield corrupt(shard, i, f"expected {wanted} with spaces between", line)
+                yield corrupt(shard, i, f"expected {wanted} separated by spaces", line)
                 continue
             users.append(fields[0] if self.first_is_user else b"%d" % (shard.first_line + i))
             items.append(fields[1:] if self.first_is_user else fields)
@@ -75,11 +75,11 @@ class ItemLines(InteractionReader):
 
 
 class AmazonSequences(ItemLines):
-    """Reviews in order, without times; items have their attributes (categories, brands, tags).
+    """Reviews in time order, without times; items have attributes (categories, brands, tags).
 
     Args:
-      path: `NAME.txt.gz`, or the folder that has it; `NAME_item2attributes.json.gz` lies beside it.
-      part: which of the data sets in a folder.
+      path: `NAME.txt.gz` next to `NAME_item2attributes.json.gz`, or the folder of both.
+      part: Which data set of a folder to read.
     """
 
     def __init__(self, path: str, part: str | None = None) -> None:
@@ -124,12 +124,12 @@ class AmazonSequences(ItemLines):
 
 
 class Gowalla(InteractionReader):
-    """Check-ins in the split of LightGCN: sets without order, which a seed puts into one.
+    """Check-ins in the split of LightGCN: unordered sets, which are shuffled with a seed.
 
     Args:
-      path: the folder with `train.txt.gz` and `test.txt.gz`.
-      part: `train`, `test`, or `both` (a user's training places before those of the test).
-      seed: of the order within a part.
+      path: Folder with `train.txt.gz` and `test.txt.gz`.
+      part: `train`, `test`, or `both` (training places come before test places).
+      seed: Seed of the order within a part.
     """
 
     name = "gowalla"
@@ -163,7 +163,7 @@ class Gowalla(InteractionReader):
             if isinstance(batch, CorruptLine):
                 yield batch
                 continue
-            # A user's line is whole within a shard.
+            # A shard contains whole lines, so a user is never split.
             rng = np.random.default_rng([self.seed, place, shard.start])
             order = rng.random(batch.num_rows).argsort().astype(np.int64)
             columns = {name: batch.column(name) for name in batch.schema.names}
@@ -185,5 +185,5 @@ def _named(path: str, part: str | None, known: tuple[str, ...], ending: str) -> 
 
 
 def sessions(path: str, part: str | None = None) -> Reader:
-    """Click sessions without times; `part` picks one of the data sets in a folder."""
+    """Opens click sessions without times; `part` selects a data set of a folder."""
     return ItemLines(path, "sessions", _named(path, part, _SESSIONS, "_train.txt.gz"))

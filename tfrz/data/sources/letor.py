@@ -28,14 +28,14 @@ _SPLITS = {"train": "train", "vali": "validation", "valid": "validation", "test"
 class Letor(DocumentReader):
     """Documents in the format of LETOR, MSLR and SVMlight: `grade qid:N 1:v 2:v ... # docid = D`.
 
-    A folder has the source's own splits in files whose names begin with train, vali and test; a
-    single file is split by query. Features that a line leaves out are 0.
+    In a folder, files whose names begin with train, vali and test are the splits; a single file is
+    split by query. Features missing from a line are 0.
 
     Args:
-      path: the folder or file, plain, `.gz` or `.xz`.
-      num_features: numbers of features; those of the first 1,000 lines if not given.
-      order_by: number of the feature that is the base ranker's score, the highest first; the order
-        of the lines if not given.
+      path: The folder or file, plain, `.gz` or `.xz`.
+      num_features: Number of features; by default the largest in the first 1,000 lines.
+      order_by: Number of the feature that is the base ranker's score, the highest first; by default
+        the order of the lines.
     """
 
     name = "letor"
@@ -54,14 +54,14 @@ class Letor(DocumentReader):
         self.order_by = order_by
 
     def _parts(self) -> list[tuple[str, str]]:
-        """Files and the splits they are."""
+        """Returns the files with their splits."""
         root = Path(self.path)
         if not root.exists():
             raise InputError(f"{root} does not exist: check the path given to --data")
         if not root.is_dir():
             return [(str(root), "")]
         found: dict[str, str] = {}
-        # The shortest name first: `test.txt` before `test_with_comments.txt`.
+        # Shortest name first, so that `test.txt` precedes `test_with_comments.txt`.
         for file in sorted(root.iterdir(), key=lambda p: (len(p.name), p.name)):
             split = _SPLITS.get(re.split(r"[._-]", file.name)[0])
             if split is not None and file.is_file():
@@ -100,7 +100,7 @@ class Letor(DocumentReader):
         return [shard for path in self.files() for shard in TextSource(path).shards()]
 
     def _parsed(self, line: bytes) -> tuple[float, bytes, NDArray[Any]] | str:
-        """Grade, query and features of a line, or what is wrong with it."""
+        """Parses grade, query and features of a line; returns the reason if that fails."""
         found = _LINE.match(line)
         if found is None:
             return "is not 'grade qid:N 1:v 2:v ...'"

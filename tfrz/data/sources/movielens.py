@@ -1,4 +1,4 @@
-"""MovieLens-1M and MovieLens-100k as impressions: was a film rated 4 or 5, or 1 or 2."""
+"""MovieLens-1M and MovieLens-100k, as impressions, histories, logged actions and timelines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tfrz.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """How one release writes its files."""
+    """File layout of one release."""
 
     ratings: str
     users: str
@@ -67,7 +67,7 @@ _GENRES_100K = [
 
 @dataclasses.dataclass(frozen=True)
 class _Catalogue:
-    """Users and movies, as Arrow columns indexed by their id; invalid ids point to -1."""
+    """Users and movies as Arrow columns; `*_rows` map ids to rows, unknown ids to -1."""
 
     user_rows: NDArray[Any]
     movie_rows: NDArray[Any]
@@ -87,10 +87,10 @@ class MovieLens(Reader):
     as in the DCN-V2 paper, section 7.1.1.
 
     Args:
-      path: the archive as GroupLens publishes it, or a folder with its files.
+      path: The archive published by GroupLens, or a folder with its files.
       release: "1m" or "100k".
-      genres: whether the list of genres is a feature.
-      keep_neutral: count ratings of 3 as 0 instead of leaving them out.
+      genres: Whether the list of genres is a feature.
+      keep_neutral: Label ratings of 3 as 0 instead of leaving them out.
     """
 
     def __init__(
@@ -136,13 +136,13 @@ class MovieLens(Reader):
         return shards
 
     def movies(self) -> tuple[pa.Array, pa.Array]:
-        """The ids of all listed movies, int64, and their genres, lists."""
+        """Returns the ids of all movies (int64) and their lists of genres."""
         catalogue = _catalogue(self.path, self.release)
         ids = np.flatnonzero(catalogue.movie_rows >= 0)
         return pa.array(ids), catalogue.genres.take(pa.array(catalogue.movie_rows[ids]))
 
     def described(self) -> pa.Table:
-        """All listed movies: `movie` (binary), `genre` (lists) and `decade` ("" where unknown)."""
+        """Returns all movies: `movie` (binary), `genre` (lists), `decade` ("" if unknown)."""
         ids, genres = self.movies()
         catalogue = _catalogue(self.path, self.release)
         rows = pa.array(catalogue.movie_rows[ids.to_numpy()])
@@ -152,11 +152,11 @@ class MovieLens(Reader):
     def ratings(
         self, shard: Shard
     ) -> Generator[CorruptLine, None, tuple[list[bytes], NDArray[Any], NDArray[Any]]]:
-        """Yields the lines of a shard that are not ratings.
+        """Yields the corrupt lines of a shard.
 
         Returns:
-          All lines; user, movie, rating and time of the others, int64 `[ratings, 4]`; the line of
-          each.
+          All lines; user, movie, rating and time of each rating, int64 `[ratings, 4]`; and the
+          index of its line.
         """
         layout = self._layout
         lines = self._source(layout.ratings).lines(shard)
@@ -216,7 +216,7 @@ def _strings(numbers: NDArray[Any]) -> pa.Array:
 
 
 def whole_numbers(rows: list[list[bytes]]) -> NDArray[Any] | None:
-    """`[rows, 4]`, or None if any row is not four whole numbers."""
+    """Parses rows of four whole numbers, `[rows, 4]`; returns None if any row is invalid."""
     try:
         flat = np.array([row[:3] + row[3:4] for row in rows if len(row) == 4], dtype="S20")
         if len(flat) != len(rows):
@@ -233,7 +233,7 @@ def _look_up(rows: NDArray[Any], ids: NDArray[Any]) -> NDArray[Any]:
 
 @functools.lru_cache(maxsize=4)
 def _catalogue(path: str, release: str) -> _Catalogue:
-    """Users and movies; kept, because every shard needs them."""
+    """Reads users and movies; cached, because every shard needs them."""
     layout = _LAYOUTS[release]
 
     def rows(member: str, at_least: int) -> list[list[str]]:
@@ -289,12 +289,12 @@ def _catalogue(path: str, release: str) -> _Catalogue:
 
 
 class MovieLensInteractions(InteractionReader):
-    """Ratings of MovieLens as interactions: user, movie, time.
+    """MovieLens ratings as interactions: user, movie, time.
 
     Args:
-      path: the archive as GroupLens publishes it, or a folder with its files.
+      path: The archive published by GroupLens, or a folder with its files.
       release: "1m" or "100k".
-      min_rating: leave out ratings below this.
+      min_rating: Leave out ratings below this.
     """
 
     def __init__(self, path: str, release: str = "1m", min_rating: int = 1) -> None:
@@ -339,7 +339,7 @@ class MovieLensInteractions(InteractionReader):
             )
 
     def of_ratings(self, ratings: NDArray[Any]) -> dict[str, Any]:
-        """Columns of further contexts."""
+        """Returns the columns of further contexts."""
         return {}
 
 
@@ -347,9 +347,9 @@ class MovieLensActions(MovieLensInteractions):
     """Ratings of MovieLens as actions of an unknown logger; the reward is 1 for a good rating.
 
     Args:
-      path: the archive as GroupLens publishes it, or a folder with its files.
+      path: The archive published by GroupLens, or a folder with its files.
       release: "1m" or "100k".
-      good: ratings from this on have the reward 1, others 0; 0 for a reward of rating / 5.
+      good: Ratings of at least this have the reward 1, others 0; 0 makes the reward rating / 5.
     """
 
     record_type = "logged_action"
@@ -372,7 +372,7 @@ class MovieLensActions(MovieLensInteractions):
 
 
 class _Rated(MovieLensInteractions):
-    """MovieLens' ratings with their value."""
+    """MovieLens ratings with the rating as a context."""
 
     def feature_spec(self) -> HistorySpec:
         return HistorySpec("user_id", "movie_id", "timestamp", context=(numeric("rating"),))
@@ -388,7 +388,7 @@ class MovieLensTimelines(TimelineReader):
     and the `rating`.
 
     Args:
-      path: the archive as GroupLens publishes it, or a folder with its files.
+      path: The archive published by GroupLens, or a folder with its files.
       release: "1m" or "100k".
     """
 

@@ -19,13 +19,13 @@ from tfrz.errors import InputError
 
 
 class OpenBandit(InteractionReader):
-    """Impressions of the Open Bandit data, each a user of its own: there are no users in it.
+    """Impressions of the Open Bandit data; each is its own user, because the data have none.
 
     Contexts: the four hashed features of the user and the position on the page.
 
     Args:
-      path: the folder with `random/` and `bts/`.
-      policy: whose log, `random` or `bts`.
+      path: Folder with `random/` and `bts/`.
+      policy: Policy of the log, `random` or `bts`.
       campaign: `all`, `men` or `women`.
     """
 
@@ -72,7 +72,9 @@ class OpenBandit(InteractionReader):
                 ),
             )
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise InputError(f"{self.path} is no log of the Open Bandit data: {error}") from error
+            raise InputError(
+                f"{self.path} is not a log of the Open Bandit data: {error}"
+            ) from error
         columns = {name: table[name].to_pylist() for name in wanted}
         kept: list[int] = []
         rewards: list[float] = []

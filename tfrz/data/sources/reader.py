@@ -1,4 +1,4 @@
-"""What a reader of a source is."""
+"""The interface of readers, and helpers to construct and run them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from tfrz.errors import InputError
 
 
 class Reader(abc.ABC):
-    """A source of records: cut into shards, each read into Arrow batches and corrupt lines.
+    """Reads a source of records in shards, as Arrow batches and corrupt lines.
 
-    Readers are small and can be pickled: Beam sends them to its workers.
+    Columns of impressions are lists (`list<binary>`, `list<int64>`, `list<float>`); an empty list
+    is a missing value. Readers can be pickled, because Beam sends them to its workers.
     """
 
     name: str
@@ -32,34 +33,34 @@ class Reader(abc.ABC):
 
     @abc.abstractmethod
     def feature_spec(self) -> Spec:
-        """The raw features of the records."""
+        """Returns the spec of the records."""
 
     @abc.abstractmethod
     def shards(self) -> list[Shard]:
-        """Parts that cover the source once.
+        """Returns parts that cover the source once.
 
         Raises:
-          InputError: the source is missing, empty or of another format.
+          InputError: The source is missing, empty or has the wrong format.
         """
 
     @abc.abstractmethod
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """The records of a shard, columns as `feature_spec` names them, and its corrupt lines."""
+        """Yields the records of a shard, with the columns of the spec, and its corrupt lines."""
 
     def files(self) -> list[str]:
-        """The files that the records come from; a generated source has none."""
+        """Returns the files that the records come from; simulated sources have none."""
         return []
 
     def fingerprint(self) -> str:
-        """Changes when the records may have: by the reader's options and its files' contents.
+        """Returns a hash of the reader's options and the contents of its files.
 
-        Equal in every process; a file is read once for each version of it.
+        It is the same in every process. Each version of a file is read only once per process.
         """
         state = json.dumps([type(self).__name__, vars(self)], default=vars, sort_keys=True)
         digest = hashlib.sha256(state.encode())
         for path in self.files():
             found = os.stat(path)
-            # A copy may keep the time of modification, not that of change.
+            # A copy may preserve the modification time, but not the change time.
             version = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
             digest.update(_contents(path, version))
         return digest.hexdigest()[:32]
@@ -67,7 +68,7 @@ class Reader(abc.ABC):
 
 @functools.lru_cache(maxsize=1024)
 def _contents(path: str, version: tuple[int, ...]) -> bytes:
-    """The hash of a file, kept for as long as its version stays."""
+    """Hashes a file; cached for each version of it."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -78,10 +79,10 @@ def _contents(path: str, version: tuple[int, ...]) -> bytes:
 def read_table(
     reader: Reader, max_corrupt_fraction: float = 0.001
 ) -> tuple[pa.Table, list[CorruptLine]]:
-    """All records of a source in memory, and the lines that could not be read.
+    """Reads all records of a source into memory; also returns the corrupt lines.
 
     Raises:
-      InputError: more corrupt lines than tolerated (names the first), or no records at all.
+      InputError: Too many lines are corrupt, or there are no records.
     """
     batches: list[pa.RecordBatch] = []
     corrupt: list[CorruptLine] = []
@@ -99,16 +100,16 @@ def read_table(
 def construct(
     source: str, factory: Callable[..., Reader], fixed: Mapping[str, str], options: dict[str, Any]
 ) -> Reader:
-    """Calls the factory of a reader, after a check of the options against its signature.
+    """Constructs a reader after checking the options against its signature.
 
     Args:
-      source: name of the source, for messages.
-      factory: a class of readers, or a function that returns a reader.
-      fixed: arguments that are no options.
-      options: names to values, as YAML gives them.
+      source: Name of the source, for messages.
+      factory: A class of readers, or a function that returns a reader.
+      fixed: Arguments that are not options.
+      options: Maps names to values, as read from YAML.
 
     Raises:
-      ConfigError: an option that the reader does not have, or a value of another type.
+      ConfigError: The reader has no such option, or its value has the wrong type.
     """
     parameters = inspect.signature(factory).parameters.values()
     hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
@@ -128,7 +129,7 @@ def require_counts(least: int = 1, /, **options: int) -> None:
     """Checks that options are whole numbers of at least `least`.
 
     Raises:
-      ConfigError: names the option.
+      ConfigError: An option is not.
     """
     for name, value in options.items():
         sound = isinstance(value, int) and value >= least
@@ -136,5 +137,5 @@ def require_counts(least: int = 1, /, **options: int) -> None:
 
 
 def simulated_shards(total: int, step: int) -> list[Shard]:
-    """Shards of at most `step` of the `total` units that a simulator draws."""
+    """Returns shards of at most `step` of the `total` units of a simulator."""
     return [Shard("simulated", "", s, min(s + step, total)) for s in range(0, total, step)]

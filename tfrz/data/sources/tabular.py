@@ -1,4 +1,4 @@
-"""A user's own file: CSV, Parquet, or TFRecords of `tf.Example`s, described by a feature spec.
+"""Your own files: CSV, Parquet, or TFRecords of `tf.Example`s, described by a feature spec.
 
 The spec is a YAML file:
 
@@ -32,24 +32,24 @@ from tfrz.data.spec import Feature
 from tfrz.errors import InputError
 
 _ROWS_A_BATCH = 8192
-# Column to the values of a row, as they are in the file.
+# Maps columns to the values of a row, as they are in the file.
 RawValues = Mapping[str, list[Any]]
 _Parsed = TypeVar("_Parsed")
 
 
 class UnreadableError(ValueError):
-    """What makes a row corrupt."""
+    """Raised for a row that cannot be read; the message is the reason."""
 
 
 class RawRow(NamedTuple):
-    """A row before its values have types.
+    """A row whose values are not converted to their types yet.
 
     Attributes:
-      line: its number in the file, from 1.
-      values: see `RawValues`.
-      text: its first characters.
-      where: the part of the line that it is, for messages.
-      position: its place in the order of the source; `line` if not given.
+      line: Number of the line, from 1.
+      values: Values of the row.
+      text: First characters of the line.
+      where: Part of the record that the row comes from, for messages.
+      position: Position in the source; `line` if not given.
     """
 
     line: int
@@ -60,11 +60,11 @@ class RawRow(NamedTuple):
 
 
 class Tabular(Reader):
-    """Rows of a file with a feature spec.
+    """Rows of a file with a feature spec: impressions, unless a subclass changes that.
 
     Args:
-      path: `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
-      features: the spec's YAML file.
+      path: Path `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
+      features: Path of the feature spec, a YAML file.
     """
 
     name = "file"
@@ -84,9 +84,7 @@ class Tabular(Reader):
         plain = path[:-3] if path.endswith(".gz") else path
         self.format = plain.rpartition(".")[2]
         if self.format not in ("csv", "tsv", "parquet", "tfrecord"):
-            raise InputError(
-                f"{path}: the name must end in .csv, .tsv, .parquet or .tfrecord to be read"
-            )
+            raise InputError(f"{path}: the name must end in .csv, .tsv, .parquet or .tfrecord")
 
     def feature_spec(self) -> Any:
         """See `Reader`."""
@@ -98,7 +96,7 @@ class Tabular(Reader):
 
     @property
     def _multivalent(self) -> tuple[Feature, ...]:
-        """Features whose CSV cells hold several values."""
+        """Features whose CSV cells may contain several values."""
         return tuple(f for f in self.spec.features if f.multivalent)
 
     @property
@@ -157,7 +155,7 @@ class Tabular(Reader):
             yield self._batch(gathered)
 
     def _batch(self, rows: list[tuple[int, dict[str, Any]]]) -> pa.RecordBatch:
-        """Numbered rows as Arrow columns."""
+        """Converts numbered rows to a batch."""
         dtypes = {f.name: f.dtype for f in self.spec.features} | {self.spec.label: "float32"}
         return pa.RecordBatch.from_pydict(
             {
@@ -167,10 +165,10 @@ class Tabular(Reader):
         )
 
     def _row(self, raw: RawValues) -> dict[str, Any]:
-        """The values of a row in their types.
+        """Converts the values of a row to their types.
 
         Raises:
-          UnreadableError: says what is wrong with it.
+          UnreadableError: A value is missing or invalid.
         """
         row: dict[str, Any] = {f.name: values_of(raw, f) for f in self.spec.features}
         try:
@@ -220,7 +218,7 @@ class Tabular(Reader):
     def _records(
         self, shard: Shard, parse: Callable[[bytes], _Parsed], named: str
     ) -> Iterator[tuple[int, _Parsed | CorruptLine]]:
-        """The numbered records of a TFRecord file, parsed."""
+        """Yields the parsed records of a TFRecord file with their numbers."""
         import tensorflow as tf
 
         compression = "GZIP" if self.path.endswith(".gz") else ""
@@ -245,7 +243,7 @@ class Tabular(Reader):
 
 
 def stored_values(example: Any, name: str) -> list[Any]:
-    """The values of a feature of a `tf.train.Example`; none where it has no such feature."""
+    """Returns the values of a feature of a `tf.train.Example`; empty if it is missing."""
     if name not in example.features.feature:
         return []
     stored = example.features.feature[name]
@@ -254,10 +252,10 @@ def stored_values(example: Any, name: str) -> list[Any]:
 
 
 def typed(dtype: str, value: Any) -> Any:
-    """A raw value as `dtype`.
+    """Converts a raw value to `dtype`.
 
     Raises:
-      ValueError: it is not one.
+      ValueError: The value cannot be converted.
     """
     if dtype == "string":
         return value if isinstance(value, bytes) else str(value).encode()
@@ -267,10 +265,10 @@ def typed(dtype: str, value: Any) -> Any:
 
 
 def values_of(raw: RawValues, feature: Feature) -> list[Any]:
-    """The values of a feature in its type.
+    """Returns the values of a feature, converted to its type.
 
     Raises:
-      UnreadableError: of another type, or several where there may be one.
+      UnreadableError: A value has another type, or there are too many.
     """
     given = raw[feature.name]
     try:
@@ -283,10 +281,10 @@ def values_of(raw: RawValues, feature: Feature) -> list[Any]:
 
 
 def first_of(raw: RawValues, feature: Feature) -> Any:
-    """The first value of a feature in its type; None for none.
+    """Returns the first value of a feature, converted to its type; None if there is none.
 
     Raises:
-      UnreadableError: of another type.
+      UnreadableError: The value has another type.
     """
     given = raw[feature.name]
     try:
@@ -296,10 +294,10 @@ def first_of(raw: RawValues, feature: Feature) -> Any:
 
 
 def key_in(raw: RawValues, column: str) -> bytes:
-    """The only value of a column that must have one, as bytes.
+    """Returns the value of a required column as bytes.
 
     Raises:
-      UnreadableError: none, or several.
+      UnreadableError: There is no value, or several.
     """
     values = [value for value in raw[column] if value not in ("", b"")]
     if len(values) != 1:
@@ -308,10 +306,10 @@ def key_in(raw: RawValues, column: str) -> bytes:
 
 
 def time_in(raw: RawValues, column: str, parse: Callable[[Any], int] = int) -> int:
-    """The only value of a column of times, by `parse`.
+    """Returns the value of a required column of times.
 
     Raises:
-      UnreadableError: not a time, negative, or not one value.
+      UnreadableError: There is not exactly one value, or it is not a time.
     """
     try:
         (seconds,) = (parse(value) for value in raw[column])

@@ -21,12 +21,12 @@ from tfrz.data.timelines.spec import TimelineSpec
 class VersionControlEdits(TimelineReader):
     """Edits of files in public version histories: an author added, changed or deleted a file.
 
-    Ids: the `file`, its `directory` (with the project) and `extension`. All edits are explicit. Any
-    edit is a target with the outcome `edited` 1: draw negatives.
+    Ids: the `file`, its `directory` (with the project) and `extension`. All edits are explicit.
+    Every edit can be a target, with the outcome `edited` 1, so negatives must be drawn.
 
     Args:
-      path: the folder with `events.parquet` and `items.parquet`.
-      min_events: leave out users with fewer events.
+      path: Folder with `events.parquet` and `items.parquet`.
+      min_events: Leave out users with fewer events.
     """
 
     name = "vcs-edits"
@@ -65,7 +65,7 @@ class VersionControlEdits(TimelineReader):
         return parquet_shards(self._events, self._COLUMNS)
 
     def _described(self) -> tuple[pa.Array, pa.Array, pa.Array]:
-        """The numbers of the items, and the directory and extension of each."""
+        """Returns the numbers of the items, and the directory and extension of each."""
         table = pq.read_table(self._items, columns=["item", "project", "dir", "ext"])
         text = {name: whole(table[name].cast(pa.string())) for name in ("project", "dir", "ext")}
         directory = pc.binary_join_element_wise(text["project"], text["dir"], ":")

@@ -1,7 +1,6 @@
-"""Beam transforms: events to examples of timelines, and to timelines in order, user by user.
+"""Beam transforms that build examples of timelines from sources of any size.
 
-Elements are columnar: Arrow batches, never single events. Users are kept together by buckets, a
-hash of the user.
+Elements are Arrow batches, never single events. Users are grouped into buckets by a hash.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ _BUCKETS = 64
 
 
 def by_bucket(batch: pa.RecordBatch, count: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The rows of each bucket of users."""
+    """Yields the rows of each bucket of users."""
     buckets = buckets_of(batch.column("user"), count)
     for bucket in np.unique(buckets):
         yield int(bucket), batch.filter(pa.array(buckets == bucket))
 
 
 class Clean(beam.DoFn):
-    """Leaves out what must not count, and counts it by reason.
+    """Drops invalid events, and counts them by reason.
 
     Args:
-      spec: of the source.
-      as_of: events at or after it are from the future; None for no such time.
-      since: events before it are left out uncounted: a run before has read them.
+      spec: Spec of the source.
+      as_of: Events at or after this time are dropped as from the future; None keeps all.
+      since: Events before this time are dropped without counting: an earlier run has read them.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class Clean(beam.DoFn):
         self._spec, self._as_of, self._since = spec, as_of, since
 
     def process(self, batch: pa.RecordBatch) -> Iterator[Any]:
-        """Yields the rest, and the counts to `left_out`."""
+        """Yields the valid events; the counts go to `left_out`."""
         if self._since is not None:
             batch = batch.filter(pc.greater_equal(batch.column("time"), self._since))
         table, left_out = clean(pa.Table.from_batches([batch]), self._spec, self._as_of)
@@ -61,13 +60,13 @@ def _pools(batch: pa.RecordBatch, config: TimelineConfig) -> list[pa.Table]:
 
 
 def _joined(pools: Iterable[list[pa.Table]], config: TimelineConfig) -> list[pa.Table]:
-    """The pool of all events from those of their parts; none without events."""
+    """Merges the pools of parts of the events; the list is empty without events."""
     found = [pool for part in pools for pool in part]
     return [joined_pools(found, config)] if found else []
 
 
 class _Build(beam.DoFn):
-    """Examples of the users of a bucket, each split to an output of its name."""
+    """Builds the examples of a bucket of users; each split has an output of its name."""
 
     def __init__(
         self, spec: TimelineSpec, config: TimelineConfig, held_out: tuple[float, float]
@@ -79,7 +78,7 @@ class _Build(beam.DoFn):
         bucket: tuple[int, Iterable[pa.RecordBatch]],
         pools: Iterable[list[pa.Table]],
     ) -> Iterator[TaggedOutput]:
-        """Yields Arrow batches without what is no feature."""
+        """Yields Arrow batches with feature columns only."""
         events = pa.Table.from_batches(list(bucket[1]))
         found = [pool for pools_ in pools for pool in pools_]
         examples = build_examples(
@@ -90,15 +89,15 @@ class _Build(beam.DoFn):
 
 
 class EventsToExamples(beam.PTransform):
-    """Batches of events to Arrow batches of examples, by split.
+    """Builds examples of each split from batches of events.
 
     Args:
-      spec: of the source.
-      config: how.
-      held_out: shares of each user's targets in validation and test.
+      spec: Spec of the source.
+      config: Configuration of the examples.
+      held_out: Shares of each user's targets in validation and test.
 
     Returns:
-      A dict from `train`, `validation` and `test` to batches as `RecordsToExamples` takes them.
+      A dict from `train`, `validation` and `test` to batches for `RecordsToExamples`.
     """
 
     def __init__(

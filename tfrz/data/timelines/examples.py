@@ -1,9 +1,9 @@
-"""From events to examples of timelines: targets, candidates, and what was visible at the time.
+"""From events to examples of timelines: targets, candidates, and visible events.
 
 Events are an Arrow table with a row per event: `user` (binary), `time` (int64, Unix seconds),
 `position` (int64, the place in the source), the columns that `tfrz.data.timelines.slicing` reads,
-and `label_<task>` (float, NaN for none). An event with an outcome may be a target: its time is that
-of the example, and only events before that time less the gap are visible.
+and `label_<task>` (float, NaN for none). An event with an outcome may be a target; its time is that
+of the example, and only events before that time minus the gap are visible.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ from tfrz.data.timelines.slicing import Events, Sketch, slice_user
 from tfrz.data.timelines.spec import _RECENT, TimelineConfig, TimelineSpec, example_spec
 from tfrz.errors import InputError
 
-# Draws for a candidate that does not look like the target.
+# Attempts to draw a candidate that differs from the target.
 _TRIES = 20
 
 
 def clean(
     events: pa.Table, spec: TimelineSpec, as_of: float | None = None
 ) -> tuple[pa.Table, dict[str, int]]:
-    """Events without those that must not count, and how many were left out for what reason.
+    """Drops events with unknown actions and events from the future.
 
     Args:
-      events: of any users.
-      spec: of the source: names the known actions.
-      as_of: if given, events at or after it are from the future.
+      events: Events of any users.
+      spec: Spec of the source, with the known actions.
+      as_of: If given, events at or after this time are from the future.
 
     Returns:
-      The table, and reason to count: `unknown action <name>`, `in the future`.
+      The remaining events, and a dict from the reason (`unknown action <name>`, `in the future`)
+      to the number of dropped events.
     """
     left_out: dict[str, int] = {}
     known = pa.array([action.encode() for action in spec.actions], pa.binary())
@@ -61,7 +62,7 @@ def clean(
 
 
 def _codes(column: pa.Array) -> NDArray[Any]:
-    """Equal values to equal numbers; lists are equal if all their values are."""
+    """Numbers the distinct values; lists are equal if all their values are equal."""
     if pa.types.is_list(column.type):
         lengths = pc.list_value_length(column).fill_null(0).to_numpy()
         values = codes_of(column.flatten().dictionary_encode().dictionary_decode().fill_null(b""))
@@ -74,14 +75,17 @@ def _codes(column: pa.Array) -> NDArray[Any]:
 
 
 def in_order(events: pa.Table) -> pa.Table:
-    """Events by user, time and place in the source; once, if all but that and outcomes is equal."""
+    """Sorts events by user, time and place in the source, and drops duplicates.
+
+    Events that differ in place and outcomes only are duplicates.
+    """
     order = pc.sort_indices(events, [(name, "ascending") for name in ("user", "time", "position")])
     events = events.take(order).combine_chunks()
     users, time = codes_of(events["user"]), whole(events["time"]).to_numpy()
     together = (users[1:] == users[:-1]) & (time[1:] == time[:-1])
     if not together.any():
         return events
-    # Only events of one user and second can be the same.
+    # Only events of the same user and second can be duplicates.
     shared = np.flatnonzero(np.append(together, False) | np.insert(together, 0, False))
     some = events.take(pa.array(shared))
     left_aside = ("user", "time", "position")
@@ -89,7 +93,7 @@ def in_order(events: pa.Table) -> pa.Table:
     for name in some.column_names:
         if name not in left_aside and not name.startswith("label_"):
             keys.append(_codes(whole(some[name])))
-    # The sort is stable: of the same events the first comes first.
+    # The sort is stable, so the first of equal events comes first.
     order = np.lexsort(keys)
     same = np.ones(len(order) - 1, bool)
     for key in keys:
@@ -103,7 +107,7 @@ def in_order(events: pa.Table) -> pa.Table:
 
 
 def bounds_of_users(events: pa.Table) -> NDArray[Any]:
-    """Where each user's rows begin in a table in order, and the end, `[users + 1]`."""
+    """Returns where the rows of each user begin in a sorted table, and its end, `[users + 1]`."""
     codes = codes_of(events["user"])
     if not len(codes):
         return np.zeros(1, int)
@@ -111,7 +115,7 @@ def bounds_of_users(events: pa.Table) -> NDArray[Any]:
 
 
 def _number(*parts: bytes | int) -> int:
-    """A number that depends on nothing but the parts."""
+    """Returns a number that depends on the parts only."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(part if isinstance(part, bytes) else b"%d" % part)
@@ -120,7 +124,7 @@ def _number(*parts: bytes | int) -> int:
 
 
 def sampled(events: pa.Table, config: TimelineConfig) -> pa.Table:
-    """The pool of candidates: the events whose hash is smallest, with the hash as `order`."""
+    """Returns the pool of candidates: the events with the smallest hashes, with them as `order`."""
     has = np.zeros(events.num_rows, bool)
     for name in events.column_names:
         if name.startswith("label_"):
@@ -143,7 +147,7 @@ def sampled(events: pa.Table, config: TimelineConfig) -> pa.Table:
 
 
 def joined_pools(pools: Iterable[pa.Table], config: TimelineConfig) -> pa.Table:
-    """The pool of all events from those of their parts."""
+    """Merges the pools of parts of the events."""
     table = pa.concat_tables(list(pools))
     order = np.argsort(whole(table["order"]).to_numpy(), kind="stable")[: config.pool]
     return table.take(pa.array(order))
@@ -156,9 +160,9 @@ def _targets(
     config: TimelineConfig,
     held_out: tuple[float, float],
 ) -> dict[str, NDArray[Any]]:
-    """The places of a user's targets in each split, in order of time.
+    """Returns the places of a user's targets in each split, in time order.
 
-    A user's number of held-out targets is rounded up or down by chance, with the right mean.
+    The number of held-out targets is randomly rounded up or down, with the right mean.
     """
     back = config.slices.gap + config.staleness_days * 86_400
     visible = np.searchsorted(time, time - back, "left")
@@ -188,14 +192,14 @@ def _targets(
 
 
 def _spread(places: NDArray[Any], count: int) -> NDArray[Any]:
-    """At most `count` of them, evenly spaced."""
+    """Returns at most `count` of the places, evenly spaced."""
     if len(places) <= count:
         return places
     return places[((np.arange(count) + 0.5) * len(places) / count).astype(int)]
 
 
 class _Columns:
-    """Examples in the making: lists of values for each raw feature."""
+    """Collects the examples: lists of values for each raw feature."""
 
     def __init__(self, spec: TimelineSpec) -> None:
         self._spec = spec
@@ -241,7 +245,7 @@ def _others(
     spec: TimelineSpec,
     config: TimelineConfig,
 ) -> list[int]:
-    """Candidates beside a target, drawn by its key: none that looks like the target itself."""
+    """Draws candidates that differ from the target, with a seed from the target's key."""
 
     def looks(events: Events, at: int) -> list[list[bytes]]:
         return [events.ids_between(f.name, at, at + 1).tolist() for f in spec.described]
@@ -264,7 +268,7 @@ def build_user(
     held_out: tuple[float, float],
     into: dict[str, _Columns],
 ) -> None:
-    """Adds the examples of one user, whose events are in order, to the columns of each split."""
+    """Adds the examples of one user with sorted events to the columns of each split."""
     time = whole(events["time"]).to_numpy()
     labels = np.stack(
         [
@@ -323,17 +327,18 @@ def build_examples(
     held_out: tuple[float, float],
     pool: pa.Table | None = None,
 ) -> dict[str, pa.Table]:
-    """Examples of each split.
+    """Builds examples of each split.
 
     Args:
-      events: of any users, in any order.
-      spec: of `example_spec`.
-      config: how.
-      held_out: shares of each user's targets in validation and test.
-      pool: where candidates are drawn; of the events themselves if left out.
+      events: Events of any users, in any order.
+      spec: Spec of the examples, see `example_spec`.
+      config: Configuration of the examples.
+      held_out: Shares of each user's targets in validation and test.
+      pool: Pool from which candidates are drawn; by default that of the events.
 
     Returns:
-      Split to a table of lists: `user`, `request_time` and the raw features and outcomes of `spec`.
+      A dict from split to a table of lists: `user`, `request_time`, and the raw features and
+      outcomes of `spec`.
     """
     if config.negatives and pool is None:
         pool = sampled(events, config)
@@ -346,14 +351,14 @@ def build_examples(
 
 
 def buckets_of(users: pa.Array, count: int) -> NDArray[Any]:
-    """The bucket of each user, `[rows]`; the same in every process."""
+    """Returns the bucket of each user, `[rows]`; it is the same in every process."""
     coded = whole(users).dictionary_encode()
     of_terms = np.array([zlib.crc32(user) % count for user in coded.dictionary.to_pylist()], int)
     return of_terms[coded.indices.to_numpy(zero_copy_only=False)]
 
 
 def users_of(events: pa.Table) -> Iterator[pa.Table]:
-    """The rows of each user of a table in order."""
+    """Yields the rows of each user of a sorted table."""
     if events.num_rows:
         bounds = bounds_of_users(events)
         for start, end in itertools.pairwise(bounds):
@@ -361,10 +366,10 @@ def users_of(events: pa.Table) -> Iterator[pa.Table]:
 
 
 def refuse_empty_slices(examples: pa.Table, config: TimelineConfig) -> None:
-    """Refuses a specification that has a slice without any event.
+    """Checks that every slice has events.
 
     Raises:
-      InputError: names the slices.
+      InputError: A slice has none.
     """
     empty = []
     for table, places in config.slices.tables.items():

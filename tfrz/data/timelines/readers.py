@@ -1,7 +1,7 @@
-"""Sources of timelines: who did what, when, to which ids. They become sketches of long histories.
+"""Readers of timelines (user, time, action, ids), which become sketches of long histories.
 
 A batch has the columns `user` (binary), `time` (int64, Unix seconds), `position` (int64, the place
-in the source), `explicit` (bool), `action` (binary), one per type of id (binary, or lists of it),
+in the source), `explicit` (bool), `action` (binary), one for each type of id (binary, or lists),
 `duration`, `dwell` and `value` (float), and `label_<task>` for each task (float, null for none).
 """
 
@@ -37,11 +37,11 @@ from tfrz.errors import InputError
 
 
 class TimelineReader(Reader):
-    """A source of timelines.
+    """A reader of timelines.
 
     Attributes:
-      since: leave out events before this time, if given; what an incremental run asks for.
-      whole_shards: leave out only shards that have nothing from then on.
+      since: Leave out events before this time, if given; for incremental runs.
+      whole_shards: Leave out only shards that end before this time.
     """
 
     record_type = "timeline"
@@ -50,11 +50,11 @@ class TimelineReader(Reader):
 
     @abc.abstractmethod
     def feature_spec(self) -> TimelineSpec:
-        """What the events are."""
+        """Returns the spec of the events."""
 
     @abc.abstractmethod
     def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """All events of a shard, and its corrupt lines."""
+        """Yields all events of a shard, and its corrupt lines."""
 
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
         """See `Reader`."""
@@ -67,14 +67,14 @@ class TimelineReader(Reader):
             yield batch
 
     def from_time(self, since: int | None, whole_shards: bool = False) -> TimelineReader:
-        """The same source without the events before a time, or without shards that end before."""
+        """Returns a reader without events before a time, or without shards that end before it."""
         reader = copy.copy(self)
         reader.since, reader.whole_shards = since, whole_shards
         return reader
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns of a batch."""
+        """Schema of the batches."""
         spec = self.feature_spec()
         fields = [("user", pa.binary()), ("time", pa.int64()), ("position", pa.int64())]
         fields += [("explicit", pa.bool_()), ("action", pa.binary())]
@@ -86,7 +86,7 @@ class TimelineReader(Reader):
         return pa.schema(fields)
 
     def batch(self, **columns: Any) -> pa.RecordBatch:
-        """A batch of the schema; numbers and labels may be left out, `explicit` follows."""
+        """Builds a batch; numbers and labels are optional, `explicit` follows from the action."""
         spec, rows = self.feature_spec(), len(columns["user"])
         if "action" not in columns:
             columns["action"] = pa.array([spec.actions[0].encode()] * rows, pa.binary())
@@ -106,10 +106,10 @@ class SimulatedTimelines(TimelineReader):
     `item` and `topic`. Outcomes of an impression: `like`, and `watch`, ln(1 + dwell time).
 
     Args:
-      users: how many.
-      days: of each.
-      impressions: a day.
-      seed: of the draws.
+      users: Number of users.
+      days: Number of days per user.
+      impressions: Number of impressions per day.
+      seed: Seed of the draws.
     """
 
     name = "simulated"
@@ -176,11 +176,11 @@ def _whole_seconds(value: Any) -> int:
 
 
 class TabularTimelines(Tabular, TimelineReader):
-    """A user's own CSV, Parquet or TFRecord file with a row per event.
+    """Your own CSV, Parquet or TFRecord file with a row per event.
 
     Args:
-      path: `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
-      features: a YAML file as of `TimelineSpec`.
+      path: Path `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
+      features: Path of a YAML file with the fields of `TimelineSpec`.
     """
 
     record_type = "timeline"
@@ -211,7 +211,7 @@ class TabularTimelines(Tabular, TimelineReader):
             for column in columns:
                 known = column.statistics
                 if column.path_in_schema == self.spec.time and known is not None:
-                    # Of text the greatest says nothing about times.
+                    # The maximum of a text column says nothing about times.
                     said = known.has_min_max and isinstance(known.max, int)
                     return not said or known.max >= self.since
             return True
@@ -265,10 +265,10 @@ class TabularTimelines(Tabular, TimelineReader):
 
 
 def check_timelines(reader: Reader) -> TimelineReader:
-    """The reader, if it is one of timelines.
+    """Returns the reader, checked to be one of timelines.
 
     Raises:
-      InputError: it is not.
+      InputError: It reads other records.
     """
     if not isinstance(reader, TimelineReader):
         raise InputError(f"{reader.name} has {reader.record_type} records, not timelines")

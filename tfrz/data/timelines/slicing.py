@@ -1,12 +1,12 @@
-"""Slices of a user's timeline: rules as data, and the additive sketches that they make of events.
+"""Slices of a user's timeline: rules as data, and the additive sketches they compute from events.
 
-A slice selects events of one timeline and keeps, for each id, the sum of the weights. Sums are
-whole numbers of 2^-24, so that events may be added in any order, in any parts and at any time, and
-give the same bits. Training and export slice with these functions and no others.
+A slice selects events of one timeline and keeps the sum of the weights for each id. Sums are whole
+multiples of 2^-24, so events can be added in any order, in any parts and at any time and the
+result has the same bits. Training and export use the same functions.
 
 Events are an Arrow table of one user with the columns `time` (int64, Unix seconds), `explicit`
-(bool: which timeline), `action` (binary), one per type of id (binary, or lists of it), and
-`duration`, `dwell` and `value` (float, NaN where there is none).
+(bool: which timeline), `action` (binary), one for each type of id (binary, or lists), and
+`duration`, `dwell` and `value` (float, NaN if missing).
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from tfrz.data.columns import whole
 from tfrz.data.spec import FromYaml
 from tfrz.errors import InputError
 
-# Events of one timeline of one user that are handled at once: the grid of chunks.
+# Size of the chunks in which the events of a timeline are processed.
 CHUNK_EVENTS = 4096
 
 _ONE = 1 << 24
 
 _DAY = 86_400.0
 
-# Where ln(gamma * duration + 1) is next to nothing, a score would drown all others.
+# Bound on the score of very short durations, which would dominate all others.
 _MAX_SCORE = float(1 << 14)
 
-# Sums stay whole numbers of 64 bits.
+# Keep sums within 64-bit integers.
 _MAX_VALUE, _MAX_SUM = float(1 << 36), float(1 << 62)
 
 _LOW_BITS = 26
@@ -51,24 +51,23 @@ Range = tuple[float | None, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A rule that picks events and weighs their ids.
+    """A rule that selects events and weights their ids.
 
-    Ranges are [low, high), null for no bound; an event without the number is outside of every
-    range.
+    Ranges are [low, high), null for no bound; an event without the number is outside every range.
 
     Attributes:
-      name: of the slice.
+      name: Name of the slice.
       timeline: explicit (likes, ratings, purchases, edits) or implicit (impressions).
-      id: the type of id that is kept, a column of the events.
-      table: the group of slices that share an embedding table; all of one type of id.
-      actions: keep events of these actions; none for all.
-      dwell: range of the dwell time in seconds.
-      ratio: range of dwell time / duration.
-      score: range of the watch score.
-      value: range of the event's number (a rating, an amount).
-      days: keep events at most so many days old; null for the whole history. With a gap of 24 hours
-        3 days are those between 24 and 72 hours ago.
-      weight: one for every event, its watch score (16,384 at most), or its value.
+      id: Type of the ids to keep, a column of the events.
+      table: Group of slices that share an embedding table; all have the same type of id.
+      actions: Actions of the events to keep; empty keeps all.
+      dwell: Range of the dwell time in seconds.
+      ratio: Range of dwell time / duration.
+      score: Range of the watch score.
+      value: Range of the value (a rating, an amount).
+      days: Maximum age of events in days; null for the whole history. With a gap of 24 hours, 3
+        days are the events between 24 and 72 hours ago.
+      weight: Weight of an event: one, its watch score (at most 16,384), or its value.
     """
 
     name: str
@@ -85,11 +84,13 @@ class Slice:
 
     def __post_init__(self) -> None:
         where = f"slice {self.name}"
-        require(bool(self.name), "slice", "needs a name")
+        require(bool(self.name), "slice", "must have a name")
         for name in ("dwell", "ratio", "score", "value"):
             bounds = getattr(self, name)
             if bounds is not None:
-                require(len(bounds) == 2, f"{where}: {name}", "must be [low, high), null for none")
+                require(
+                    len(bounds) == 2, f"{where}: {name}", "must be [low, high), null for no bound"
+                )
                 low, high = bounds
                 ordered = low is None or high is None or low < high
                 require(ordered, f"{where}: {name}", f"{low} is not below {high}")
@@ -98,15 +99,15 @@ class Slice:
 
 @dataclasses.dataclass(frozen=True)
 class SliceSpecification(FromYaml):
-    """All slices of a model; a change of anything here is another version.
+    """All slices of a model; any change makes another version.
 
     Attributes:
-      version: counted up by who changes it.
-      slices: in the order of the model's inputs.
-      gap_hours: events younger than this are invisible, to training and export alike.
-      gamma: of the watch score ln(dwell + 1) / ln(gamma * duration + 1).
-      max_events: of each timeline, the newest; counted in whole chunks of 4,096 from the oldest
-        event, so that up to 4,095 more may be seen.
+      version: Increase it with every change.
+      slices: Slices in the order of the model's inputs.
+      gap_hours: Younger events are invisible, in training and export.
+      gamma: Parameter of the watch score ln(dwell + 1) / ln(gamma * duration + 1).
+      max_events: Number of events of each timeline to use, the newest. Whole chunks of 4,096
+        events, counted from the oldest, are used, so up to 4,095 more may be included.
     """
 
     version: int
@@ -116,28 +117,36 @@ class SliceSpecification(FromYaml):
     max_events: int = 35_000
 
     def __post_init__(self) -> None:
-        require(bool(self.slices), "slices", "there is none")
+        require(bool(self.slices), "slices", "must not be empty")
         require(self.version >= 1, "slices.version", "must be at least 1")
         require(self.gap_hours >= 0, "slices.gap_hours", "must not be negative")
         require(self.gamma > 0, "slices.gamma", "must be above 0")
         require(self.max_events >= 1, "slices.max_events", "must be at least 1")
         names = [s.name for s in self.slices]
         for one in self.slices:
-            require(names.count(one.name) == 1, f"slice {one.name}", "is there twice")
+            require(names.count(one.name) == 1, f"slice {one.name}", "is defined twice")
             first = next(s for s in self.slices if s.table == one.table)
             require(
                 first.id == one.id,
                 f"slice {one.name}",
                 f"table {one.table} holds {first.id} ids ({first.name}), this slice has {one.id}",
             )
-            require(one.table.replace("_", "").isalnum(), f"table {one.table}", "is no plain word")
+            require(
+                one.table.replace("_", "").isalnum(),
+                f"table {one.table}",
+                "must consist of letters, digits and underscores",
+            )
             if one.days is not None:
                 enough = one.days * 24 > self.gap_hours
-                require(enough, f"slice {one.name}: days", "ends within the gap: always empty")
+                require(
+                    enough,
+                    f"slice {one.name}: days",
+                    "ends within the gap, so the slice is always empty",
+                )
 
     @functools.cached_property
     def tables(self) -> dict[str, tuple[int, ...]]:
-        """Each table to the places of its slices, in order."""
+        """Maps each table to the places of its slices, in order."""
         found: dict[str, list[int]] = {}
         for place, one in enumerate(self.slices):
             found.setdefault(one.table, []).append(place)
@@ -145,37 +154,37 @@ class SliceSpecification(FromYaml):
 
     @functools.cached_property
     def table_ids(self) -> dict[str, str]:
-        """Each table to its type of id."""
+        """Maps each table to its type of id."""
         return {one.table: one.id for one in self.slices}
 
     @property
     def gap(self) -> float:
-        """Seconds."""
+        """The gap in seconds."""
         return self.gap_hours * 3600.0
 
     @property
     def buckets(self) -> tuple[float, ...]:
-        """The time buckets that occur, in seconds, the shortest first."""
+        """The time buckets of the slices, in seconds, the shortest first."""
         return tuple(sorted({s.days * _DAY for s in self.slices if s.days is not None}))
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of everything in it."""
-        # Through the mapping and back: 7 and 7.0 days are the same.
+        """Hash of the specification."""
+        # A round trip through a mapping, so that 7 and 7.0 days are equal.
         same = from_mapping(type(self), to_mapping(self))
         text = json.dumps(to_mapping(same), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def first_chunk(self, visible: int) -> int:
-        """The oldest chunk of a timeline that still counts, of so many visible events."""
+        """Returns the oldest chunk that counts in a timeline with this many visible events."""
         return max(0, visible - self.max_events) // CHUNK_EVENTS
 
 
 def load_slices(name: str) -> SliceSpecification:
-    """A ready-made specification by its name, or that of a YAML file.
+    """Loads a predefined specification by name, or a specification from a YAML file.
 
     Raises:
-      ConfigError: there is neither.
+      ConfigError: There is neither.
     """
     ready = {path.stem: path for path in READY_MADE.glob("*.yaml")}
     if name in ready:
@@ -186,16 +195,16 @@ def load_slices(name: str) -> SliceSpecification:
 
 
 def watch_score(dwell: Any, duration: Any, gamma: float = 0.5) -> NDArray[Any]:
-    """How long an event was watched, for its length: ln(dwell + 1) / ln(gamma * duration + 1).
+    """Computes the watch score, ln(dwell + 1) / ln(gamma * duration + 1).
 
     Args:
-      dwell: seconds.
-      duration: seconds.
-      gamma: above 0.
+      dwell: Dwell time in seconds.
+      duration: Duration in seconds.
+      gamma: A number above 0.
 
     Returns:
-      float64; NaN where the duration is 0 or less or missing, or the dwell time negative: there is
-      no score.
+      Scores, float64; NaN if the duration is missing or not positive, or the dwell time is
+      negative.
 
     Example:
       >>> print(np.round(watch_score([3.0, 15.0, 5.0], [10.0, 60.0, 0.0]), 6))
@@ -222,12 +231,12 @@ def _within(numbers: NDArray[Any], bounds: Range) -> NDArray[Any]:
 
 
 class Events:
-    """Some events of one user, and what slices ask of them; each is computed once.
+    """Events of one user, with cached results that several slices need.
 
     Args:
-      table: see the module.
-      gamma: of the watch score.
-      once: they are asked one time: what a slice keeps of them is not kept here.
+      table: Events, see the module's docstring.
+      gamma: Parameter of the watch score.
+      once: The events are sliced only once, so the entries of slices are not cached.
     """
 
     def __init__(self, table: pa.Table | pa.RecordBatch, gamma: float, once: bool = False) -> None:
@@ -256,18 +265,18 @@ class Events:
 
     @functools.cached_property
     def score(self) -> NDArray[Any]:
-        """The watch scores."""
+        """Watch scores of the events."""
         return watch_score(self._numbers["dwell"], self._numbers["duration"], self._gamma)
 
     @functools.cached_property
     def ratio(self) -> NDArray[Any]:
-        """Dwell time over duration; NaN for no duration."""
+        """Dwell time divided by duration; NaN without a duration."""
         dwell, duration = self._numbers["dwell"], self._numbers["duration"]
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(duration > 0, dwell / duration, np.nan)
 
     def selected(self, rule: Slice) -> NDArray[Any]:
-        """Which events a slice keeps, its time bucket left aside; boolean `[events]`."""
+        """Returns which events a slice keeps, ignoring its time bucket; boolean `[events]`."""
         kept = self.explicit if rule.timeline == "explicit" else ~self.explicit
         if rule.actions:
             codes, names = self._actions
@@ -282,10 +291,10 @@ class Events:
         return kept
 
     def weights(self, rule: Slice) -> NDArray[Any]:
-        """What each event weighs in a slice, int64 in whole numbers of 2^-24; 0 for no weight.
+        """Returns the weight of each event in a slice, int64 in multiples of 2^-24.
 
         Raises:
-          InputError: a value is too large to be summed.
+          InputError: A value is too large to be summed.
         """
         if rule.weight == "one":
             return np.full(len(self), _ONE)
@@ -301,7 +310,7 @@ class Events:
         return np.rint(sound * _ONE).astype(np.int64)
 
     def entries(self, rule: Slice) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """For each id of each event that a slice keeps: the event, the id's place, the weight."""
+        """Returns event, place of the id, and weight for each id that a slice keeps."""
         if rule in self._entries:
             return self._entries[rule]
         rows, codes, _ = self.ids(rule.id)
@@ -313,17 +322,17 @@ class Events:
         return found
 
     def ids_between(self, kind: str, first: int, end: int) -> NDArray[Any]:
-        """The ids of the events `[first, end)`, in their order."""
+        """Returns the ids of the events `[first, end)`, in order."""
         rows, codes, terms = self.ids(kind)
         begin, stop = (int(np.searchsorted(rows, bound)) for bound in (first, end))
         return terms[codes[begin:stop]]
 
     def ids(self, kind: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Ids of a type.
+        """Returns the ids of a type.
 
         Returns:
-          The event of each id, the id's place among the terms, and the distinct terms in the order
-          of their bytes.
+          The event of each id, the place of the id among the terms, and the distinct terms,
+          sorted by their bytes.
         """
         if kind not in self._ids:
             self._ids[kind] = self._coded(whole(self._table[kind]))
@@ -337,13 +346,13 @@ class Events:
         else:
             rows = np.arange(len(column))
         if pa.types.is_dictionary(column.type):
-            # Its dictionary may repeat terms and hold some that are not used.
+            # The dictionary may contain repeated and unused terms.
             column = column.dictionary_decode()
         coded = column.dictionary_encode()
         codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         order = pc.array_sort_indices(coded.dictionary)
         terms = np.array(coded.dictionary.take(order).to_pylist(), object)
-        # Missing ones, and the empty term, which would be the first, have places below 0.
+        # Missing ids and the empty term, which sorts first, get places below 0.
         empty = int(len(terms) and terms[0] == b"")
         places = np.full(len(terms) + 1, -1)
         places[order.to_numpy()] = np.arange(len(terms)) - empty
@@ -354,12 +363,12 @@ class Events:
 
 @dataclasses.dataclass(frozen=True)
 class Sketch:
-    """For slices of one table, ids and the sums of their weights: what pooling needs of events.
+    """Ids and sums of their weights for the slices of one table: the input of pooling.
 
     Attributes:
-      terms: the ids, distinct, in the order of their bytes; object `[terms]`.
-      weights: int64 `[slices of the table, terms]`, in whole numbers of 2^-24. Where a slice lacks
-        an id it is 0; an id that all lack is left out.
+      terms: Distinct ids, sorted by their bytes; object `[terms]`.
+      weights: int64 `[slices of the table, terms]`, in multiples of 2^-24; 0 if a slice does not
+        have the id. Ids without a weight in any slice are left out.
     """
 
     terms: NDArray[Any]
@@ -367,11 +376,11 @@ class Sketch:
 
     @property
     def floats(self) -> NDArray[Any]:
-        """The weights, float64."""
+        """The weights as float64."""
         return self.weights / _ONE
 
     def entries(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Slice (its place in the table), term and float32 weight of what is not 0, by slice."""
+        """Returns slice (place in the table), term and float32 weight of the nonzero entries."""
         slices, places = np.nonzero(self.weights)
         return slices, self.terms[places], self.floats[slices, places].astype(np.float32)
 
@@ -382,7 +391,7 @@ def _compact(terms: NDArray[Any], weights: NDArray[Any]) -> Sketch:
 
 
 def _sums(codes: NDArray[Any], weights: NDArray[Any], count: int, rule: Slice) -> NDArray[Any]:
-    """The sum of the weights of each code, exactly: float64 is exact for halves of the bits."""
+    """Sums the weights of each code exactly: halves of the bits are exact in float64."""
     if rule.weight == "one":
         return np.bincount(codes, minlength=count).astype(np.int64) * _ONE
     low = np.bincount(codes, weights & ((1 << _LOW_BITS) - 1), minlength=count)
@@ -399,18 +408,18 @@ def sketch(
     bucketed: bool | None = None,
     counted: NDArray[Any] | None = None,
 ) -> dict[str, Sketch]:
-    """The sketch of some events of one user at a time.
+    """Computes the sketch of some events of one user at a time.
 
     Args:
-      specification: the slices.
-      events: at most a chunk; of any size where memory does not matter.
-      as_of: Unix seconds: only events before `as_of - gap` are visible.
-      bucketed: only slices with (True) or without (False) a time bucket; None for all. The others
-        are 0.
-      counted: boolean `[events]`; leave out the others. All count if left out.
+      specification: The slices.
+      events: The events, usually at most a chunk, to bound memory.
+      as_of: Unix seconds; only events before `as_of - gap` are visible.
+      bucketed: Use only slices with (True) or without (False) a time bucket; the others are 0.
+        None uses all.
+      counted: Mask of the events to use, boolean `[events]`; by default all.
 
     Returns:
-      Table to sketch; tables that have nothing are left out.
+      A dict from table to sketch, without empty tables.
     """
     age = as_of - events.time
     visible = age > specification.gap
@@ -445,7 +454,7 @@ def sketch(
 
 
 def merge(parts: list[dict[str, Sketch]]) -> dict[str, Sketch]:
-    """The sum of sketches; associative and commutative to the bit."""
+    """Adds sketches; the sum is associative and commutative to the bit."""
     merged: dict[str, Sketch] = {}
     for table in dict.fromkeys(table for part in parts for table in part):
         some = [part[table] for part in parts if table in part]
@@ -466,7 +475,7 @@ def merge(parts: list[dict[str, Sketch]]) -> dict[str, Sketch]:
 
 
 def chunks(explicit: NDArray[Any]) -> Iterator[tuple[bool, int, NDArray[Any]]]:
-    """The grid of a user's events in order: timeline, number of the chunk, places of its events."""
+    """Yields timeline, number of the chunk and places of its events, for sorted events."""
     for timeline in (True, False):
         places = np.flatnonzero(explicit == timeline)
         for number, start in enumerate(range(0, len(places), CHUNK_EVENTS)):
@@ -476,11 +485,11 @@ def chunks(explicit: NDArray[Any]) -> Iterator[tuple[bool, int, NDArray[Any]]]:
 def slice_user(
     specification: SliceSpecification, history: Events | pa.Table, as_of: float
 ) -> dict[str, Sketch]:
-    """The sketch of all events of a user that count at a time, as a model is trained on it.
+    """Computes the sketch of all events of a user that count at a time, as used in training.
 
     Args:
-      specification: the slices.
-      history: the user's events in order of time; `Events` where they are asked of several times.
+      specification: The slices.
+      history: The user's events in time order; pass `Events` to slice them several times.
       as_of: Unix seconds.
     """
     events = history if isinstance(history, Events) else Events(history, specification.gamma)
@@ -494,7 +503,7 @@ def slice_user(
 
 
 def totals(specification: SliceSpecification, sketches: Mapping[str, Sketch]) -> NDArray[Any]:
-    """The sum of weights of every slice, float64 `[slices]`: 0 for an empty one."""
+    """Returns the sum of weights of each slice, float64 `[slices]`; 0 for an empty slice."""
     found = np.zeros(len(specification.slices))
     for table, one in sketches.items():
         found[list(specification.tables[table])] = one.weights.sum(axis=1) / _ONE

@@ -1,4 +1,4 @@
-"""Timelines: what the columns of events are, and how they become examples."""
+"""The spec of events, and the configuration of the timelines built from them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _OF_EVENTS = ("user", "time", "position", "explicit", "action", "duration", "dwe
 
 @dataclasses.dataclass(frozen=True)
 class EntryList:
-    """A list of weighted ids in an example, each with the place that it counts for.
+    """A list of weighted ids in an example, each with the place (slice or candidate) it belongs to.
 
     Attributes:
-      name: its features are `<name>_ids`, `<name>_places` and `<name>_weights`, aligned.
-      id: the type of the ids, which share a vocabulary.
-      places: how many there are.
+      name: Prefix of the aligned features `<name>_ids`, `<name>_places` and `<name>_weights`.
+      id: Type of the ids; ids of one type share a vocabulary.
+      places: Number of places.
     """
 
     name: str
@@ -41,21 +41,21 @@ class EntryList:
 
 @dataclasses.dataclass(frozen=True)
 class TimelineSpec(FromYaml):
-    """What the events of a source of timelines are, and what its examples look like.
+    """Spec of a source of events.
 
-    A source has a row per event. An example has the sketch of a user's timeline at a time: for each
-    slice the ids and the sums of their weights, and candidates with what became of them.
+    A source has a row per event. An example has the sketch of a user's timeline at a time (the ids
+    and the sums of their weights for each slice), and candidates with their outcomes.
 
     Attributes:
-      user: column of the user.
-      time: column of the time in Unix seconds.
-      ids: the types of ids of an event (the item, its author, its topic), each a column.
-      action: column of the action; null where there is but one, called `event`.
-      actions: those that are known. Events of others are counted, named and left out.
-      implicit: the actions of the implicit timeline; all others are explicit.
-      duration: column of the length of what was shown, in seconds; null for none.
-      dwell: column of how long it was watched, in seconds; null for none.
-      value: column of a number of the event, at least 0 (rating, amount); null for none.
+      user: Column of the user.
+      time: Column of the time in Unix seconds.
+      ids: Types of ids of an event (the item, its author, its topic), each a column.
+      action: Column of the action; null if there is only one, called `event`.
+      actions: Known actions. Events with other actions are counted, named and left out.
+      implicit: Actions of the implicit timeline; all others are explicit.
+      duration: Column of the length of what was shown, in seconds; null for none.
+      dwell: Column of the dwell time, in seconds; null for none.
+      value: Column of a number of at least 0 (rating, amount); null for none.
       binary: tasks whose outcome is 0 or 1, columns; an event with an outcome may be a target.
       regression: tasks whose outcome is a number.
       candidate: types of ids that describe a candidate; all if none is named.
@@ -77,27 +77,27 @@ class TimelineSpec(FromYaml):
     lists: tuple[EntryList, ...] = ()
 
     def __post_init__(self) -> None:
-        require(bool(self.ids), "ids", "there is none: name what tells events apart")
+        require(bool(self.ids), "ids", "must not be empty: name the columns of ids")
         check_names(self.ids, "time", "time")
         for feature in self.ids:
             where = f"id {feature.name}"
             taken = feature.name in _OF_EVENTS or feature.name.startswith("label_")
-            require(not taken, where, "is a name that every event has: rename it")
+            require(not taken, where, "is a reserved name: rename it")
             plain = feature.kind == "categorical" and feature.dtype == "string"
-            require(plain, where, "must be categorical, of strings")
-        require(bool(self.actions), "actions", "there is none")
+            require(plain, where, "must be categorical, with dtype string")
+        require(bool(self.actions), "actions", "must not be empty")
         for name in self.implicit:
-            require(name in self.actions, f"implicit {name}", "is none of the actions")
-        require(bool(self.tasks), "binary", "there is no task to learn from")
+            require(name in self.actions, f"implicit {name}", "is not one of the actions")
+        require(bool(self.tasks), "binary", "must not be empty: name a task to learn")
         for name in self.tasks:
-            require(self.tasks.count(name) == 1, f"task {name}", "is there twice")
+            require(self.tasks.count(name) == 1, f"task {name}", "is defined twice")
         names = [feature.name for feature in self.ids]
         for name in self.candidate:
-            require(name in names, f"candidate {name}", f"is none of {', '.join(names)}")
+            require(name in names, f"candidate {name}", f"is not one of {', '.join(names)}")
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Binary tasks, then regressions."""
+        """Binary tasks, then regression tasks."""
         return (*self.binary, *self.regression)
 
     @property
@@ -107,28 +107,28 @@ class TimelineSpec(FromYaml):
 
     @property
     def label(self) -> str:
-        """The feature of an example that holds the first task's outcome for each candidate."""
+        """Name of the feature with the first task's outcome for each candidate."""
         return f"label_{self.tasks[0]}"
 
     @property
     def label_dtype(self) -> tf.DType:
-        """Of a raw outcome; NaN for none."""
+        """Type of a raw outcome; NaN for none."""
         return tf.float32
 
     @property
     def outcome_features(self) -> tuple[str, ...]:
-        """Raw features that are known only afterwards, besides the label."""
+        """Raw features besides the label that are known only after the request."""
         return tuple(f"label_{task}" for task in self.tasks[1:])
 
     @property
     def vocabularies(self) -> tuple[Feature, ...]:
-        """Features that have a vocabulary: the types of ids that an example has."""
+        """Features that have a vocabulary: the types of ids in an example."""
         used = {one.id for one in self.lists}
         return tuple(f for f in self.ids if f.name in used)
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """The raw features of an example, without the outcomes."""
+        """Raw features of an example, without the outcomes."""
         return tuple(feature for one in self.lists for feature in one.features)
 
 
@@ -141,20 +141,20 @@ _EVERYTHING = SliceSpecification(1, (Slice("all", "explicit", "item", "all"),))
 
 @dataclasses.dataclass(frozen=True)
 class TimelineConfig:
-    """How events become examples.
+    """Configures how events become examples.
 
     Attributes:
-      slices: the specification; in a configuration also the name of a ready-made one or a YAML
-        file.
-      targets: examples of a user at most, evenly spread over its events that have an outcome and
-        a visible history.
-      min_visible: events that must be visible.
-      negatives: candidates beside the target, drawn from `pool`, whose binary outcomes count as 0.
-        For sources that only know what was taken.
-      pool: events from which they are drawn: a uniform sample, so that frequent ids come often.
-      recent: newest events before the target, gap or not, that the ranker reads beside the
-        embedding, as models downstream do; 0 for none.
-      staleness_days: the embedding is made so long before the target.
+      slices: The slices; a configuration may also name a predefined specification or a YAML file.
+      targets: Maximum number of examples per user, evenly spread over the events with an outcome
+        and a visible history.
+      min_visible: Minimum number of visible events.
+      negatives: Number of candidates besides the target, drawn from `pool`, with binary outcomes
+        0. For sources that contain positives only.
+      pool: Size of the uniform sample of events from which candidates are drawn, so frequent ids
+        are drawn often.
+      recent: Number of the newest events before the target, gap or not, that the ranker reads
+        besides the embedding, as downstream models do; 0 for none.
+      staleness_days: Age of the embedding at the time of the target, in days.
       split: last (of a user's targets the newest are test, those before validation) or time
         (targets from `validation_start` and from `test_start` on).
       validation_start: Unix seconds; for the split by time.
@@ -188,19 +188,21 @@ class TimelineConfig:
 
     @property
     def candidates(self) -> int:
-        """Candidates of an example."""
+        """Number of candidates of an example."""
         return 1 + self.negatives
 
     def check(self, spec: TimelineSpec) -> None:
-        """Refuses slices of what the source does not have.
+        """Checks that the source has what the slices use.
 
         Raises:
-          ConfigError: names the slice.
+          ConfigError: A slice uses something that the source does not have.
         """
         ids = [feature.name for feature in spec.ids]
         for one in self.slices.slices:
             where = f"slice {one.name}"
-            require(one.id in ids, where, f"the source has {', '.join(ids)}, no {one.id}")
+            require(
+                one.id in ids, where, f"the source has no ids {one.id}; it has {', '.join(ids)}"
+            )
             for action in one.actions:
                 known = ", ".join(spec.actions)
                 require(action in spec.actions, where, f"unknown action {action}; known: {known}")
@@ -208,7 +210,9 @@ class TimelineConfig:
             require(bool(mine), where, f"the source has no {one.timeline} timeline")
             for action in one.actions:
                 require(
-                    action in mine, where, f"{action} is no action of the {one.timeline} timeline"
+                    action in mine,
+                    where,
+                    f"{action} is not an action of the {one.timeline} timeline",
                 )
             for name in ("dwell", "value"):
                 wanted = getattr(one, name) is not None or one.weight == name
@@ -220,7 +224,7 @@ class TimelineConfig:
 
 
 def example_spec(spec: TimelineSpec, config: TimelineConfig) -> TimelineSpec:
-    """The spec of the examples that a configuration makes of a source."""
+    """Returns the spec of the examples of a source for a configuration."""
     config.check(spec)
     slices = config.slices
     lists = [

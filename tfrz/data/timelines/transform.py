@@ -1,4 +1,4 @@
-"""The transform of examples of timelines: ids to vocabularies, everything else as it is."""
+"""The transform of timelines: ids are looked up, places and weights stay unchanged."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from tfrz.data.transform import (
     ]
 )
 def _as_far_as_all_go(*lists: tf.SparseTensor) -> list[tf.SparseTensor]:
-    """Aligned lists cut, in each row, to the shortest of them.
+    """Truncates aligned lists, in each row, to the shortest of them.
 
-    A function of its own: a SavedModel then has it once, not once a list and signature.
+    This is a `tf.function` so that a SavedModel contains it once, not once per list and signature.
     """
     closed = [closed_up(part) for part in lists]
     batch = closed[0].dense_shape[0]
@@ -55,15 +55,15 @@ def preprocess_timeline(
     """Transforms a batch.
 
     Args:
-      inputs: raw features, sparse `[batch, values]` as `tf.io.parse_example` gives them; lists that
-        are not there are empty.
-      spec: of `example_spec`.
-      analyzers: vocabularies.
-      with_label: whether the outcomes are among the inputs.
+      inputs: Raw features, sparse `[batch, values]`, as returned by `tf.io.parse_example`; lists
+        may be left out.
+      spec: Spec of the examples, see `example_spec`.
+      analyzers: Vocabularies.
+      with_label: Whether the inputs include the outcomes.
 
     Returns:
       For each list `<name>_ids_xf` and `<name>_places_xf` sparse int64 and `<name>_weights_xf`
-      sparse float32, all of one width; with the outcomes `label_<task>_xf` float32
+      sparse float32, all of the same width; with the outcomes `label_<task>_xf` float32
       `[batch, candidates]`, NaN for none.
     """
     outputs: dict[str, Any] = {}
@@ -95,11 +95,11 @@ def preprocess_timeline(
 
 
 class TimelinePreprocessor(Preprocessor[TimelineSpec, None]):
-    """The transform, fitted to examples in this process; saved along in a SavedModel."""
+    """`preprocess_timeline` with its vocabularies, fitted in this process."""
 
     @classmethod
     def fit_examples(cls, examples: pa.Table, spec: TimelineSpec) -> TimelinePreprocessor:
-        """Vocabularies of the ids in the examples, one for each type."""
+        """Fits a vocabulary for each type of id to the examples."""
         vocabularies = {}
         for feature in spec.vocabularies:
             columns = [examples[f"{one.name}_ids"] for one in spec.lists if one.id == feature.name]
@@ -110,5 +110,5 @@ class TimelinePreprocessor(Preprocessor[TimelineSpec, None]):
     def __call__(
         self, inputs: Mapping[str, tf.SparseTensor], with_label: bool = False
     ) -> dict[str, Any]:
-        """`preprocess_timeline` with what was fitted."""
+        """Applies `preprocess_timeline`."""
         return preprocess_timeline(inputs, self._spec, self, with_label)

@@ -134,9 +134,9 @@ def test_a_spec_that_contradicts_itself_is_refused():
         HistorySpec(user="u", item="u")
     from tfrz.data.spec import Feature
 
-    with pytest.raises(ConfigError, match="context tags: has one value an event"):
+    with pytest.raises(ConfigError, match="context tags: cannot be multivalent"):
         HistorySpec(context=(Feature("tags", multivalent=True),))
-    with pytest.raises(ConfigError, match="feature history: is there twice"):
+    with pytest.raises(ConfigError, match="feature history: is defined twice"):
         HistorySpec(context=(Feature("history"),))
 
 

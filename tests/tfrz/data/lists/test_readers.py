@@ -193,7 +193,7 @@ def test_missing_files_and_folders(tmp_path):
     with pytest.raises(InputError, match="needs a path: write letor:PATH"):
         _open("letor")
     (tmp_path / "damaged.txt.gz").write_text("no gzip")
-    with pytest.raises(InputError, match="is damaged or not of the format"):
+    with pytest.raises(InputError, match="is damaged, or its format does"):
         _open(f"letor:{tmp_path}/damaged.txt.gz")
     with pytest.raises(ConfigError, match="letor has no option 'fold'"):
         _open(f"letor:{tmp_path}/test.txt", fold=1)
@@ -479,13 +479,13 @@ def test_a_damaged_tfrecord_is_told(tmp_path):
 
 
 def test_specs_that_contradict_themselves_are_refused():
-    with pytest.raises(ConfigError, match="there is none: name what describes candidates"):
+    with pytest.raises(ConfigError, match="must not be empty: name the columns"):
         ListSpec()
-    with pytest.raises(ConfigError, match="feature tags: has one value a candidate"):
+    with pytest.raises(ConfigError, match="feature tags: cannot be multivalent"):
         ListSpec(candidate=(Feature("tags", multivalent=True),))
     with pytest.raises(ConfigError, match="feature relevance: is the relevance"):
         ListSpec(candidate=(numeric("relevance"),))
-    with pytest.raises(ConfigError, match="feature page: is there twice"):
+    with pytest.raises(ConfigError, match="feature page: is defined twice"):
         ListSpec(candidate=(Feature("page"),), context=(Feature("page"),))
     with pytest.raises(ConfigError, match="query_vocabulary: must be at least 1"):
         ListSpec(candidate=(numeric("f1"),), query_vocabulary=0)

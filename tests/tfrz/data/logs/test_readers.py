@@ -250,10 +250,10 @@ def test_what_is_no_open_bandit_log_is_refused(tmp_path):
         with pytest.raises(ConfigError, match=f"data.options.{name}: must be one of"):
             _rows(f"obd:{tmp_path}", **{name: value})
     folder = _obd(tmp_path, [("1", "1", "0", "0.5")], drop="propensity_score")
-    with pytest.raises(InputError, match="is no log of the Open Bandit data"):
+    with pytest.raises(InputError, match="is not a log of the Open Bandit data"):
         _rows(f"obd:{folder}", **options)
     (folder / "random" / "men" / "men.csv.gz").write_bytes(b"not gzip at all")
-    with pytest.raises(InputError, match="is no log of the Open Bandit data"):
+    with pytest.raises(InputError, match="is not a log of the Open Bandit data"):
         _rows(f"obd:{folder}", **options)
     _obd(tmp_path, [])
     with pytest.raises(InputError, match="has no records"):
@@ -343,9 +343,9 @@ BAD_ROWS = {
     "propensity above 1": ("c3,a,9,1,1.2,home", "the propensity is 1.2, not above 0"),
     "negative propensity": ("c3,a,9,1,-0.2,home", "the propensity is -0.2"),
     "a word for a propensity": ("c3,a,9,1,low,home", "p is not float32"),
-    "NaN reward": ("c3,a,9,nan,0.5,home", "the reward is nan, no number"),
-    "infinite reward": ("c3,a,9,inf,0.5,home", "the reward is inf, no number"),
-    "missing reward": ("c3,a,9,,0.5,home", "the reward is None, no number"),
+    "NaN reward": ("c3,a,9,nan,0.5,home", "the reward is nan, not a number"),
+    "infinite reward": ("c3,a,9,inf,0.5,home", "the reward is inf, not a number"),
+    "missing reward": ("c3,a,9,,0.5,home", "the reward is None, not a number"),
     "a word for a reward": ("c3,a,9,yes,0.5,home", "clicked is not float32"),
     "no action": ("c3,,9,1,0.5,home", "banner is missing"),
     "no time": ("c3,a,,1,0.5,home", "shown_at is not a time"),
@@ -489,7 +489,7 @@ def test_outcomes_are_inputs_of_no_model_that_learns_from_histories(model):
 
 @pytest.mark.parametrize("name", ["page", "gone", "item"])
 def test_an_outcome_must_be_a_number_among_the_contexts(name):
-    with pytest.raises(ConfigError, match=f"outcome {name}: is no numeric context"):
+    with pytest.raises(ConfigError, match=f"outcome {name}: is not a numeric context"):
         dataclasses.replace(OUTCOMES, outcomes=(name,))
 
 

@@ -240,7 +240,7 @@ BAD = {
     "empty": ("criteo:{}/empty.txt", None, "is empty"),
     "wrong delimiter": ("criteo:{}/commas.txt", None, "expected 40 fields between tabs, got 1"),
     "another file": ("movielens-1m:{}/commas.txt", None, "neither a folder nor an archive"),
-    "damaged": ("movielens-1m:{}/broken.zip", None, "damaged or not of the format"),
+    "damaged": ("movielens-1m:{}/broken.zip", None, "damaged, or its format does"),
     "no such member": ("movielens-1m:{}", None, "has no ratings.dat"),
     "no path": ("criteo", None, "needs a path: write criteo:PATH"),
     "unknown source": ("criteoo:{}", None, "did you mean"),
