@@ -1,4 +1,4 @@
-"""`tfrz bench`: speed and memory, as ratios against named baselines of the same run."""
+"""`tfrz bench`: speed and memory relative to named baselines of the same run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tfrz.config import did_you_mean
 from tfrz.errors import InputError
 from tfrz.zoo import registry
 
-HELP = "speed and memory against named baselines of the same run; without SUITE lists the suites"
+HELP = "measure speed and memory against named baselines; without SUITE, list the suites"
 
 
 def _runner() -> ModuleType:
-    """The runner, which lives beside the package in the source tree and is not installed."""
+    """The runner, which is in the source tree beside the package and is not installed."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "benchmarks" / "runner.py").exists():
         raise InputError("the benchmarks are not installed: run tfrz bench from a source checkout")
@@ -42,20 +42,20 @@ def suites() -> dict[str, list[str]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares SUITE and the options that all suites share."""
+    """Adds SUITE and the options that all suites share."""
     parser.add_argument("suite", nargs="?", metavar="SUITE", help="one of: " + ", ".join(suites()))
     parser.add_argument(
         "--json", metavar="FILE", help="also write the report to FILE (- for stdout)"
     )
     parser.add_argument("--quick", action="store_true", help="small sizes; bounds are not judged")
     parser.add_argument(
-        "--part", action="append", metavar="NAME", help="run only this part (again)"
+        "--part", action="append", metavar="NAME", help="run only this part (can be repeated)"
     )
     parser.add_argument(
         "--layer-only", action="store_true", help="only the parts that need nothing but TensorFlow"
     )
-    parser.add_argument("--data", help="DATA of the end-to-end part; skipped where it is absent")
-    parser.add_argument("--seed", type=int, default=0, help="of inputs and weights (default: 0)")
+    parser.add_argument("--data", help="data of the end-to-end part, which is skipped without them")
+    parser.add_argument("--seed", type=int, default=0, help="seed of inputs and weights (0)")
     parser.add_argument(
         "--store",
         action="store_true",
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs a suite.
 
     Returns:
-      0, or 1 if a figure did not keep its bound.
+      0, or 1 if a figure is out of its bound.
 
     Raises:
       InputError: an unknown suite or part, or no source checkout.

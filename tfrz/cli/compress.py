@@ -1,4 +1,4 @@
-"""`tfrz compress DIR --rank N --out OUT`: a trained model with layers of low rank."""
+"""`tfrz compress DIR --rank N --out OUT`: replaces a trained model's layers by low-rank ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-HELP = "make a trained model smaller: layers of low rank, measured on data, fine-tuned"
+HELP = "make a trained model smaller with low-rank layers, and fine-tune it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,38 +14,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "directory", metavar="DIR", help="a run of tfrz train, or a SavedModel that tfrz exported"
     )
-    parser.add_argument("--out", required=True, help="folder of the result")
-    parser.add_argument("--rank", type=int, help="of every layer that it makes smaller")
+    parser.add_argument("--out", required=True, help="folder to write the result to")
+    parser.add_argument("--rank", type=int, help="rank of every layer that it makes smaller")
     parser.add_argument(
         "--target-parameters",
         type=int,
         metavar="N",
-        help="instead of --rank: of the matrices of all layers that can be of low rank, together",
+        help="instead of --rank: number of weights of all factorisable matrices together",
     )
-    parser.add_argument("--data", help="as of tfrz train (what the run in DIR was trained on)")
+    parser.add_argument("--data", help="as in tfrz train (the data that DIR was trained on)")
     parser.add_argument("--features", help="feature spec (YAML) of a file of your own")
     parser.add_argument(
         "--init",
         choices=("data", "spectral", "function"),
         default="data",
-        help="where the factors come from: best on what the layers read of the data (default), "
-        "nearest to the matrix, or nearest to a ReLU layer's function",
+        help="factors to start from: optimal for the layers' inputs on the data (default), nearest "
+        "to the matrix, or nearest to a ReLU layer's function",
     )
     parser.add_argument(
-        "--repair-scale", action="store_true", help="keep the size of each layer's output"
+        "--repair-scale", action="store_true", help="keep the scale of each layer's output"
     )
     parser.add_argument(
-        "--fine-tune-steps", type=int, default=0, metavar="N", help="train N steps after that (0)"
+        "--fine-tune-steps", type=int, default=0, metavar="N", help="then train N more steps (0)"
     )
     parser.add_argument(
-        "--learning-rate", type=float, metavar="X", help="of these steps (the run's own)"
+        "--learning-rate", type=float, metavar="X", help="of fine-tuning (that of the run in DIR)"
     )
     parser.add_argument(
         "--distill",
         type=float,
         default=0.0,
         metavar="WEIGHT",
-        help="of these steps, 0 to 1: learn from the model as it was (0)",
+        help="weight in 0 .. 1 of the original model as a teacher in fine-tuning (0)",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no log")
@@ -54,7 +54,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _layers(result: dict[str, Any]) -> str:
     from tfrz.cli.tables import format_table
 
-    header = ("layer", "kind", "shape", "rank", "before", "after", "output error", "stays full: it")
+    header = (
+        "layer",
+        "kind",
+        "shape",
+        "rank",
+        "before",
+        "after",
+        "output error",
+        "full because it",
+    )
     rows = [
         (
             layer["name"],
@@ -90,7 +99,7 @@ def _quality(result: dict[str, Any]) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compresses and prints what became of the layers and of the quality."""
+    """Compresses a model, and prints its layers and its metrics before and after."""
     from tfrz.cli.train import set_up_logging
     from tfrz.zoo.compress import compress
 

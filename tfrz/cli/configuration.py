@@ -1,4 +1,4 @@
-"""The arguments of commands that run a configuration of a model on a source."""
+"""Arguments shared by commands that run a model's configuration on data."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import argparse
 
 
 def add_configuration_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the model, its data and what changes its configuration."""
-    parser.add_argument("model", help="a name that 'tfrz list' shows")
+    """Adds the model, its data and overrides of its configuration."""
+    parser.add_argument("model", help="a name from 'tfrz list'")
     parser.add_argument(
         "--data",
         default="simulated",
@@ -15,7 +15,7 @@ def add_configuration_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--features", help="feature spec (YAML) of a file of your own")
     parser.add_argument(
-        "--config", metavar="FILE", help="YAML over the model's configuration, under --set"
+        "--config", metavar="FILE", help="YAML that overrides the configuration, before --set"
     )
     parser.add_argument(
         "--set",
@@ -28,7 +28,7 @@ def add_configuration_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def overrides_of(args: argparse.Namespace) -> list[str]:
-    """What `--set` and, where a command has it, `--seed` set."""
+    """The overrides of `--set` and, for commands that have it, of `--seed`."""
     overrides = list(args.overrides)
     seed = getattr(args, "seed", None)
     if seed is not None:

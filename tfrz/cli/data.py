@@ -7,13 +7,13 @@ import dataclasses
 import json
 from typing import Any
 
-HELP = "look into a source of records: 'tfrz data describe DATA'"
+HELP = "describe a data source: 'tfrz data describe DATA'"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     commands = parser.add_subparsers(dest="action", required=True, metavar="describe")
-    describe = commands.add_parser("describe", help="rows, corrupt lines, each feature's values")
+    describe = commands.add_parser("describe", help="rows, corrupt lines, values of each feature")
     describe.add_argument(
         "data",
         metavar="DATA",
@@ -25,19 +25,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="of the reader, as data.options of a configuration, e.g. rows=5000",
+        help="an option of the reader, as in data.options, e.g. rows=5000",
     )
     describe.add_argument(
         "--records",
         choices=("impression", "history", "list", "logged_action", "timeline"),
-        help="which records of a source that has several (the first)",
+        help="record type, for a source with several (its first)",
     )
     describe.add_argument(
         "--dependence",
         action="store_true",
-        help="of histories: also measure how far back what users take depends on the past",
+        help="for histories: also measure the dependence of items on the past, by lag",
     )
-    describe.add_argument("--plot", metavar="FILE", help="draw that curve into a PNG")
+    describe.add_argument("--plot", metavar="FILE", help="plot the dependence as a PNG")
     describe.add_argument("--limit", type=int, help="stop after about this many rows")
     describe.add_argument("--json", action="store_true", help="print JSON")
 
@@ -54,9 +54,7 @@ def run(args: argparse.Namespace) -> int:
     records = args.records or ("history" if wanted else None)
     options = apply_overrides({}, args.option)
     reader = open_source(args.data, args.features, records, **options)
-    require(
-        not wanted or reader.record_type == "history", "--dependence", "goes with history records"
-    )
+    require(not wanted or reader.record_type == "history", "--dependence", "needs history records")
     summary = summarize(reader, args.limit)
     found = _dependence(reader, args.plot) if wanted else None
     if args.json:
@@ -81,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if found is not None:
         print(
             f"\nlong-range dependence of {found.users:,} users with more than {found.lags[-1]} "
-            f"events (items' vectors from {found.learned_on:,} others);\nstandard error of zero "
+            f"events (item vectors from {found.learned_on:,} others);\nstandard error of zero "
             f"{found.standard_error:.4f}, slope of log D over log L above the shuffled curve "
             f"{found.slope:.2f}\n"
         )

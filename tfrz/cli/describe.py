@@ -1,18 +1,18 @@
-"""`tfrz describe MODEL`: one model's card."""
+"""`tfrz describe MODEL`: the page of a model."""
 
 from __future__ import annotations
 
 import argparse
 import json
 
-HELP = "one model: paper, layers, data, signatures, configuration, results"
+HELP = "describe a model: paper, layers, data, signatures, configuration, results"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    parser.add_argument("model", help="a name that 'tfrz list' shows")
+    parser.add_argument("model", help="a name from 'tfrz list'")
     parser.add_argument(
-        "--data", default="simulated", help="whose configuration to show (default: simulated)"
+        "--data", default="simulated", help="data set whose configuration to show (simulated)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
 

@@ -1,4 +1,4 @@
-"""`tfrz embeddings export | report | show | publish | forget`: users' embeddings, made offline."""
+"""`tfrz embeddings export | report | show | publish | forget`: user embeddings, made offline."""
 
 from __future__ import annotations
 
@@ -9,30 +9,34 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HELP = "make users' embeddings of whole histories offline, look at them, forget users"
+HELP = "export user embeddings of whole histories, inspect and publish them, forget users"
 
 
 def _add_export(commands: Any) -> None:
-    export = commands.add_parser("export", help="encode everybody's history into a store")
-    export.add_argument("model", metavar="MODEL_DIR", help="SavedModel of dv365, or their folder")
+    export = commands.add_parser("export", help="encode the histories of all users into a store")
     export.add_argument(
-        "--data", required=True, help="the events, as 'tfrz train dv365' takes them"
+        "model", metavar="MODEL_DIR", help="a SavedModel of dv365, or the folder of its versions"
     )
-    export.add_argument("--features", help="spec (YAML) of a file of your own")
+    export.add_argument("--data", required=True, help="the events, as in 'tfrz train dv365'")
+    export.add_argument("--features", help="feature spec (YAML) of a file of your own")
     export.add_argument(
-        "--option", action="append", default=[], metavar="KEY=VALUE", help="of the reader"
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the reader"
     )
-    export.add_argument("--store", required=True, help="folder of generations; made if missing")
+    export.add_argument("--store", required=True, help="folder of the store, created if needed")
     export.add_argument(
         "--as-of",
         metavar="TIME",
         help="Unix seconds or a UTC date, e.g. 2026-08-01 (the second after the newest event)",
     )
-    export.add_argument("--full", action="store_true", help="read the source from its beginning")
-    export.add_argument("--buckets", type=int, default=16, help="of users, of a new store (16)")
-    export.add_argument("--allow-empty", action="store_true", help="accept slices nobody has")
+    export.add_argument("--full", action="store_true", help="read the whole source again")
     export.add_argument(
-        "--no-publish", action="store_true", help="leave the current generation as it is"
+        "--buckets", type=int, default=16, help="buckets of users in a new store (16)"
+    )
+    export.add_argument(
+        "--allow-empty", action="store_true", help="accept slices that are empty for all users"
+    )
+    export.add_argument(
+        "--no-publish", action="store_true", help="do not change the current generation"
     )
     export.add_argument(
         "--to",
@@ -43,7 +47,7 @@ def _add_export(commands: Any) -> None:
     )
     export.add_argument("--runner", default="DirectRunner", help="Beam runner (DirectRunner)")
     export.add_argument(
-        "--beam-arg", action="append", default=[], metavar="ARG", help="a further Beam option"
+        "--beam-arg", action="append", default=[], metavar="ARG", help="a Beam option"
     )
     export.add_argument("--json", action="store_true", help="print JSON")
 
@@ -56,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_export(commands)
     report = commands.add_parser("report", help="coverage, norms, ages, slices, drift")
     report.add_argument("store", metavar="STORE")
-    report.add_argument("--generation", type=int, help="its number (the current one)")
+    report.add_argument("--generation", type=int, help="number of the generation (the current one)")
     report.add_argument("--json", action="store_true", help="print JSON")
     show = commands.add_parser("show", help="one user's vectors")
     show.add_argument("store", metavar="STORE")
@@ -65,11 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     publish = commands.add_parser("publish", help="make a generation the current one")
     publish.add_argument("store", metavar="STORE")
     publish.add_argument("generation", type=int, metavar="NUMBER")
-    publish.add_argument("--to", action="append", metavar="WRITER=PLACE", help="as of 'export'")
+    publish.add_argument("--to", action="append", metavar="WRITER=PLACE", help="as in 'export'")
     forget = commands.add_parser("forget", help="remove users or events for good")
     forget.add_argument("store", metavar="STORE")
     forget.add_argument("--user", action="append", default=[], metavar="USER")
-    forget.add_argument("--users", metavar="FILE", help="a user a line")
+    forget.add_argument("--users", metavar="FILE", help="a user per line")
     forget.add_argument(
         "--event", action="append", default=[], metavar="USER@TIME", help="TIME in Unix seconds"
     )
@@ -118,7 +122,7 @@ def _export(args: argparse.Namespace) -> int:
     from tfrz.embeddings.store import Store
 
     for text in args.to or ():
-        open_writer(text)  # A wrong name must not cost the hour of the job.
+        open_writer(text)  # A wrong name fails before the job, not after it.
     options = ExportOptions(
         as_of=_time(args.as_of),
         buckets=args.buckets,
@@ -196,7 +200,7 @@ def _show(args: argparse.Namespace) -> int:
     embeddings = open_embeddings(args.store)
     (packed,) = embeddings.packed([args.user.encode()])
     if packed is None:
-        raise InputError(f"{args.store} has no vectors of user {args.user!r}")
+        raise InputError(f"{args.store} has no vectors for user {args.user!r}")
     words = np.frombuffer(packed, "<u8").reshape(embeddings.num_vectors, -1)
     vectors = unpack4(words, embeddings.dim)
     if args.json:
@@ -244,16 +248,16 @@ def _forget(args: argparse.Namespace) -> int:
             raise InputError(f"--event {text}: write it as USER@TIME, TIME in Unix seconds")
         events.append((user.encode(), int(time)))
     if not users and not events:
-        raise InputError("nothing to forget: name --user, --users or --event")
+        raise InputError("nothing to forget: set --user, --users or --event")
     store = Store(args.store)
     if not store.numbers():
-        raise InputError(f"{args.store} is no store of embeddings")
+        raise InputError(f"{args.store} is not a store of embeddings")
     removed = store.forget(users, events)
     current = store.current()
     if current is not None and (store.directory / "current.sqlite").exists():
         _write(store, current, None)
     print(
-        f"{removed:,} rows removed; the next export reads everything, without "
+        f"{removed:,} rows removed; the next export reads the whole source, without "
         f"{len(users):,} users and {len(events):,} events"
     )
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-HELP = "the models of the zoo"
+HELP = "list the models of the zoo"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,12 +17,12 @@ _RECIPES = [
     (
         "distillation",
         "--set distill.teacher=PLACE",
-        "Knowledge distillation: a teacher, and what of it is kept (arXiv 2002.03532)",
+        "Knowledge distillation from a teacher, whole or in part (arXiv 2002.03532)",
     ),
     (
         "low rank",
         "--set low_rank.rank=N",
-        "Layers as products of thin matrices, in training or by tfrz compress (arXiv 2202.00834)",
+        "Low-rank layers, from the start or with tfrz compress (arXiv 2202.00834)",
     ),
 ]
 
@@ -54,6 +54,6 @@ def run(args: argparse.Namespace) -> int:
             header, [(e.name, e.record_type, ", ".join(e.datasets), e.title) for e in entries]
         )
     )
-    print("\nrecipes that apply across the zoo:")
+    print("\nrecipes for all models:")
     print(format_table(("recipe", "switch", "title"), _RECIPES))
     return 0

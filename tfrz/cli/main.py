@@ -1,4 +1,4 @@
-"""`tfrz`: finds the commands, runs one, turns bad input into one line and exit status 2."""
+"""`tfrz`: runs one of the commands; reports bad input in one line, with exit status 2."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _ORDER = (
 )
 
 _NO_SPACE = re.compile("No space left on device|Disk quota exceeded|File too large")
-_FULL_DISK = "no space left on the disk written to: free some and run it again, it resumes"
+_FULL_DISK = "no space left on the disk: free some and repeat the command to resume"
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every command does."""
+    """Reports an error in one line, as every command does."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}; see '{self.prog} --help'", file=sys.stderr)
@@ -62,7 +62,7 @@ def _help(commands: dict[str, str]) -> str:
     lines = ["usage: tfrz COMMAND ...", "", "The TensorFlow Recommender Zoo.", "", "commands:"]
     for name, module in commands.items():
         lines.append(f"  {name:<15} {importlib.import_module(module).HELP}")
-    return "\n".join([*lines, "", "'tfrz COMMAND --help' tells more."])
+    return "\n".join([*lines, "", "See 'tfrz COMMAND --help' for the arguments of a command."])
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -79,7 +79,7 @@ def _run(arguments: Sequence[str]) -> int:
     if name not in commands:
         raise InputError(f"unknown command {name!r}{did_you_mean(name, commands)}")
     module = importlib.import_module(commands[name])
-    if hasattr(module, "main"):  # reads its arguments in its own way
+    if hasattr(module, "main"):  # parses its own arguments
         return int(module.main(arguments[1:]))
     parser = _Parser(prog=f"tfrz {name}", description=module.HELP)
     module.add_arguments(parser)
@@ -91,7 +91,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _on_os_error(error: OSError) -> int:
     if isinstance(error, BrokenPipeError):
-        # The reader of our output went away (`tfrz list | head`): that is no error of ours.
+        # The reader closed the pipe (`tfrz list | head`), which is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

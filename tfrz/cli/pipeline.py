@@ -6,7 +6,7 @@ import argparse
 
 from tfrz.cli.configuration import add_configuration_arguments, overrides_of
 
-HELP = "run a model's TFX pipeline here, or compile it for Kubeflow"
+HELP = "run a model's TFX pipeline locally, or compile it for Kubeflow"
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +16,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OPTION",
-        help="an option of Beam, e.g. --beam-arg=--direct_num_workers=2",
+        help="a Beam option, e.g. --beam-arg=--direct_num_workers=2",
     )
 
 
@@ -28,15 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_parser.add_argument("--root", required=True, help="folder of artifacts and pushed models")
     run_parser.add_argument("--seed", type=int, help="sets data.seed and trainer.seed")
     run_parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    run_parser.add_argument("--quiet", action="store_true", help="no progress")
+    run_parser.add_argument("--quiet", action="store_true", help="print no progress")
     compile_parser = commands.add_parser("compile", help="write the Kubeflow v2 specification")
     _common(compile_parser)
     compile_parser.add_argument("--out", required=True, help="the JSON file to write")
     compile_parser.add_argument(
-        "--root", default="gs://your-bucket/tfrz", help="where the cluster writes artifacts"
+        "--root", default="gs://your-bucket/tfrz", help="folder or URI for the cluster's artifacts"
     )
     compile_parser.add_argument(
-        "--image", default="your-registry/tfrz:0.1.0", help="image that the cluster runs"
+        "--image", default="your-registry/tfrz:0.1.0", help="container image to run"
     )
 
 
@@ -51,7 +51,11 @@ def _compared(comparison: dict[str, dict[str, float]]) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs or compiles; 1 if the model was not blessed."""
+    """Runs or compiles the pipeline.
+
+    Returns:
+      0, or 1 if the model was not pushed.
+    """
     import json
 
     from tfrz.cli.tables import format_table

@@ -1,4 +1,4 @@
-"""`tfrz predict TARGET REQUEST`: one request to a server, or to a SavedModel on disk."""
+"""`tfrz predict TARGET REQUEST`: sends a request to a server, or to a SavedModel on disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-HELP = "ask a server of TF Serving's protocol, or a SavedModel on disk, for predictions"
+HELP = "get predictions from a server that speaks TF Serving's protocols, or from a SavedModel"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,19 +26,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "request",
         metavar="REQUEST",
-        help='JSON as TF Serving takes it, e.g. \'{"instances": [{"user": "u1"}]}\'; '
-        "a list is taken for the instances; @FILE reads a file: JSON, .jsonl (an instance a line) "
-        "or .parquet (an instance a row); - reads standard input",
+        help='JSON in TF Serving\'s format, e.g. \'{"instances": [{"user": "u1"}]}\', or a list of '
+        "instances; @FILE reads a file: JSON, .jsonl (an instance per line) or .parquet (an "
+        "instance per row); - reads standard input",
     )
     parser.add_argument("--signature", help="name of the signature (serving_default)")
-    parser.add_argument("--timeout", type=float, default=30.0, help="seconds to wait (30)")
+    parser.add_argument("--timeout", type=float, default=30.0, help="in seconds (30)")
     parser.add_argument(
-        "--repeat", type=int, default=1, metavar="N", help="ask N times and report the times (1)"
+        "--repeat",
+        type=int,
+        default=1,
+        metavar="N",
+        help="send it N times and report the latencies (1)",
     )
 
 
 def _json_value(value: Any, where: str) -> Any:
-    """A Parquet value as JSON has it."""
+    """A Parquet value as a JSON value."""
     if isinstance(value, bytes):
         return {"b64": base64.b64encode(value).decode()}
     if isinstance(value, list):
@@ -46,7 +50,7 @@ def _json_value(value: Any, where: str) -> Any:
     if not isinstance(value, bool | int | float | str):
         from tfrz.errors import InputError
 
-        raise InputError(f"{where}: {value!r} has no place in a request: leave the column out")
+        raise InputError(f"{where}: a request cannot contain {value!r}: leave the column out")
     return value
 
 
@@ -60,7 +64,7 @@ def _parquet(path: str) -> list[dict[str, Any]]:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"cannot read {path}: {error}") from error
-    # As the raw signatures write what is missing.
+    # How the raw signatures encode missing values.
     absent: dict[str, Any] = {}
     for field in table.schema:
         if pa.types.is_string(field.type) or pa.types.is_binary(field.type):
@@ -121,12 +125,12 @@ def _read(word: str) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the answer as JSON, and the times on standard error."""
+    """Prints the response as JSON, and the latencies on standard error."""
     from tfrz.errors import InputError
     from tfrz.serving.client import connect
 
     if args.repeat < 1:
-        raise InputError(f"--repeat {args.repeat}: ask at least once")
+        raise InputError(f"--repeat {args.repeat}: must be at least 1")
     document = _read(args.request)
     if args.signature is not None:
         document["signature_name"] = args.signature
@@ -139,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
             answer = client.predict(document)
             times.append(1e3 * (time.perf_counter() - start))
     print(json.dumps(answer, indent=1))
-    line = f"opened in {1e3 * opened:.1f} ms, first answer after {times[0]:.1f} ms"
+    line = f"opened in {1e3 * opened:.1f} ms, first response after {times[0]:.1f} ms"
     if args.repeat > 1:
         rest = sorted(times[1:])
         line += (

@@ -1,27 +1,31 @@
-"""`tfrz reproduce`: a paper's experiments, its figures beside the paper's."""
+"""`tfrz reproduce`: runs papers' experiments and compares the results with the paper's."""
 
 from __future__ import annotations
 
 import argparse
 
-HELP = "run a paper's experiments and compare; without a name, list them"
+HELP = "run papers' experiments and compare the results; without a name, list them"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     parser.add_argument("names", nargs="*", metavar="GROUP/EXPERIMENT", help="names or globs")
-    parser.add_argument("--quick", action="store_true", help="smaller sizes, which judge less")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (0)")
-    parser.add_argument("--data", help="the experiment's data set, where it needs one")
-    parser.add_argument("--json", metavar="FILE", help="write the results here")
     parser.add_argument(
-        "--work", default="runs/reproduce", help="folder of runs that a repeated command resumes"
+        "--quick",
+        action="store_true",
+        help="use small sizes; statements that these cannot show are not judged",
     )
+    parser.add_argument("--seed", type=int, default=0, help="random seed (0)")
+    parser.add_argument("--data", help="path of the data set, for experiments that need one")
+    parser.add_argument("--json", metavar="FILE", help="write the results to FILE")
     parser.add_argument(
-        "--jobs", type=int, default=1, help="runs to train at the same time, where there are many"
+        "--work",
+        default="runs/reproduce",
+        help="folder of finished trainings, which a repeated command reuses",
     )
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel trainings (1)")
     parser.add_argument(
-        "--store", action="store_true", help="write them into the package's stored results"
+        "--store", action="store_true", help="save the results in the package, for the docs"
     )
 
 
@@ -45,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.names:
         rows = [(e.name, e.source, e.title) for e in experiments().values()]
-        print(format_table(("experiment", "in the paper", "what"), rows))
+        print(format_table(("experiment", "in the paper", "title"), rows))
         return 0
     require(args.jobs >= 1, "--jobs", "must be at least 1")
     held, results = True, {}

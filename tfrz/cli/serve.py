@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-HELP = "serve a SavedModel over gRPC and REST, as TF Serving would"
+HELP = "serve SavedModels over gRPC and REST, as TF Serving does"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serves until it is told to stop. TF Serving's flags are not read as others are."""
+    """Serves until the process gets a signal; the server parses TF Serving's flags itself."""
     from tfrz.serving.__main__ import main as serve
 
     return serve(arguments)

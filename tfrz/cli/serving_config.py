@@ -1,4 +1,4 @@
-"""`tfrz serving-config DIR --out DIR`: TF Serving's configuration files for a model."""
+"""`tfrz serving-config DIR --out DIR`: writes TF Serving's configuration files for a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HELP = "write TF Serving's model, batching and monitoring configuration for a model"
+HELP = "write TF Serving's configuration files (models, batching, monitoring) for a model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,11 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "directory", metavar="DIR", help="the model's base path: a folder per version"
     )
     parser.add_argument("--out", required=True, help="folder for the three files")
-    parser.add_argument("--name", help="what requests call the model (the zoo model's name)")
+    parser.add_argument("--name", help="name of the model in requests (the zoo model's name)")
     parser.add_argument(
         "--base-path",
         metavar="PATH",
-        help="where the server finds the versions, e.g. /models/dcn_v2 or gs://... (DIR)",
+        help="base path of the versions on the server, e.g. /models/dcn_v2 or gs://... (DIR)",
     )
     parser.add_argument(
         "--keep", type=int, default=1, metavar="N", help="serve the N latest versions (1)"
@@ -30,17 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VERSION",
-        help="name a version; only the versions so named are then served",
+        help="label a version; only labelled versions are then served",
     )
     parser.add_argument(
-        "--max-batch-size", type=int, default=256, metavar="ROWS", help="of joined requests (256)"
+        "--max-batch-size", type=int, default=256, metavar="ROWS", help="rows of a batch (256)"
     )
     parser.add_argument(
         "--batch-timeout-micros",
         type=int,
         default=0,
         metavar="N",
-        help="how long an incomplete batch waits (0)",
+        help="how long an incomplete batch waits for more requests (0)",
     )
 
 
@@ -50,7 +50,7 @@ def _labels(words: list[str], versions: dict[int, Any], where: str) -> dict[str,
     labels: dict[str, int] = {}
     for word in words:
         name, equals, number = word.partition("=")
-        if not equals or not name or not number.isdigit():
+        if not equals or not name or not number.isdecimal():
             raise InputError(f"--label {word}: write NAME=VERSION, e.g. stable=3")
         if int(number) not in versions:
             raise InputError(
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.directory).resolve()
     latest = saved_model_folder(folder)
     if latest == folder:
-        raise InputError(f"{args.directory} is one version: name the folder above it")
+        raise InputError(f"{args.directory} is a single version: pass its parent folder")
     if args.keep < 1 or args.max_batch_size < 1 or args.batch_timeout_micros < 0:
         raise InputError(
             "--keep and --max-batch-size must be positive, --batch-timeout-micros >= 0"
@@ -100,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"or here:    tfrz serve {flags}", file=sys.stderr)
     if labels:
         print(
-            "labels at the start also need --allow_version_labels_for_unavailable_models",
+            "labels in a start configuration also need "
+            "--allow_version_labels_for_unavailable_models",
             file=sys.stderr,
         )
     return 0

@@ -1,4 +1,4 @@
-"""Tables as commands print them."""
+"""Tables, as text and as Markdown."""
 
 from __future__ import annotations
 

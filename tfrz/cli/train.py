@@ -1,4 +1,4 @@
-"""`tfrz train MODEL --data DATA --out DIR`: trains in this process."""
+"""`tfrz train MODEL --data DATA --out DIR`: trains a model in this process."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import sys
 
 from tfrz.cli.configuration import add_configuration_arguments, overrides_of
 
-HELP = "train a model in this process"
+HELP = "train a model in this process, and export it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    add_run_arguments(parser, "folder of the result; an unfinished run found there is resumed")
+    add_run_arguments(parser, "folder to write to; an unfinished run in it is resumed")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
-    """Adds the arguments of commands that train in this process; `out` tells of `--out`."""
+    """Adds the arguments of commands that train in this process; `out` is the help of `--out`."""
     add_configuration_arguments(parser)
     parser.add_argument("--out", required=True, help=out)
     parser.add_argument("--seed", type=int, help="sets data.seed and trainer.seed")
@@ -27,7 +27,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
 
 
 def set_up_logging(quiet: bool) -> None:
-    """The log on standard error, without that of libraries."""
+    """Logs to standard error, without the messages of libraries."""
     logging.basicConfig(
         level=logging.WARNING if quiet else logging.INFO,
         format="%(message)s",

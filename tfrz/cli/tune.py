@@ -6,14 +6,14 @@ import argparse
 import json
 from typing import Any
 
-HELP = "search for a model's best configuration"
+HELP = "search for the best configuration of a model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     from tfrz.cli.train import add_run_arguments
 
-    add_run_arguments(parser, "folder of the result; an unfinished search found there is resumed")
+    add_run_arguments(parser, "folder to write to; an unfinished search in it is resumed")
     parser.add_argument("--trials", type=int, help="sets tuner.max_trials")
 
 

@@ -1,4 +1,4 @@
-"""`python -m tfrz.serving`, and `tfrz serve`: the flags of the production server, or a folder."""
+"""`python -m tfrz.serving` and `tfrz serve`: takes the flags of TF Serving, or a folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _log_to_stderr() -> None:
 
 
 def _serve_until_told(server: Any, announcement: str | None = None) -> NoReturn:
-    """Says that it serves, waits for SIGTERM or SIGINT, drains, and ends the process."""
+    """Prints the announcement, waits for SIGTERM or SIGINT, drains, and ends the process."""
     stop = threading.Event()
 
     def on_signal(number: int, _: object) -> None:
@@ -39,14 +39,14 @@ def _serve_until_told(server: Any, announcement: str | None = None) -> NoReturn:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
-    # After that: who reads it may send a signal at once.
+    # Only after the handlers are set: a reader may send a signal at once.
     if announcement is not None:
         print(announcement, flush=True)
     stop.wait()
     server.stop()
     logging.shutdown()
     sys.stdout.flush()
-    # A graph that still runs, beyond the time for draining, must not keep the process.
+    # A graph that still runs after the time for draining must not keep the process alive.
     os._exit(0)
 
 
@@ -58,7 +58,7 @@ def _as_production(arguments: Sequence[str]) -> int:
     try:
         config, unknown, idle = flags.parse(arguments)
     except flags.UsageError as error:
-        print(f"{error}: the value cannot be read", file=sys.stderr)
+        print(f"{error}: invalid value", file=sys.stderr)
         print(flags.usage("tfrz serve"), file=sys.stderr)
         return _FAILED
     for argument in unknown:
@@ -83,18 +83,18 @@ def _as_production(arguments: Sequence[str]) -> int:
 
 
 def _base_path(directory: str) -> tuple[Path, int | None]:
-    """The base path of MODEL_DIR, and the version if MODEL_DIR is one version's folder."""
+    """Returns the base path of MODEL_DIR, and the version if MODEL_DIR is that of one version."""
     from tfrz.serving.manager import list_versions
     from tfrz.serving.model import is_saved_model
 
     path = Path(directory).resolve()
     if not path.is_dir():
-        raise InputError(f"{directory} is not a folder: name a SavedModel or a folder of versions")
+        raise InputError(f"{directory} is not a folder: pass a SavedModel or a folder of versions")
     if is_saved_model(path):
-        if not path.name.isdigit():
+        if not path.name.isdecimal():
             raise InputError(
-                f"{directory} is a SavedModel, but its name is no version number: rename it to "
-                "a number and name the folder above it"
+                f"{directory} is a SavedModel, but its name is not a version number: rename it to "
+                "a number and pass its parent folder"
             )
         return path.parent, int(path.name)
     versions = list_versions(str(path))
@@ -116,18 +116,19 @@ def _as_convenience(arguments: Sequence[str]) -> int:
 
     parser = _Parser(
         prog="tfrz serve",
-        description="Serve the SavedModels of MODEL_DIR over gRPC and REST, as TF Serving would. "
-        "With --model_base_path=DIR or --model_config_file=FILE instead of MODEL_DIR, flags, "
-        "waiting and exit statuses are TF Serving's. Files and addresses are checked at once.",
+        description="Serve the SavedModels of MODEL_DIR over gRPC and REST, as TF Serving does. "
+        "MODEL_DIR and the addresses are checked at once. With --model_base_path=DIR or "
+        "--model_config_file=FILE instead of MODEL_DIR, the flags, waiting and exit statuses are "
+        "those of TF Serving.",
     )
     parser.add_argument(
         "directory",
         metavar="MODEL_DIR",
-        help="a folder of versions, or one version; must hold a model now",
+        help="a folder with at least one version, or the folder of a version",
     )
     flags.add_arguments(parser, {"model_name": "--name"})
     if not arguments:
-        raise InputError("name either MODEL_DIR or --model_base_path=DIR: what shall be served?")
+        raise InputError("nothing to serve: pass MODEL_DIR or --model_base_path=DIR")
     values = vars(parser.parse_args(list(arguments)))
     base, version = _base_path(values.pop("directory"))
     values.pop("model_base_path", None)
@@ -158,10 +159,13 @@ def _as_convenience(arguments: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serves until it is told to stop; gives the exit status.
+    """Serves until the process gets a signal.
+
+    Returns:
+      The exit status.
 
     Raises:
-      InputError: the convenient form, `MODEL_DIR ...`, cannot be served.
+      InputError: the folder of the short form, `MODEL_DIR ...`, cannot be served.
     """
     if "--version" in arguments or "--version=true" in arguments:
         import tfrz

@@ -1,9 +1,9 @@
-"""Dynamic batching: runs that arrive close together become one (section 10 of the contract).
+"""Dynamic batching: joins runs that arrive close together (section 10 of the contract).
 
-A `Scheduler` has the threads, shared by all models; a `BatchingRunner` belongs to one version and
-keeps a queue for each set of tensors. A thread that is free takes the oldest batch of the next
-queue in turn; while all are busy, requests gather. So even with `batch_timeout_micros` 0 batches
-grow with the load.
+A `Scheduler` owns the threads, which all models share; a `BatchingRunner` belongs to one version
+and keeps a queue for each set of tensors. A free thread takes the oldest batch of the next queue in
+turn; while all threads are busy, requests gather. Batches therefore grow with the load even if
+`batch_timeout_micros` is 0.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ Runner = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class BatchingParameters:
-    """How runs are joined.
+    """Sizes and times of batches.
 
     Attributes:
-      max_batch_size: rows of a request, and of what is gathered, at most.
-      batch_timeout_micros: how long an incomplete batch waits.
-      max_enqueued_batches: batches in one queue at most; more are refused.
-      num_batch_threads: batches that run at a time, over all models.
-      thread_pool_name: a label of metrics.
-      allowed_batch_sizes: ascending; batches are filled up to the next of them.
-      pad_variable_length_inputs: pad inputs that differ in other dimensions than the first.
+      max_batch_size: maximum number of rows of a request and of a batch.
+      batch_timeout_micros: how long an incomplete batch waits for more requests.
+      max_enqueued_batches: maximum number of batches in a queue; more are refused.
+      num_batch_threads: number of batches that run in parallel, over all models.
+      thread_pool_name: a label of the metrics.
+      allowed_batch_sizes: ascending; batches are padded to the next of these sizes.
+      pad_variable_length_inputs: pad inputs that differ in dimensions other than the first.
       enable_large_batch_splitting: run at most `max_execution_batch_size` rows at a time.
-      max_execution_batch_size: `max_batch_size` if 0.
+      max_execution_batch_size: 0 means `max_batch_size`.
 
     Raises:
       RequestError: INVALID_ARGUMENT.
@@ -84,13 +84,13 @@ class BatchingParameters:
 
     @property
     def execution_size(self) -> int:
-        """Rows of one run of the graph at most."""
+        """Maximum number of rows of one run of the graph."""
         if self.enable_large_batch_splitting and self.max_execution_batch_size:
             return self.max_execution_batch_size
         return self.max_batch_size
 
     def padded(self, rows: int) -> int:
-        """The size that a batch of so many rows is filled up to."""
+        """Returns the size that a batch with this number of rows is padded to."""
         return next((size for size in self.allowed_batch_sizes if size >= rows), rows)
 
 
@@ -138,7 +138,7 @@ class _Queue:
         batch.rows += task.rows
 
     def ready_at(self) -> float:
-        """When the oldest batch may run, by the monotonic clock; 0 at once."""
+        """The time when the oldest batch may run, by the monotonic clock; 0 for at once."""
         oldest = self.batches[0]
         if len(self.batches) > 1 or oldest.rows >= self.parameters.max_batch_size:
             return 0.0
@@ -149,9 +149,9 @@ class Scheduler:
     """The threads that run batches.
 
     Args:
-      threads: how many.
+      threads: number of threads.
       name: `thread_pool_name` of the metrics.
-      metrics: where to count.
+      metrics: of the server.
     """
 
     def __init__(self, threads: int, name: str, metrics: Metrics) -> None:
@@ -175,7 +175,7 @@ class Scheduler:
             thread.join()
 
     def submit(self, queue: _Queue, task: _Task) -> None:
-        """Puts a task into a queue.
+        """Adds a task to a queue.
 
         Raises:
           RequestError: UNAVAILABLE, the queue is full.
@@ -191,14 +191,14 @@ class Scheduler:
             self._changed.notify()
 
     def withdraw(self, task: _Task) -> bool:
-        """Whether the task had not been taken, and now will not be."""
+        """Cancels a task; returns False if a thread has already taken it."""
         with self._changed:
             withdrawn = not task.taken
             task.taken = True
             return withdrawn
 
     def _next(self) -> tuple[_Queue, _Batch] | None:
-        """The next batch that may run; None to end. Waits."""
+        """Waits for the next batch that may run; returns None to end the thread."""
         with self._changed:
             while True:
                 wake = math.inf
@@ -260,7 +260,7 @@ class Scheduler:
 def _join(
     requests: Sequence[Sequence[np.ndarray]], parameters: BatchingParameters
 ) -> list[np.ndarray]:
-    """The inputs of all requests, one behind the other."""
+    """Concatenates the inputs of all requests."""
     joined = []
     for values in zip(*requests, strict=True):
         if len({value.shape[1:] for value in values}) > 1:
@@ -279,14 +279,14 @@ def _join(
 
 
 def _pad(value: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Fills up with zeros (empty strings) behind, in every dimension but the first."""
+    """Pads with zeros (or empty strings) at the end of every dimension but the first."""
     widths = [(0, 0)] + [(0, int(a - b)) for a, b in zip(shape[1:], value.shape[1:], strict=True)]
     fill = b"" if value.dtype == object else value.dtype.type(0)
     return np.pad(value, widths, constant_values=fill)
 
 
 def _run_padded(queue: _Queue, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    """One run of the graph, filled up to an allowed size with copies of the first row."""
+    """Runs the graph once, padded to an allowed size with copies of the first row."""
     rows = len(inputs[0])
     size = queue.parameters.padded(rows)
     if size > rows:

@@ -1,7 +1,8 @@
-"""Asking for predictions: a server over REST or gRPC, or a SavedModel on disk, all by one request.
+"""Predictions from a server over REST or gRPC, or from a SavedModel on disk, by the same request.
 
-A request is what TF Serving's REST API takes, `{"instances": ...}` or `{"inputs": ...}`, and the
-answer is what it gives, `{"predictions": ...}` or `{"outputs": ...}`, whichever way it went.
+Requests and responses have the format of TF Serving's REST API, whatever the transport:
+`{"instances": ...}` returns `{"predictions": ...}`, and `{"inputs": ...}` returns
+`{"outputs": ...}`.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ PREDICT = "/tensorflow.serving.PredictionService/Predict"
 def predict(
     target: str, request: Mapping[str, Any], signature: str | None = None, timeout: float = 30.0
 ) -> dict[str, Any]:
-    """The answer of `target` to `request`.
+    """Sends a request to a server or a SavedModel.
 
     Args:
       target: see `connect`.
-      request: as TF Serving's REST API takes it.
+      request: in the format of TF Serving's REST API.
       signature: overrides the request's `signature_name`; `serving_default` if neither is given.
       timeout: seconds to wait for a server.
 
     Returns:
-      As TF Serving's REST API answers.
+      The response, in the format of TF Serving's REST API.
 
     Raises:
-      InputError: nothing answers at `target`, it is no model, or the request is refused.
+      InputError: `target` does not respond or is not a model, or the request is refused.
     """
     document = dict(request)
     if signature is not None:
@@ -52,19 +53,19 @@ def predict(
 
 
 class Client(abc.ABC):
-    """Something that answers requests; a context manager."""
+    """Sends requests to one target; a context manager."""
 
     @abc.abstractmethod
     def predict(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to one request.
+        """Returns the response to one request.
 
         Raises:
-          InputError: nothing answers, or the request is refused.
+          InputError: the target does not respond, or the request is refused.
         """
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Lets the connection or the model go."""
+        """Closes the connection, or unloads the model."""
 
     def __enter__(self) -> Client:
         return self
@@ -76,16 +77,16 @@ class Client(abc.ABC):
 
 
 def connect(target: str, timeout: float = 30.0) -> Client:
-    """A client of `target`.
+    """Returns a client of a target.
 
     Args:
       target: `http://HOST:PORT/v1/models/NAME[/versions/N|/labels/L]`,
-        `grpc://HOST:PORT/NAME[/versions/N|/labels/L]`, or a folder: a SavedModel, or versions of
-        one, of which the latest is taken.
+        `grpc://HOST:PORT/NAME[/versions/N|/labels/L]`, or a folder: a SavedModel, or a folder of
+        versions, of which the latest is used.
       timeout: seconds to wait for a server.
 
     Raises:
-      InputError: it is none of these.
+      InputError: the target has another form.
     """
     if target.startswith(("http://", "https://")):
         return _HttpClient(target, timeout)
@@ -112,7 +113,7 @@ class _HttpClient(Client):
             body = response.read()
         except (OSError, http.client.HTTPException) as error:
             raise InputError(
-                f"nothing answers at {self._target} ({error}): is the server up?"
+                f"no response from {self._target} ({error}): is the server running?"
             ) from error
         answer = _answer(self._target, body)
         if response.status != 200:
@@ -141,7 +142,7 @@ def _line(message: object) -> str:
 
 
 def _decode(document: Mapping[str, Any], signatures: Mapping[str, Any]) -> Any:
-    """Name of the signature, whether rows were sent, and the arrays."""
+    """Returns the name of the signature, whether the request is in row form, and the arrays."""
     from tfrz.serving import json_tensors
 
     name = document.get("signature_name") or "serving_default"
@@ -157,10 +158,10 @@ class GrpcClient(Client):
 
     Args:
       target: `grpc://HOST:PORT/NAME[/versions/N|/labels/L]`.
-      timeout: seconds to wait for an answer.
+      timeout: seconds to wait for a response.
 
     Raises:
-      InputError: the target is not of that form.
+      InputError: the target has another form.
     """
 
     def __init__(self, target: str, timeout: float = 30.0) -> None:
@@ -169,7 +170,7 @@ class GrpcClient(Client):
             raise InputError(f"{target}: write grpc://HOST:PORT/NAME[/versions/N]")
         import grpc
 
-        # TensorFlow is imported here, so that it is no part of the first answer's time.
+        # Imports TensorFlow now, so that the first request does not include its start.
         import tfrz.serving.json_tensors  # noqa: F401
 
         self.address = match["address"]
@@ -193,7 +194,7 @@ class GrpcClient(Client):
             spec.version_label = self._match["label"]
 
     def _of_server(self) -> Mapping[str, Any]:
-        """The signatures; asked for once."""
+        """The signatures, which are requested once."""
         if self._signatures is None:
             from tensorflow_serving.apis import (
                 get_model_metadata_pb2,
@@ -210,10 +211,10 @@ class GrpcClient(Client):
         return self._signatures
 
     def encode(self, document: Mapping[str, Any]) -> tuple[Any, bool]:
-        """The `PredictRequest` of a request, and whether it was in row form.
+        """Returns the `PredictRequest` of a request, and whether it is in row form.
 
         Raises:
-          InputError: nothing answers, or the request does not fit the model.
+          InputError: the server does not respond, or the request does not fit the model.
         """
         import grpc
         from tensorflow_serving.apis import predict_pb2
@@ -239,15 +240,15 @@ class GrpcClient(Client):
 
         if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             return InputError(
-                f"nothing answers at {self._target} ({error.code().name}): is the server up?"
+                f"no response from {self._target} ({error.code().name}): is the server running?"
             )
         return InputError(f"{self._target} refused: {_line(error.details())}")
 
     def predict(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to one request, as REST would give it.
+        """Returns the response to one request, in the format of the REST API.
 
         Raises:
-          InputError: nothing answers, or the request is refused.
+          InputError: the server does not respond, or the request is refused.
         """
         import grpc
         from tensorflow_serving.apis import prediction_service_pb2_grpc
@@ -266,7 +267,7 @@ class GrpcClient(Client):
 
 
 def saved_model_folder(path: str | Path) -> Path:
-    """The SavedModel at `path`: itself, or the latest version in it.
+    """Returns the SavedModel at `path`: the folder itself, or the latest version in it.
 
     Raises:
       InputError: there is none.
@@ -276,7 +277,7 @@ def saved_model_folder(path: str | Path) -> Path:
 
     folder = Path(path)
     if not folder.is_dir():
-        raise InputError(f"{path} is not a folder: name a SavedModel, http://... or grpc://...")
+        raise InputError(f"{path} is not a folder: pass a SavedModel, http://... or grpc://...")
     if is_saved_model(folder):
         return folder
     versions = {n: Path(v) for n, v in list_versions(str(folder)).items()}

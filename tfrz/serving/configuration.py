@@ -1,4 +1,4 @@
-"""The server's configuration: its flags as one dataclass, and the files that they name."""
+"""The server's configuration: its flags as a dataclass, and the files that they name."""
 
 from __future__ import annotations
 
@@ -26,56 +26,56 @@ def _flag(default: Any, help: str, idle: bool = False) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class ServerConfig:
-    """What to serve, where and how: a field for each flag.
+    """The flags of a server.
 
-    All are TF Serving's but `host` and `drain_seconds`. What `idle` marks is accepted and has no
-    effect here.
+    All are flags of TF Serving except `host` and `drain_seconds`. Flags marked `idle` are accepted
+    and have no effect here.
     """
 
-    model_name: str = _flag("default", "with model_base_path: what requests call the model")
-    model_base_path: str = _flag("", "holds a folder per version of the one model to serve")
+    model_name: str = _flag("default", "name of the model at model_base_path in requests")
+    model_base_path: str = _flag("", "folder with a subfolder per version of the model to serve")
     port: int = _flag(8500, "gRPC port, 0 for none")
     rest_api_port: int = _flag(0, "HTTP port, 0 for none; must differ from port")
     host: str = _flag("127.0.0.1", "address to listen on; not a flag of TF Serving")
     drain_seconds: float = _flag(
-        10.0, "after SIGTERM running requests may take so long; not a flag of TF Serving"
+        10.0, "how long running requests may take after SIGTERM; not a flag of TF Serving"
     )
     grpc_socket_path: str = _flag("", "also serve gRPC on this Unix socket")
-    rest_api_num_threads: int = _flag(4 * _CORES, "HTTP requests worked on at a time")
-    rest_api_timeout_in_ms: int = _flag(30000, "run-time limit of one HTTP request")
-    rest_api_enable_cors_support: bool = _flag(False, "CORS headers on every HTTP answer")
-    model_config_file: str = _flag("", "models from a text ModelServerConfig")
-    model_config_file_poll_wait_seconds: int = _flag(0, "read that file again this often; 0 never")
+    rest_api_num_threads: int = _flag(4 * _CORES, "number of HTTP requests processed in parallel")
+    rest_api_timeout_in_ms: int = _flag(30000, "time limit of an HTTP request")
+    rest_api_enable_cors_support: bool = _flag(False, "add CORS headers to HTTP responses")
+    model_config_file: str = _flag("", "text ModelServerConfig with the models to serve")
+    model_config_file_poll_wait_seconds: int = _flag(0, "seconds between reads of it; 0 reads once")
     file_system_poll_wait_seconds: float = _flag(
-        1.0, "look for versions this often; 0 once at the start, negative never"
+        1.0, "seconds between looks for versions; 0 looks once at the start, negative never"
     )
-    max_num_load_retries: int = _flag(5, "a load that failed is tried again so often")
-    load_retry_interval_micros: int = _flag(60_000_000, "time between the tries")
-    num_load_threads: int = _flag(0, "loads at a time; 0: one after another")
-    num_unload_threads: int = _flag(0, "unloads happen beside the loads", idle=True)
+    max_num_load_retries: int = _flag(5, "number of retries of a failed load")
+    load_retry_interval_micros: int = _flag(60_000_000, "time between these retries")
+    num_load_threads: int = _flag(0, "number of parallel loads; 0 loads one after another")
+    num_unload_threads: int = _flag(0, "unloads run in parallel to loads", idle=True)
     allow_version_labels_for_unavailable_models: bool = _flag(
         False, "a new label may name a version that is not loaded"
     )
     enable_batching: bool = _flag(False, "join requests that arrive close together")
-    batching_parameters_file: str = _flag("", "a text BatchingParameters; with enable_batching")
+    batching_parameters_file: str = _flag("", "text BatchingParameters; needs enable_batching")
     enable_per_model_batching_parameters: bool = _flag(
-        False, "sizes and times from batching_params.pbtxt beside each version"
+        False, "read sizes and times from batching_params.pbtxt of each version"
     )
-    monitoring_config_file: str = _flag("", "a text MonitoringConfig")
-    enable_model_warmup: bool = _flag(True, "run the requests stored beside a model first")
-    num_request_iterations_for_warmup: int = _flag(0, "each of them this often if > 0, else once")
+    monitoring_config_file: str = _flag("", "text MonitoringConfig")
+    enable_model_warmup: bool = _flag(True, "first run the requests stored with a model")
+    num_request_iterations_for_warmup: int = _flag(0, "how often each of them runs; 0 means once")
     enable_signature_method_name_check: bool = _flag(
-        False, "Classify and Regress need signatures marked for them"
+        False, "Classify and Regress only accept signatures marked for them"
     )
-    saved_model_tags: str = _flag("serve", "of the meta graph, comma separated")
-    tensorflow_session_parallelism: int = _flag(0, "threads of both pools; 0 automatic")
-    tensorflow_intra_op_parallelism: int = _flag(0, "threads within an operation; 0 automatic")
-    tensorflow_inter_op_parallelism: int = _flag(0, "operations at a time; 0 automatic")
-    tensorflow_session_config_file: str = _flag("", "a text tensorflow.ConfigProto")
+    saved_model_tags: str = _flag("serve", "tags of the meta graph, comma separated")
+    tensorflow_session_parallelism: int = _flag(0, "threads of both pools; 0 chooses")
+    tensorflow_intra_op_parallelism: int = _flag(0, "threads of an operation; 0 chooses")
+    tensorflow_inter_op_parallelism: int = _flag(0, "number of parallel operations; 0 chooses")
+    tensorflow_session_config_file: str = _flag("", "text tensorflow.ConfigProto")
     platform_config_file: str = _flag("", "refused: not supported here")
-    ssl_config_file: str = _flag("", "a text SSLConfig: TLS for gRPC")
+    ssl_config_file: str = _flag("", "text SSLConfig: TLS for gRPC")
     grpc_channel_arguments: str = _flag("", "key=value,key=value for the gRPC server")
-    grpc_max_threads: int = _flag(4 * _CORES, "gRPC calls at a time; more are refused")
+    grpc_max_threads: int = _flag(4 * _CORES, "number of parallel gRPC calls; more are refused")
     enable_grpc_healthcheck_service: bool = _flag(False, "gRPC's standard health service")
     flush_filesystem_caches: bool = _flag(True, "", idle=True)
     enable_profiler: bool = _flag(True, "", idle=True)
@@ -134,10 +134,10 @@ class ServerConfig:
 
 
 def read_text(path: str, into: _Message) -> _Message:
-    """Fills a message from a file in protocol buffers' text form.
+    """Fills a message from a file in protocol buffers' text format.
 
     Raises:
-      RequestError: NOT_FOUND, or INVALID_ARGUMENT with the place of the mistake.
+      RequestError: NOT_FOUND, or INVALID_ARGUMENT with the position of the error.
     """
     kind = into.DESCRIPTOR.full_name.replace("tfrz.serving.", "tensorflow.serving.")
     try:
@@ -151,10 +151,10 @@ def read_text(path: str, into: _Message) -> _Message:
 
 
 def models_of_flags(config: ServerConfig) -> model_server_config_pb2.ModelConfigList:
-    """The models that the flags or their file name.
+    """Returns the models that the flags or their configuration file name.
 
     Raises:
-      RequestError: the file is not what it should be.
+      RequestError: the file is invalid.
     """
     if config.model_config_file:
         read = read_text(config.model_config_file, model_server_config_pb2.ModelServerConfig())
@@ -171,7 +171,7 @@ def models_of_flags(config: ServerConfig) -> model_server_config_pb2.ModelConfig
 def model_list(
     config: model_server_config_pb2.ModelServerConfig,
 ) -> model_server_config_pb2.ModelConfigList:
-    """The list within a configuration.
+    """Returns the model list of a configuration.
 
     Raises:
       RequestError: INVALID_ARGUMENT, it has none.
@@ -185,10 +185,10 @@ def model_list(
 
 
 def batching_parameters(path: str) -> BatchingParameters:
-    """The parameters in a file; the defaults if `path` is empty.
+    """Returns the parameters in a file; the defaults if `path` is empty.
 
     Raises:
-      RequestError: the file is not what it should be.
+      RequestError: the file is invalid.
     """
     read = batching_pb2.BatchingParameters()
     if path:
@@ -202,10 +202,10 @@ def batching_parameters(path: str) -> BatchingParameters:
 
 
 def prometheus_path(path: str) -> str | None:
-    """Where metrics are served by this monitoring file; None if nowhere.
+    """Returns the path of the metrics endpoint in a monitoring file; None if it has none.
 
     Raises:
-      RequestError: the file is not what it should be.
+      RequestError: the file is invalid.
     """
     if not path:
         return None
@@ -214,10 +214,10 @@ def prometheus_path(path: str) -> str | None:
 
 
 def server_credentials(path: str) -> grpc.ServerCredentials | None:
-    """The credentials of an SSL file; None if `path` is empty.
+    """Returns the credentials of an SSL file; None if `path` is empty.
 
     Raises:
-      RequestError: the file is not what it should be.
+      RequestError: the file is invalid.
     """
     if not path:
         return None
@@ -232,7 +232,7 @@ def server_credentials(path: str) -> grpc.ServerCredentials | None:
 
 
 def channel_arguments(text: str) -> list[tuple[str, str | int]]:
-    """`key=value,key=value` as gRPC options; whole numbers become integers.
+    """Parses `key=value,key=value` as gRPC options; whole numbers become integers.
 
     Raises:
       RequestError: INVALID_ARGUMENT.

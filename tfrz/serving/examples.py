@@ -1,4 +1,4 @@
-"""Classify and Regress: `tf.Example`s in, labels and scores or values out (contract 6.2, 7.6)."""
+"""Classify and Regress: from `tf.Example`s to labels, scores or values (contract 6.2, 7.6)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UINT64_END = 2**64
 
 
 def serialized(request: input_pb2.Input) -> np.ndarray:
-    """The examples of an `Input` as serialised strings, each after the context if there is one.
+    """Returns the examples of an `Input` as serialised strings, prefixed with the context, if any.
 
     Raises:
       RequestError: INVALID_ARGUMENT, there is no example.
@@ -38,13 +38,13 @@ def serialized(request: input_pb2.Input) -> np.ndarray:
     if not examples:
         raise invalid("Input is empty.")
     array = np.empty(len(examples), object)
-    # Protocol buffers merge what stands one behind the other: both sets of features are seen.
+    # Concatenated messages are merged when they are parsed: both sets of features are present.
     array[:] = [prefix + example.SerializeToString() for example in examples]
     return array
 
 
 def _signature(model: LoadedModel, name: str, kind: str) -> tuple[str, Any]:
-    """The signature, once its input is known to fit."""
+    """Returns the signature after checking its input."""
     name = name or "serving_default"
     if name not in model.signatures:
         raise invalid(f"No signature was found with the name: {name}")
@@ -75,17 +75,17 @@ def classify(
     examples: np.ndarray,
     call: Call = Call("Classify"),  # noqa: B008  (it cannot change)
 ) -> classification_pb2.ClassificationResult:
-    """Labels and scores of every example.
+    """Returns the labels and scores of every example.
 
     Args:
       model: a loaded version.
       name: of a signature with the input `inputs` and the outputs `classes` (string,
         `[batch, n]`), `scores` (float, `[batch, n]`) or both; the empty name is `serving_default`.
-      examples: what `serialized` gives.
-      call: what the run belongs to.
+      examples: of `serialized`.
+      call: the request.
 
     Raises:
-      RequestError: with the contract's texts.
+      RequestError: with the messages of the contract.
     """
     name, signature = _signature(model, name, "classification")
     if len(signature.outputs) not in (1, 2):
@@ -134,17 +134,17 @@ def regress(
     examples: np.ndarray,
     call: Call = Call("Regress"),  # noqa: B008  (it cannot change)
 ) -> regression_pb2.RegressionResult:
-    """The value of every example.
+    """Returns the value of every example.
 
     Args:
       model: a loaded version.
       name: of a signature with the input `inputs` and the output `outputs` (float, `[batch]` or
         `[batch, 1]`); the empty name is `serving_default`.
-      examples: what `serialized` gives.
-      call: what the run belongs to.
+      examples: of `serialized`.
+      call: the request.
 
     Raises:
-      RequestError: with the contract's texts.
+      RequestError: with the messages of the contract.
     """
     name, signature = _signature(model, name, "regression")
     if len(signature.outputs) != 1:
@@ -173,13 +173,13 @@ def regress(
 def multi_inference(
     model: LoadedModel, request: inference_pb2.MultiInferenceRequest, call: Call
 ) -> inference_pb2.MultiInferenceResponse:
-    """Several signatures of one version on the same examples.
+    """Runs several signatures of one version on the same examples.
 
     Returns:
       The results in the order of the tasks; their `model_spec`s have the signature only.
 
     Raises:
-      RequestError: with the contract's texts.
+      RequestError: with the messages of the contract.
     """
     name = request.tasks[0].model_spec.name
     rows = serialized(request.input)

@@ -1,4 +1,4 @@
-"""Flags in TF Serving's form (section 3 of the contract), and in the usual form of `tfrz`."""
+"""Flags in TF Serving's syntax (section 3 of the contract), and in the usual syntax of `tfrz`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FIELDS = {field.name: field for field in dataclasses.fields(ServerConfig)}
 
 
 class UsageError(Exception):
-    """A flag whose value cannot be read; the process shows the usage and ends."""
+    """A flag with an invalid value; the process prints the usage and ends."""
 
 
 def _kind(field: dataclasses.Field[Any]) -> type:
@@ -24,7 +24,7 @@ def _value(field: dataclasses.Field[Any], text: str | None) -> Any:
     """The value of `--name=text`, or of `--name`.
 
     Raises:
-      ValueError: it is none.
+      ValueError: the value is not of the flag's type.
     """
     kind = _kind(field)
     if kind is bool:
@@ -35,10 +35,10 @@ def _value(field: dataclasses.Field[Any], text: str | None) -> Any:
 
 
 def parse(arguments: Sequence[str]) -> tuple[ServerConfig, list[str], list[str]]:
-    """Flags as the production server reads them.
+    """Parses flags as the production server does.
 
     Returns:
-      The configuration; the arguments that are no flags; the flags that have no effect here.
+      The configuration, the arguments that are not flags, and the flags without effect here.
 
     Raises:
       UsageError: a value is not of its flag's type.
@@ -52,7 +52,7 @@ def parse(arguments: Sequence[str]) -> tuple[ServerConfig, list[str], list[str]]
             unknown.append(argument)
             continue
         if not equals and _kind(field) is not bool:
-            # `--port 8500`: neither word is understood.
+            # `--port 8500`: neither argument is a flag.
             unknown.append(argument)
             continue
         try:
@@ -64,12 +64,12 @@ def parse(arguments: Sequence[str]) -> tuple[ServerConfig, list[str], list[str]]
 
 
 def usage(program: str) -> str:
-    """The list of flags."""
+    """Returns the list of flags."""
     lines = [f"usage: {program}", "Flags:"]
     for field in _FIELDS.values():
         default = str(field.default).lower() if _kind(field) is bool else field.default
         kind = {bool: "bool", int: "int", float: "float", str: "string"}[_kind(field)]
-        text = field.metadata["help"] or "accepted, without effect here"
+        text = field.metadata["help"] or "accepted, but without effect here"
         lines.append(f"\t--{f'{field.name}={default!s}':<45} {kind}\t{text}")
     return "\n".join(lines) + "\n"
 
@@ -82,7 +82,7 @@ def _boolean(text: str) -> bool:
 
 
 def add_arguments(parser: argparse.ArgumentParser, aliases: dict[str, str]) -> None:
-    """Adds every flag in the usual form, `--name value` or `--name=value`, without defaults."""
+    """Adds every flag in the usual syntax, `--name value` or `--name=value`, without defaults."""
     for field in _FIELDS.values():
         kind = _kind(field)
         text = field.metadata["help"]

@@ -1,6 +1,6 @@
 """The gRPC interface: `PredictionService`, `ModelService`, and gRPC's health service.
 
-The event loop only moves bytes: messages are read, run and written on the threads of a pool.
+The event loop only moves bytes: a thread pool parses, runs and serialises messages.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _wanted(request: Any) -> tuple[str, int | None, str | None]:
 
 
 def _describe(spec: Any, name: str, signature: str, number: int) -> None:
-    """Fills the `ModelSpec` of an answer: what was asked, and the version that answered."""
+    """Fills the `ModelSpec` of a response: the requested names, and the version that was used."""
     spec.name, spec.signature_name, spec.version.value = name, signature, number
 
 
@@ -81,13 +81,13 @@ class PredictionService:
         return answer
 
     def classify(self, request: Any, call: Call) -> Any:
-        """Labels and scores of examples."""
+        """Returns the labels and scores of examples."""
         answer = classification_pb2.ClassificationResponse()
         self._on_examples(request, answer, examples.classify, call)
         return answer
 
     def regress(self, request: Any, call: Call) -> Any:
-        """Values of examples."""
+        """Returns the values of examples."""
         answer = regression_pb2.RegressionResponse()
         self._on_examples(request, answer, examples.regress, call)
         return answer
@@ -108,7 +108,7 @@ class PredictionService:
         self._metrics.count(names.EXAMPLE_COUNT_TOTAL, name, by=rows)
 
     def multi_inference(self, request: Any, call: Call) -> Any:
-        """Several signatures of one version on the same examples."""
+        """Runs several signatures of one version on the same examples."""
         if not request.tasks:
             raise invalid("ModelSpec has no name specified.")
         name, version, label = _wanted(request.tasks[0])
@@ -121,7 +121,7 @@ class PredictionService:
         return answer
 
     def get_model_metadata(self, request: Any, call: Call) -> Any:
-        """The signatures of a model."""
+        """Returns the signatures of a model."""
         if not request.metadata_field:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
         for field in request.metadata_field:
@@ -146,7 +146,7 @@ class ModelService:
         self._manager = manager
 
     def get_model_status(self, request: Any, call: Call) -> Any:
-        """The versions of a model; a label is ignored."""
+        """Returns the versions of a model; a label is ignored."""
         name, version, _ = _wanted(request)
         answer = get_model_status_pb2.GetModelStatusResponse()
         for number, state, code, message in self._manager.status(name, version):
@@ -155,7 +155,7 @@ class ModelService:
         return answer
 
     def handle_reload_config_request(self, request: Any, call: Call) -> Any:
-        """Makes a new list of models the whole truth; waits for those that are new."""
+        """Replaces the list of models, and waits for those that are new."""
         new = self._manager.apply(model_list(request.config))
         try:
             self._manager.wait_available(new, deadline=call.deadline)
@@ -171,7 +171,7 @@ class ModelService:
 def _methods(
     manager: ModelManager, metrics: Metrics
 ) -> dict[str, dict[str, tuple[Any, Method, bool]]]:
-    """By service and name: the request's message, the method, whether requests are counted."""
+    """By service and name: the request's message, the method, and whether to count requests."""
     prediction, models = PredictionService(manager, metrics), ModelService(manager)
     return {
         PREDICTION_SERVICE: {
@@ -210,7 +210,7 @@ class GrpcSurface:
     Args:
       manager: the models.
       metrics: where to count.
-      threads: calls worked on at a time; more are refused.
+      threads: number of parallel calls; more are refused.
     """
 
     def __init__(self, manager: ModelManager, metrics: Metrics, threads: int) -> None:
@@ -220,13 +220,13 @@ class GrpcSurface:
         self._busy = 0
 
     def close(self) -> None:
-        """Lets the threads go."""
+        """Stops the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def answer(
         self, service: str, method: str, data: bytes, deadline: float | None = None
     ) -> bytes:
-        """The answer to one call.
+        """Returns the response to one call.
 
         Args:
           service: full name.
@@ -287,11 +287,11 @@ class GrpcSurface:
         return handler
 
     def make_server(self, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Server:
-        """A server of both services, not yet bound to a port; call it within the event loop."""
+        """Returns a server of both services without a port; call it within the event loop."""
         server = grpc.aio.server(
             options=[*UNLIMITED, ("grpc.so_reuseport", 0), *options],
-            # A call ends for gRPC a little after its client has the answer: our count is the exact
-            # one, this one bounds what is read meanwhile.
+            # For gRPC a call ends slightly after its client has the response. Our own count is
+            # exact; this one bounds what is read in the meantime.
             maximum_concurrent_rpcs=2 * self._threads + 16,
         )
         for service, methods in self._methods.items():
@@ -305,7 +305,7 @@ class GrpcSurface:
 
 
 async def add_health_service(server: grpc.aio.Server) -> Any:
-    """The standard health service, for `""` and both services; gives its servicer."""
+    """Adds the standard health service for `""` and both services; returns its servicer."""
     from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
     servicer = health.aio.HealthServicer()

@@ -1,4 +1,4 @@
-"""JSON requests to arrays and arrays to JSON answers: sections 7.5 and 8 of the contract."""
+"""From JSON requests to arrays, and from arrays to JSON responses (contract 7.5 and 8)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _INTEGERS = (tf.int8, tf.int16, tf.int32, tf.int64, tf.uint8, tf.uint32, tf.uint
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """The JSON object of a request; for a key given twice the first one counts.
+    """Parses the JSON object of a request; of duplicate keys the first one counts.
 
     Raises:
       RequestError: INVALID_ARGUMENT.
@@ -61,7 +61,7 @@ def _encodable(document: Any) -> bool:
 
 
 def too_deep() -> RequestError:
-    """INVALID_ARGUMENT, for a document that no tensor could hold."""
+    """INVALID_ARGUMENT, for a document nested deeper than any tensor."""
     return invalid("JSON Parse error: Nesting is too deep at offset: 0")
 
 
@@ -70,12 +70,12 @@ def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int | float:
-    """Python refuses to read integers of thousands of digits; beyond 64 bits it is a float."""
+    """Integers beyond 64 bits become floats; Python refuses to parse thousands of digits."""
     return int(text) if len(text) <= 20 else float(text)
 
 
 def _load(text: str) -> Any:
-    """JSON with the bare tokens of section 8: also `Inf` and `-Inf`."""
+    """Parses JSON with the bare tokens of section 8, which include `Inf` and `-Inf`."""
     try:
         return json.loads(text, object_pairs_hook=_first_wins)
     except json.JSONDecodeError:
@@ -89,12 +89,12 @@ def _load(text: str) -> Any:
 
 
 def show(value: Any) -> str:
-    """A JSON value as messages print it."""
+    """Returns a JSON value as messages show it."""
     return json.dumps(value, indent=4, ensure_ascii=False)
 
 
 def type_name(value: Any) -> str:
-    """The kind of a JSON value as messages name it."""
+    """Returns the type of a JSON value as messages name it."""
     if value is None:
         return "Null"
     if isinstance(value, bool):
@@ -110,7 +110,7 @@ def _is_b64(value: Any) -> bool:
 
 
 def _element(value: Any, dtype: tf.DType) -> Any:
-    """One value in its dtype."""
+    """Converts one value to its dtype."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if dtype in _FLOATS and number:
         try:
@@ -151,7 +151,7 @@ def _unimplemented() -> Any:
 
 
 def _shape(value: Any) -> list[int]:
-    """The shape that the first elements of nested lists promise."""
+    """Returns the shape of nested lists according to their first elements."""
     shape = []
     while isinstance(value, list):
         shape.append(len(value))
@@ -182,7 +182,7 @@ def _flatten(value: Any, shape: list[int], level: int, dtype: tf.DType, out: lis
 
 
 def _flat(value: Any, shape: list[int], dtype: tf.DType) -> list[Any] | None:
-    """The elements of nested lists that are as plain as they mostly are; else None."""
+    """Returns the elements of nested lists on the fast path; None if they need the general one."""
     if not shape:
         return None
     flat = value
@@ -216,7 +216,7 @@ def _array(flat: list[Any], shape: list[int], dtype: tf.DType) -> np.ndarray:
 
 
 def _plain(value: Any, shape: list[int], dtype: tf.DType) -> np.ndarray | None:
-    """Nested lists with nothing unusual about them as an array; else None."""
+    """Converts nested lists to an array on the fast path; None if they need the general one."""
     if len(shape) > _MAX_DIMENSIONS:
         raise too_deep()
     flat = _flat(value, shape, dtype)
@@ -224,7 +224,7 @@ def _plain(value: Any, shape: list[int], dtype: tf.DType) -> np.ndarray | None:
 
 
 def to_array(value: Any, dtype: tf.DType) -> np.ndarray:
-    """Nested lists, or a bare value, as an array.
+    """Converts nested lists, or a bare value, to an array.
 
     Raises:
       RequestError: INVALID_ARGUMENT (ragged, or of another type), or UNIMPLEMENTED.
@@ -241,7 +241,7 @@ def to_array(value: Any, dtype: tf.DType) -> np.ndarray:
 def _plain_rows(
     instances: list[Any], inputs: Mapping[str, Any], objects: bool
 ) -> dict[str, np.ndarray] | None:
-    """The arrays of rows with nothing unusual about them, a column at a time; else None."""
+    """Converts rows to arrays by column on the fast path; None if they need the general one."""
     names = list(inputs)
     if objects:
         wanted = set(names)
@@ -260,7 +260,7 @@ def _plain_rows(
 def _row_inputs(
     instances: Any, document: Mapping[str, Any], signature: Any
 ) -> dict[str, np.ndarray]:
-    # A plain dictionary: a message's map cannot be asked for a name that is no UTF-8.
+    # A plain dictionary: looking up a name that is not UTF-8 in a message's map fails.
     inputs = dict(signature.inputs)
     if not isinstance(instances, list):
         raise invalid(f"JSON Value: {show(document)} Expecting 'instances' to be an list/array")
@@ -279,7 +279,7 @@ def _row_inputs(
     plain = _plain_rows(instances, inputs, objects)
     if plain is not None:
         return plain
-    # Row by row, to name the one that is wrong.
+    # Row by row, so that errors name the row.
     rows: dict[str, list[np.ndarray]] = {name: [] for name in inputs}
     for i, row in enumerate(instances):
         if is_object(row) != objects:
@@ -340,7 +340,7 @@ def _column_inputs(value: Any, signature: Any) -> dict[str, np.ndarray]:
 def predict_inputs(
     document: Mapping[str, Any], signature: Any, name: str
 ) -> tuple[bool, dict[str, np.ndarray]]:
-    """Whether the request is in row form, and the arrays of its inputs.
+    """Returns whether the request is in row form, and the arrays of its inputs.
 
     Raises:
       RequestError: the form or a value is wrong.
@@ -361,7 +361,7 @@ def predict_inputs(
 
 
 def numbers(array: np.ndarray) -> list[str]:
-    """Floats as text: the shortest of six digits that reads back the same, else all digits."""
+    """Formats floats with six digits, or with all digits if six do not give the same value."""
     kind = array.dtype.type
     flat = array.ravel()
     values = flat.tolist()
@@ -380,7 +380,7 @@ def numbers(array: np.ndarray) -> list[str]:
 
 
 def _texts(array: np.ndarray, as_bytes: bool) -> list[str]:
-    """The elements of an array as JSON, in order."""
+    """Returns the elements of an array as JSON, in order."""
     if array.dtype == object:
         values = array.ravel().tolist()
         if as_bytes:
@@ -396,7 +396,7 @@ def _texts(array: np.ndarray, as_bytes: bool) -> list[str]:
 
 
 def _nested(array: np.ndarray, as_bytes: bool, keep: int = 0) -> list[str]:
-    """The texts of the parts of an array along its first `keep` dimensions (0 or 1)."""
+    """Returns the JSON of the parts of an array along its first `keep` dimensions (0 or 1)."""
     texts = _texts(array, as_bytes)
     for axis in range(array.ndim - 1, keep - 1, -1):
         size = array.shape[axis]
@@ -413,10 +413,10 @@ def _writable(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def predict_answer(row_form: bool, outputs: Mapping[str, np.ndarray]) -> bytes:
-    """The body of an answer.
+    """Returns the body of a response.
 
     Raises:
-      RequestError: an output has no rows, or a dtype that JSON cannot carry.
+      RequestError: an output has no rows, or a dtype that JSON cannot represent.
     """
     texts: dict[str, Any] = {}
     batch: int | None = None

@@ -1,8 +1,8 @@
-"""Models and their versions: which are wanted, which are loaded, which one answers.
+"""Models and their versions: which are wanted, which are loaded, and which serves a request.
 
-A new version is loaded before an old one is let go, and an old one is closed only when the last
-request on it has ended: no request fails because a version changes. How a version is loaded is
-the business of the function that the manager is given.
+A new version is loaded before an old one is released, and an old one is closed only after its last
+request: no request fails because a version changes. A function passed to the manager loads the
+versions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Loader = Callable[[str, int, str], LoadedModel]
 
 
 def list_versions(base_path: str) -> dict[int, str]:
-    """Versions under a base path: children whose whole name is a 64-bit number.
+    """Returns the versions under a base path: children whose whole name is a 64-bit number.
 
     Args:
       base_path: an absolute path, or a URI of a file system that TensorFlow knows.
@@ -69,7 +69,7 @@ def list_versions(base_path: str) -> dict[int, str]:
 
 
 def _wanted(policy: Any, found: Mapping[int, str]) -> list[int]:
-    """The versions that a `ServableVersionPolicy` wants, the largest first."""
+    """Returns the versions that a `ServableVersionPolicy` selects, the largest first."""
     numbers = sorted(found, reverse=True)
     choice = policy.WhichOneof("policy_choice")
     if choice == "all":
@@ -81,7 +81,7 @@ def _wanted(policy: Any, found: Mapping[int, str]) -> list[int]:
 
 @dataclasses.dataclass
 class _Version:
-    """A version's record; it stays when the version is gone."""
+    """The record of a version, which is kept after the version is unloaded."""
 
     number: int
     path: str
@@ -96,13 +96,13 @@ class _Version:
 
     @property
     def failed(self) -> bool:
-        """Whether it failed for good."""
+        """Whether it failed permanently."""
         return self.state == State.END and self.error is not None
 
 
 @dataclasses.dataclass
 class _Model:
-    """A model that is, or was, configured."""
+    """A model that is or was configured."""
 
     config: model_server_config_pb2.ModelConfig
     versions: dict[int, _Version] = dataclasses.field(default_factory=dict)
@@ -114,14 +114,14 @@ class _Model:
 
 @dataclasses.dataclass(frozen=True)
 class ManagerOptions:
-    """When a manager looks and how often it tries.
+    """Polling and retries of a manager.
 
     Attributes:
-      poll_seconds: time between looks at the base paths; 0 to look once, negative for never.
-      max_num_load_retries: a load that failed is tried again so often.
-      retry_seconds: time between the tries.
-      num_load_threads: loads at a time; 0 for one after another.
-      allow_unavailable_labels: a new label may name a version that is not loaded.
+      poll_seconds: time between scans of the base paths; 0 scans once, a negative value never.
+      max_num_load_retries: number of retries of a failed load.
+      retry_seconds: time between retries.
+      num_load_threads: number of parallel loads; 0 loads one after another.
+      allow_unavailable_labels: whether a new label may name a version that is not loaded.
     """
 
     poll_seconds: float = 1.0
@@ -135,8 +135,8 @@ class ModelManager:
     """The models of a server.
 
     Args:
-      loader: loads a version; what it raises is the version's failure.
-      options: when to look and how often to try.
+      loader: loads a version; an exception that it raises is the error of the version.
+      options: polling and retries.
     """
 
     def __init__(self, loader: Loader, options: ManagerOptions | None = None) -> None:
@@ -153,13 +153,13 @@ class ModelManager:
     # Configuration.
 
     def apply(self, models: model_server_config_pb2.ModelConfigList) -> set[str]:
-        """Makes this list the whole truth.
+        """Replaces the configured models with this list.
 
         Returns:
-          The names of the models that are new.
+          The names of the new models.
 
         Raises:
-          RequestError: the list is refused, and nothing has changed.
+          RequestError: the list is invalid, and nothing has changed.
         """
         with self._changed:
             self._check(models)
@@ -229,7 +229,7 @@ class ModelManager:
     # Versions.
 
     def poll(self) -> None:
-        """Looks at every base path once and starts the loads and unloads that follow."""
+        """Scans every base path once, and starts the necessary loads and unloads."""
         with self._changed:
             models = {name: self._models[name] for name in self._configured}
             places = {name: model.config.base_path for name, model in models.items()}
@@ -276,12 +276,12 @@ class ModelManager:
                 record.wanted = record.number in wanted
             for number in wanted:
                 known = model.versions.get(number)
-                # What failed for good stays failed; what was let go may come back (roll-back).
+                # A permanent failure stays; a version that was unloaded may return (roll-back).
                 if known is None or (known.state == State.END and not known.failed):
                     model.versions[number] = _Version(number, found[number])
 
     def _reconcile(self) -> None:
-        """Starts what is to be done now. The lock is held."""
+        """Starts the loads and unloads that are due. The lock is held."""
         now = time.monotonic()
         for name, model in self._models.items():
             serving = any(record.wanted for record in model.available)
@@ -289,7 +289,7 @@ class ModelManager:
             for record in sorted(model.versions.values(), key=lambda v: -v.number):
                 loading = record.state in (State.START, State.LOADING) and not record.busy
                 if loading and not record.wanted:
-                    # Its folder went away, or it is no longer asked for, between two tries.
+                    # Its folder was removed, or the policy changed, between two tries.
                     record.state, record.error = State.END, None
                 elif loading and record.retry_at <= now and not self._stopped:
                     record.busy = True
@@ -305,7 +305,7 @@ class ModelManager:
             record.tries += 1
         try:
             model = self._loader(name, record.number, record.path)
-        except Exception as error:  # whatever is wrong with a model must not end the server
+        except Exception as error:  # a broken model must not end the server
             logger.error(
                 "Loading servable: {name: %s version: %d} failed: %s", name, record.number, error
             )
@@ -335,7 +335,7 @@ class ModelManager:
         try:
             if record.model is not None:
                 record.model.close()
-        except Exception:  # it answers no more, whatever its resources did
+        except Exception:  # it no longer serves requests, whether or not its memory was freed
             logger.exception("Unloading {name: %s version: %d} failed", name, record.number)
         with self._changed:
             record.model, record.state = None, State.END
@@ -345,7 +345,7 @@ class ModelManager:
     # The thread.
 
     def start(self) -> None:
-        """Looks once, and goes on in the background."""
+        """Polls once, then continues in the background."""
         if self._options.poll_seconds >= 0:
             self.poll()
         self._next_poll = time.monotonic() + max(0.0, self._options.poll_seconds)
@@ -356,13 +356,13 @@ class ModelManager:
         while not self._stopped:
             try:
                 self._step()
-            except Exception:  # nothing may end the thread: no version would change any more
-                logger.exception("Polling the base paths failed, and goes on")
+            except Exception:  # without this thread no version would ever change again
+                logger.exception("Polling the base paths failed; it continues")
                 with self._changed:
                     self._changed.wait(1.0)
 
     def _step(self) -> None:
-        """Waits until something is due, and does it."""
+        """Waits for the next poll or retry, and runs it."""
         with self._changed:
             now = time.monotonic()
             wakes = [
@@ -371,7 +371,7 @@ class ModelManager:
                 for record in model.versions.values()
                 if record.state == State.LOADING and not record.busy
             ]
-            # A new configuration makes the base paths be looked at whatever the period is.
+            # A new configuration is polled at once, whatever the period is.
             if self._options.poll_seconds > 0 or self._next_poll == 0.0:
                 wakes.append(self._next_poll)
             wake = min(wakes, default=None)
@@ -391,7 +391,7 @@ class ModelManager:
             self.poll()
 
     def stop(self) -> None:
-        """Ends the thread; nothing is loaded any more."""
+        """Stops the thread; nothing is loaded afterwards."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -406,11 +406,11 @@ class ModelManager:
 
         Args:
           names: the models.
-          first_try: do not wait for versions to appear, nor for a load to be tried again.
+          first_try: do not wait for versions to appear, nor for retries.
           deadline: by the monotonic clock.
 
         Raises:
-          RequestError: UNKNOWN, a model cannot become available; the message has the reasons.
+          RequestError: UNKNOWN, a model cannot become available, with the reasons; or
             DEADLINE_EXCEEDED.
         """
         with self._changed:
@@ -455,10 +455,10 @@ class ModelManager:
     def use(
         self, name: str, version: int | None = None, label: str | None = None
     ) -> Iterator[tuple[int, LoadedModel]]:
-        """Holds a version for the time of a request; gives its number and the model.
+        """Holds a version for the time of a request; yields its number and the model.
 
         Raises:
-          RequestError: as section 5 of the contract says.
+          RequestError: there is no such model, version or label (section 5 of the contract).
         """
         if not name:
             raise invalid("ModelSpec has no name specified.")
@@ -486,7 +486,7 @@ class ModelManager:
                     self._pool.submit(self._close, name, record)
 
     def status(self, name: str, version: int | None = None) -> list[tuple[int, int, int, str]]:
-        """(version, state, error code, error message), the largest version first.
+        """Returns (version, state, error code, error message), the largest version first.
 
         Raises:
           RequestError: NOT_FOUND.
@@ -507,7 +507,7 @@ class ModelManager:
         return rows
 
     def available(self, name: str) -> list[int]:
-        """Numbers of the versions of a model that answer, ascending."""
+        """Returns the numbers of the available versions of a model, ascending."""
         with self._changed:
             records = self._models[name].available if name in self._models else []
             return sorted(record.number for record in records)

@@ -1,7 +1,7 @@
-"""Metrics in Prometheus' text form, with the names and limits of section 11 of the contract.
+"""Metrics in Prometheus' text format, with the names and buckets of section 11 of the contract.
 
-The usual Prometheus client renames counters, adds HELP lines and has no leading colons, so its
-text would not be what dashboards made for TF Serving read.
+The standard Prometheus client renames counters, adds HELP lines and does not allow leading colons,
+so dashboards made for TF Serving could not read its output.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Metric:
     """A counter, or a histogram if it has limits.
 
     Attributes:
-      name: as it is written.
-      labels: names of its labels, in the order in which values are given.
+      name: in the output.
+      labels: names of its labels, in the order of their values.
       limits: upper ends of a histogram's buckets, ascending.
     """
 
@@ -57,17 +57,17 @@ class _Histogram:
         self.limits, self.counts, self.sum = limits, [0] * (len(limits) + 1), 0.0
 
     def add(self, value: float) -> None:
-        # A bucket holds what is below its limit, as in TensorFlow.
+        # A bucket holds the values below its limit, as in TensorFlow.
         self.counts[bisect.bisect_right(self.limits, value)] += 1
         self.sum += value
 
 
-# A client can ask for any model name; so many different ones are counted apart.
+# Clients can send any model name; this bounds how many of them are counted.
 _MAX_SERIES = 10_000
 
 
 class Metrics:
-    """The values of a server; may be used from any thread."""
+    """The metrics of a server; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -91,7 +91,7 @@ class Metrics:
             series[labels].add(value)  # type: ignore[union-attr]
 
     def render(self) -> bytes:
-        """All series that have a value."""
+        """Returns all series that have a value, as text."""
         lines = []
         with self._lock:
             for metric in sorted(self._values, key=lambda metric: metric.name):

@@ -1,7 +1,7 @@
-"""One loaded version of a model: tensors are fed and fetched by name, as the contract's 6.1 has it.
+"""One loaded version of a model: feeds and fetches tensors by name (contract 6.1).
 
-A `tf.saved_model.load`ed signature would convert dtypes and check shapes, which the production
-server does not: what passes here must pass there, and the reverse.
+A signature of `tf.saved_model.load` would convert dtypes and check shapes, which TF Serving does
+not: a request must pass here if and only if it passes there.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _WORDS = {"float32": "float", "float64": "double", "float16": "half"}
 
 
 def dtype_word(dtype: tf.DType) -> str:
-    """The dtype as messages spell it: `float`, `double`, `half`, `int64`, ..."""
+    """Returns the name of a dtype in messages: `float`, `double`, `half`, `int64`, ..."""
     return _WORDS.get(dtype.name, dtype.name)
 
 
 def is_saved_model(path: Path) -> bool:
-    """Whether the folder holds a SavedModel."""
+    """Whether the folder contains a SavedModel."""
     return any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """What a run of the graph belongs to.
+    """The request that a run of the graph belongs to.
 
     Attributes:
       api: `Predict`, `Classify`, `Regress` or `MultiInference`.
@@ -51,7 +51,7 @@ class Call:
     deadline: float | None = None
 
     def check(self) -> None:
-        """Gives up a request whose time is over.
+        """Checks the deadline.
 
         Raises:
           RequestError: DEADLINE_EXCEEDED.
@@ -64,14 +64,14 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """How a signature with certain outputs is run.
+    """How to run a signature with certain outputs.
 
     Attributes:
       order: names of the inputs, in the order of their feeds.
-      feeds: the tensors fed.
+      feeds: names of the tensors to feed.
       dtypes: of the inputs.
       outputs: names of the outputs, in order.
-      function: the values of the inputs in order to those of the outputs.
+      function: maps the values of the inputs to those of the outputs, both in order.
     """
 
     order: tuple[str, ...]
@@ -88,9 +88,9 @@ class LoadedModel:
       path: its folder.
       tags: of the meta graph.
       session_config: of TensorFlow's session.
-      batching: joins runs that arrive close together; None to run each by itself.
-      on_run: told the `Call` and the seconds of every run that succeeded.
-      check_method_names: hold Classify and Regress to signatures that are marked for them.
+      batching: joins runs that arrive close together; None runs each separately.
+      on_run: called with the `Call` and the seconds of every successful run.
+      check_method_names: accept only signatures marked for it in Classify and Regress.
     """
 
     def __init__(
@@ -105,8 +105,8 @@ class LoadedModel:
         self.path = str(path)
         self.check_method_names = check_method_names
         self._batching, self._on_run = batching, on_run
-        # Left to itself, a run stays on the thread that asks for it: requests run side by side
-        # anyway, and a small graph would wait for the change of threads longer than it runs.
+        # By default a run stays on the thread of its request: requests run in parallel anyway, and
+        # for a small graph a thread switch takes longer than the run.
         parallel = session_config is not None and session_config.inter_op_parallelism_threads
         self._pool = 0 if parallel else -1
         load_required(self.path)
@@ -124,11 +124,11 @@ class LoadedModel:
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Frees the memory. No request may be running."""
+        """Frees the memory; no request may be running."""
         self._session.close()
 
     def signature(self, name: str) -> Any:
-        """The signature called `name`; the empty name is `serving_default`.
+        """Returns a signature; the empty name means `serving_default`.
 
         Raises:
           RequestError: FAILED_PRECONDITION, there is none.
@@ -148,7 +148,7 @@ class LoadedModel:
             outputs = self._outputs(signature, output_filter)
             order = sorted(signature.inputs, key=lambda one: signature.inputs[one].name)
             feeds = tuple(signature.inputs[one].name for one in order)
-            # Session.run would hold the values to the placeholders' shapes.
+            # Session.run would check the values against the shapes of the placeholders.
             options = config_pb2.CallableOptions(
                 feed=feeds,
                 fetch=[signature.outputs[output].name for output in outputs],
@@ -172,12 +172,15 @@ class LoadedModel:
 
         Args:
           name: of the signature.
-          inputs: a value for each of its inputs; dtypes must be the signature's.
-          output_filter: the outputs wanted; all if empty. Others are not computed.
-          call: what the run belongs to.
+          inputs: a value for each of its inputs, with the dtypes of the signature.
+          output_filter: names of the outputs to compute; all if empty.
+          call: the request.
+
+        Returns:
+          The value of each output.
 
         Raises:
-          RequestError: with the contract's codes and texts.
+          RequestError: with the codes and messages of the contract.
         """
         name = name or "serving_default"
         signature = self.signature(name)
@@ -211,10 +214,10 @@ class LoadedModel:
 
     @staticmethod
     def _complete(signature: Any, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """What is sent with the signature's defaults for what is not.
+        """Adds the signature's defaults for missing inputs.
 
         Raises:
-          RequestError: INVALID_ARGUMENT, something is missing or too much.
+          RequestError: INVALID_ARGUMENT, an input is missing or unknown.
         """
         wanted, sent = sorted(signature.inputs), sorted(inputs)
         missing = sorted(set(wanted) - set(sent))

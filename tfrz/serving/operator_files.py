@@ -1,4 +1,4 @@
-"""The configuration files that an operator gives to a server, made from their messages."""
+"""The configuration files of a server, written from their protocol buffer messages."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ def operator_files(
     max_batch_size: int = 256,
     batch_timeout_micros: int = 0,
 ) -> dict[str, str]:
-    """`models.config`, `batching.config` and `monitoring.config` in protocol buffers' text form.
+    """Returns `models.config`, `batching.config` and `monitoring.config` in text format.
 
     Args:
-      name: what requests call the model.
-      base_path: where the server finds its versions.
-      keep: so many of the latest versions are served.
-      labels: to version numbers; only these versions are served if there are any.
-      max_batch_size: rows of joined requests.
-      batch_timeout_micros: how long an incomplete batch waits.
+      name: of the model in requests.
+      base_path: folder of the versions on the server.
+      keep: number of the latest versions to serve.
+      labels: label to version number; if there are any, only these versions are served.
+      max_batch_size: rows of a batch.
+      batch_timeout_micros: how long an incomplete batch waits for more requests.
+
+    Returns:
+      The text of each file by its name.
     """
     models = model_server_config_pb2.ModelServerConfig()
     model = models.model_config_list.config.add(
@@ -41,7 +44,7 @@ def operator_files(
     batching = batching_pb2.BatchingParameters()
     batching.max_batch_size.value = max_batch_size
     batching.batch_timeout_micros.value = batch_timeout_micros
-    # The default of 10 refuses a burst that a few milliseconds would have served.
+    # The default of 10 refuses bursts that could be served in a few milliseconds.
     batching.max_enqueued_batches.value = 100
     monitoring = monitoring_pb2.MonitoringConfig()
     monitoring.prometheus_config.enable = True

@@ -1,7 +1,8 @@
 """The HTTP interface: paths, bodies and errors of section 7 of the contract.
 
-`RestSurface.answer` is the whole of it, from a request's parts to an answer's; `RestServer` puts
-it on a port. The event loop only moves bytes: requests are read, run and written on a pool.
+`RestSurface.answer` implements it, from the parts of a request to those of a response; `RestServer`
+serves it on a port. The event loop only moves bytes: a thread pool parses, runs and serialises
+requests.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from tfrz.serving.model import Call
 from tfrz.serving.status import RequestError, code_name, invalid
 
 logger = logging.getLogger(__name__)
-# The library reports every malformed request with a stack; the answer says what was wrong.
+# The library logs every malformed request with a stack trace; the response already has the reason.
 _quiet = logging.getLogger(f"{__name__}.http")
 _quiet.setLevel(logging.CRITICAL + 1)
 
@@ -47,7 +48,7 @@ _CORS = {
     "Access-Control-Allow-Headers": "Content-Type",
 }
 
-# Limits of ours: what is beyond them is refused before it costs memory.
+# Our own limits: larger requests are refused before they use memory.
 MAX_BODY = 64 << 20
 MAX_CONNECTIONS = 1024
 _BACKLOG = 128  # accepted at once, so many connections may be a little more
@@ -59,13 +60,13 @@ _OVERRUN_SECONDS = 0.25
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """An HTTP answer.
+    """An HTTP response.
 
     Attributes:
       status: 200, ...
-      body: as it is sent.
+      body: of the response.
       content_type: of the body.
-      model: the name asked for; empty if the path did not parse. None outside `/v1/`.
+      model: the requested name; empty if the path is malformed, None outside `/v1/`.
       api: `predict`, `classify`, `regress`, or empty.
       code: the canonical status.
     """
@@ -79,7 +80,7 @@ class Answer:
 
 
 class _Refused(Exception):
-    """An answer without the usual JSON error."""
+    """A response without the usual JSON error."""
 
     def __init__(self, status: int, body: bytes) -> None:
         self.status, self.body = status, body
@@ -91,7 +92,7 @@ def _error(error: RequestError) -> bytes:
 
 
 def unpack(body: bytes, encoding: str) -> bytes:
-    """The body of a request; empty if it does not unpack."""
+    """Returns the decompressed body of a request; empty if it is not valid gzip."""
     if "gzip" not in encoding:
         return body
     unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
@@ -103,12 +104,12 @@ def unpack(body: bytes, encoding: str) -> bytes:
 
 
 class RestSurface:
-    """The models of a manager as requests and answers of HTTP.
+    """The HTTP interface to the models of a manager.
 
     Args:
       manager: the models.
-      metrics: where to count, and what is shown.
-      metrics_path: where metrics are shown; None for nowhere.
+      metrics: of the server.
+      metrics_path: path of the metrics endpoint; None for none.
     """
 
     def __init__(
@@ -124,13 +125,13 @@ class RestSurface:
         body: bytes,
         deadline: float | None = None,
     ) -> Answer:
-        """The answer to one request; any failure is an answer too.
+        """Returns the response to one request; a failure is a response too.
 
         Args:
           method: `GET`, ...
-          path: as it stands in the request line, with the query string.
-          headers: of the request, names in any case.
-          body: as it was sent.
+          path: of the request line, with the query string.
+          headers: of the request, with names in any case.
+          body: of the request.
           deadline: by the monotonic clock.
         """
         start = time.perf_counter()
@@ -261,7 +262,7 @@ class RestSurface:
 
 
 def _choice(match: re.Match[str]) -> tuple[int | None, str | None]:
-    """Version and label that a path asks for."""
+    """Returns the version and the label in a path."""
     version = match["version"]
     if version is not None and (len(version.lstrip("0")) > 19 or int(version) >= 2**63):
         raise _Refused(400, b"")
@@ -273,7 +274,7 @@ def _choice(match: re.Match[str]) -> tuple[int | None, str | None]:
 
 
 def _document(body: bytes) -> tuple[dict[str, Any], str]:
-    """The JSON of a request and the name of the signature that it asks for."""
+    """Returns the JSON of a request and the name of the requested signature."""
     document = json_tensors.parse(body)
     name = document.get("signature_name", "serving_default")
     if not isinstance(name, str):
@@ -288,10 +289,10 @@ class RestServer:
     """A `RestSurface` on a port.
 
     Args:
-      surface: answers.
-      threads: requests worked on at a time; a bounded number more waits.
+      surface: responds to the requests.
+      threads: number of parallel requests; a bounded number of others waits.
       timeout: seconds for one request.
-      cors: send the headers that let pages of other origins ask.
+      cors: send the headers that allow requests from pages of other origins.
     """
 
     def __init__(

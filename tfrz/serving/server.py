@@ -1,4 +1,4 @@
-"""Starting and stopping: models first, ports when they answer."""
+"""Starting and stopping a server: loads the models first, then opens the ports."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _PER_VERSION_BATCHING = "batching_params.pbtxt"
 
 
 class VersionLoader:
-    """Loads and warms versions as a configuration says.
+    """Loads and warms up versions.
 
     Args:
       config: of the server.
-      metrics: where to count.
+      metrics: of the server.
 
     Raises:
-      RequestError: a file that the configuration names is not what it should be.
+      RequestError: a file that the configuration names is invalid.
     """
 
     def __init__(self, config: ServerConfig, metrics: Metrics) -> None:
@@ -57,7 +57,7 @@ class VersionLoader:
         """Loads a version.
 
         Raises:
-          Exception: whatever is wrong with it.
+          Exception: the version cannot be loaded or warmed up.
         """
         start = time.perf_counter()
         outcome = "fail"
@@ -122,7 +122,7 @@ def _session_config(config: ServerConfig) -> config_pb2.ConfigProto:
 
 
 class _EventLoop:
-    """An event loop on a thread of its own."""
+    """An event loop on its own thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -130,7 +130,7 @@ class _EventLoop:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Runs a coroutine on the loop; gives what it gives."""
+        """Runs a coroutine on the loop, and returns its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def stop(self) -> None:
@@ -142,13 +142,13 @@ class Server:
     """A running server; a context manager.
 
     Args:
-      config: what to serve.
-      wait: wait for versions to appear, and try failed loads again, as the production server does;
-        otherwise fail at the first try.
-      models: instead of those that the configuration names.
+      config: of the server.
+      wait: whether to wait for versions to appear and to retry failed loads, as TF Serving does;
+        otherwise the first failure is an error.
+      models: served instead of those that the configuration names.
 
     Raises:
-      RequestError: the configuration is refused, or a model cannot become available.
+      RequestError: the configuration is invalid, or a model cannot become available.
       InputError: a port is in use.
     """
 
@@ -248,16 +248,20 @@ class Server:
         while not self._stopping.wait(self.config.model_config_file_poll_wait_seconds):
             try:
                 self.manager.apply(configuration.models_of_flags(self.config))
-            except Exception as error:  # the next version of the file may be right
+            except Exception as error:  # the file may be corrected
                 logger.error("%s is not applied: %s", self.config.model_config_file, error)
 
     @property
     def versions(self) -> list[int]:
-        """The versions of the model of `model_name` that answer."""
+        """The available versions of the model `model_name`."""
         return self.manager.available(self.config.model_name)
 
     def stop(self, drain_seconds: float | None = None) -> None:
-        """Closes the ports; running requests may take so long (`drain_seconds` of the config)."""
+        """Closes the ports, and waits for running requests.
+
+        Args:
+          drain_seconds: how long they may take; defaults to `drain_seconds` of the configuration.
+        """
         drain = self.config.drain_seconds if drain_seconds is None else drain_seconds
         self._stopping.set()
         self._loop.run(self._close(drain))
@@ -286,4 +290,4 @@ class Server:
 
 
 def _port_error(address: str, flag: str) -> InputError:
-    return InputError(f"{address} cannot be listened on, it may be in use: choose another {flag}")
+    return InputError(f"cannot listen on {address}, it may be in use: choose another {flag}")

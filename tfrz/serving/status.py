@@ -1,4 +1,4 @@
-"""Failures of a request: a canonical code and the text that clients match on."""
+"""Errors of a request: a canonical code and a message that clients may match."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RequestError(Exception):
 
     Args:
       code: the canonical code.
-      message: the text, without the code's name.
+      message: without the code's name.
     """
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
@@ -41,7 +41,7 @@ class RequestError(Exception):
 
     @property
     def grpc_message(self) -> str:
-        """The text as gRPC carries it: cut after 1,024 bytes."""
+        """The message as gRPC sends it: truncated after 1,024 bytes."""
         data = self.message.encode()
         if len(data) <= _GRPC_LIMIT:
             return self.message
@@ -49,16 +49,16 @@ class RequestError(Exception):
 
 
 def invalid(message: str) -> RequestError:
-    """INVALID_ARGUMENT."""
+    """Returns an INVALID_ARGUMENT error."""
     return RequestError(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 def not_found(message: str) -> RequestError:
-    """NOT_FOUND."""
+    """Returns a NOT_FOUND error."""
     return RequestError(grpc.StatusCode.NOT_FOUND, message)
 
 
 def code_name(code: grpc.StatusCode | int) -> str:
-    """`OK`, `NOT_FOUND`, ...; of a number too."""
+    """Returns the name of a code or of its number: `OK`, `NOT_FOUND`, ..."""
     number = code if isinstance(code, int) else code.value[0]
     return next((one.name for one in grpc.StatusCode if one.value[0] == number), "UNKNOWN")

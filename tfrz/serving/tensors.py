@@ -1,4 +1,4 @@
-"""TensorProtos: read in every form that clients write, written in the form that they read."""
+"""TensorProtos: accepts every encoding that clients write, and writes the one that they read."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _FIELDS = {
 
 
 def from_proto(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
-    """The array of a TensorProto.
+    """Returns the array of a TensorProto.
 
     Raises:
-      RequestError: INVALID_ARGUMENT, it does not decode.
+      RequestError: INVALID_ARGUMENT, it cannot be decoded.
     """
     try:
         array = tf.make_ndarray(proto)
@@ -41,9 +41,9 @@ def from_proto(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
 def to_proto(
     array: np.ndarray, into: tensor_pb2.TensorProto | None = None
 ) -> tensor_pb2.TensorProto:
-    """The TensorProto with one entry per element in the typed field.
+    """Returns a TensorProto with one entry per element in the typed field.
 
-    `tf.make_tensor_proto` would write `tensor_content`; clients read `float_val`.
+    `tf.make_tensor_proto` writes `tensor_content`, but clients read `float_val`.
     """
     proto = tensor_pb2.TensorProto() if into is None else into
     if array.dtype == object or array.dtype.kind in "SU":

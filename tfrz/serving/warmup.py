@@ -1,4 +1,4 @@
-"""Warm-up: the requests stored beside a SavedModel are run before it takes traffic."""
+"""Warm-up: runs the requests stored with a SavedModel before it serves traffic."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ _MAX_RECORDS = 1000
 
 
 def warm_up(model: LoadedModel, iterations: int = 1) -> int:
-    """Runs the stored requests; returns how many there were.
+    """Runs the stored requests.
 
     Args:
       model: loaded, without traffic yet.
-      iterations: each request runs so often.
+      iterations: how often each request runs.
+
+    Returns:
+      The number of stored requests.
 
     Raises:
-      RequestError: a request failed, or the file is not what it should be. The version must then
-        not be served.
+      RequestError: a request failed, or the file is invalid. The version must then not be served.
     """
     path = tf.io.gfile.join(model.path, "assets.extra", "tf_serving_warmup_requests")
     if not tf.io.gfile.exists(path):

@@ -83,9 +83,9 @@ CASES = {
     "nothing to serve": (["serve"], "name either MODEL_DIR or --model_base_path"),
     "no server": (
         ["predict", "http://127.0.0.1:{port}/v1/models/m", "[1]"],
-        "nothing answers at http://127.0.0.1",
+        "no response from http://127.0.0.1",
     ),
-    "no gRPC server": (["predict", "grpc://127.0.0.1:{port}/m", "[1]"], "nothing answers at grpc"),
+    "no gRPC server": (["predict", "grpc://127.0.0.1:{port}/m", "[1]"], "no response from grpc"),
     "wrong address": (["predict", "http://127.0.0.1:{port}/m", "[1]"], "write http://HOST"),
     "request is no JSON": (["predict", "{tmp}", "[1"], "REQUEST is not JSON"),
     "request is a number": (["predict", "{tmp}", "1"], "an object or a list"),

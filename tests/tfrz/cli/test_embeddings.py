@@ -175,7 +175,7 @@ def test_forget(copied, capsys):
     assert "4 rows removed" in capsys.readouterr().out
     assert set(rows_of(store)) == {b"u0", b"u3", b"u4"}
     assert set(_sqlite(store / "current.sqlite")) == {b"u0", b"u3", b"u4"}
-    assert _fails(capsys, "show", str(store), "u1") == f"tfrz: {store} has no vectors of user 'u1'"
+    assert _fails(capsys, "show", str(store), "u1") == f"tfrz: {store} has no vectors for user 'u1'"
     model = str(trained_model())
     again = ["embeddings", "export", model, *_source(copied, LINES), "--as-of", "2020-09-17"]
     assert main([*again, "--store", str(store), "--json"]) == 0

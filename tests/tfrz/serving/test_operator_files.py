@@ -201,7 +201,7 @@ def test_predict_takes_lines_and_tables_and_reports_times(server, tmp_path, caps
         assert main(["predict", target, f"@{lines}", "--repeat", "5"]) == 0
         shown = capsys.readouterr()
         assert json.loads(shown.out) == {"predictions": [2.5, 4.0]}
-        assert re.search(r"opened in .* ms, first answer after .* ms, 4 more: p50 ", shown.err)
+        assert re.search(r"opened in .* ms, first response after .* ms, 4 more: p50 ", shown.err)
         assert main(["predict", target, f"@{table}"]) == 0
         first, missing, last = json.loads(capsys.readouterr().out)["predictions"]
         assert (first, last) == (2.5, 4.0)

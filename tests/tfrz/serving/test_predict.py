@@ -476,7 +476,7 @@ def test_what_cannot_be_served_is_told_in_one_line(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(InputError, match=f"{port} cannot be listened on"):
+        with pytest.raises(InputError, match=f"cannot listen on .*{port}"):
             Server(ServerConfig("m", str(base), 0, port))
-        with pytest.raises(InputError, match=f"{port} cannot be listened on"):
+        with pytest.raises(InputError, match=f"cannot listen on .*{port}"):
             Server(ServerConfig("m", str(base), port, 0))

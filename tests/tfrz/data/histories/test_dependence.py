@@ -135,4 +135,4 @@ def test_the_command_prints_and_draws_it(tmp_path, capsys):
 def test_dependence_of_impressions_is_refused(capsys):
     arguments = ["data", "describe", "simulated", "--records", "impression", "--dependence"]
     assert main(arguments) == 2
-    assert "--dependence: goes with history records" in capsys.readouterr().err
+    assert "--dependence: needs history records" in capsys.readouterr().err
