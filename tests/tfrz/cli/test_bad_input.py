@@ -80,7 +80,7 @@ CASES = {
     "no SavedModel": (["serve", "{tmp}/commas"], "holds no SavedModel"),
     "no SavedModel, asked": (["predict", "{tmp}/commas", "[1]"], "holds no SavedModel"),
     "no folder": (["serve", "{tmp}/none"], "is not a folder"),
-    "nothing to serve": (["serve"], "name either MODEL_DIR or --model_base_path"),
+    "nothing to serve": (["serve"], "pass MODEL_DIR or --model_base_path"),
     "no server": (
         ["predict", "http://127.0.0.1:{port}/v1/models/m", "[1]"],
         "no response from http://127.0.0.1",

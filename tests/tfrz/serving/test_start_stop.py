@@ -153,7 +153,7 @@ def test_version_and_nothing_to_serve(capsys):
     assert command_line(["serve", "--version"]) == 0
     assert "2.15.1" in capsys.readouterr().out
     assert command_line(["serve"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("tfrz: name either MODEL_DIR or")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("tfrz: nothing to serve")
 
 
 @contract("3", "unknown arguments are printed with the usage, and the server runs all the same")
