@@ -1,1 +1,1 @@
-"""Speed and memory of the zoo: one module a suite, results in `results/<suite>/<machine>.json`."""
+"""Speed and memory: a module per suite, results in `results/<suite>/<machine>.json`."""

@@ -191,7 +191,7 @@ def make_forward(layers: Sequence[Any], x0: Any, xla: bool = False) -> Callable[
 def make_step(
     layers: Sequence[Any], x0: Any, target: Any, xla: bool = False, learning_rate: float = 1e-3
 ) -> Callable[..., float]:
-    """A compiled training step, on these inputs or others; gives the loss before the update."""
+    """A compiled training step, on these inputs or others; returns the loss before the update."""
     import keras
     import tensorflow as tf
 
@@ -199,7 +199,7 @@ def make_step(
 
     apply_stack(layers, x0[:1])
     variables = [v for layer in layers for v in layer.trainable_variables]
-    # Keras would compile the update with XLA on GPUs; no candidate shall have that for itself.
+    # Keras would compile the update with XLA on GPUs; all candidates must run the same update.
     optimizer = keras.optimizers.Adam(learning_rate, jit_compile=False)
     optimizer.build(variables)
 
@@ -355,7 +355,7 @@ def measure_forward(options: Options) -> Section:
 
 
 def child_peak_memory(name: str, sizes: dict[str, int], seed: int) -> dict[str, float]:
-    """In a process of its own: the most memory that training steps of one candidate take.
+    """In a separate process: the most memory that training steps of one candidate take.
 
     Returns:
       `bytes` above what the process had before the first step.

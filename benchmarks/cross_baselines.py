@@ -1,4 +1,4 @@
-"""The usual ways to write a mixture of low-rank cross layers, to compare the fused one with.
+"""Common implementations of a mixture of low-rank cross layers, to compare the fused one with.
 
 All compute eq. 4 of DCN-V2 with a softmax gate. `LoopMixture` and `BroadcastMixture` do so term by
 term, as the paper writes it: the former adds up the experts one by one (and, unlike the open

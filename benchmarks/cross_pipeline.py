@@ -25,7 +25,7 @@ def _present(data: str) -> bool:
 
 
 def measure_train(options: Options) -> Section:
-    """One epoch of `tfrz train` as a user runs it, in a process of its own."""
+    """One epoch of `tfrz train` as a user runs it, in a separate process."""
     if not _present(options.data):
         raise Skip(f"{options.data} is not there: name the data with --data")
     with tempfile.TemporaryDirectory(prefix="tfrz-bench-") as folder:
@@ -63,7 +63,7 @@ def measure_train(options: Options) -> Section:
 
 
 def child_transform(rows: int, seed: int) -> dict[str, float]:
-    """In a process of its own: simulated records through Beam and TFT to transformed TFRecords.
+    """In a separate process: simulated records through Beam and TFT to transformed TFRecords.
 
     Returns:
       `seconds` of the pipeline, `bytes` that the process held at most, `rows` written.

@@ -1,4 +1,4 @@
-"""Suite `distill`: what a teacher costs in training, and what small models save in serving.
+"""Suite `distill`: the cost of a teacher in training, and the savings of small models in serving.
 
 python -m benchmarks.distill --json FILE
 """
@@ -66,7 +66,7 @@ def make_steps(
     steps: int,
     teacher: Any = None,
 ) -> Callable[[], float]:
-    """Some steps of the zoo's own loop, always of the same batch; gives their mean loss.
+    """Returns a function that runs steps of the zoo's loop on one batch and returns the mean loss.
 
     Args:
       name: of the model in the registry.

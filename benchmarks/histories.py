@@ -1,4 +1,4 @@
-"""What suites of models of *history* records share: training steps, and answers of the server."""
+"""Shared by suites of models of *history* records: training steps, and requests to the server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GRPC, REST = "Predict over gRPC", "predict over REST"
 
 
 def movielens(options: Options) -> Path | None:
-    """Where MovieLens-1M is, if it is there."""
+    """Returns the path of MovieLens-1M if it exists."""
     name, _, path = options.data.partition(":")
     return Path(path) if name == "movielens-1m" and path and Path(path).exists() else None
 
@@ -37,7 +37,7 @@ def make_step(
     columns: Mapping[str, np.ndarray],
     xla: bool = False,
 ) -> Callable[[], float]:
-    """A training step of a model, always of the same batch; gives the loss before the update.
+    """A training step of a model, always of the same batch; returns the loss before the update.
 
     Args:
       name: of the model in the registry.
@@ -67,7 +67,7 @@ def make_step(
 def step_of(
     task: Any, model: Any, tensors: Mapping[str, Any], xla: bool = False
 ) -> Callable[[], float]:
-    """A training step of a model that is there.
+    """Returns a training step of an existing model.
 
     Args:
       task: the model's recipe.

@@ -150,7 +150,7 @@ def encoded_again(folder: Path) -> None:
 
 
 def child_encode(folder: str, model: str, as_of: int, buckets: int) -> dict[str, float]:
-    """In a process of its own: encodes all buckets; one more, the first user's, before that."""
+    """In a separate process: encodes all buckets; one more, the first user's, before that."""
     plan, slices = plan_of(Path(model), as_of)
     encode = EncodeBucket(Store(folder), plan, slices)
     encode.setup()
@@ -306,7 +306,7 @@ def measure_memory(options: Options) -> Section:
             ),
         ),
         notes=(
-            f"Medians of {rounds} runs of each, in turns, each in a process of its own",
+            f"Medians of {rounds} runs of each, in turns, each in a separate process",
             "Above one user: above what the process held with the model loaded and one user of "
             f"{_FIRST_USER.events:,} events encoded; above the model: before that user",
             f"Pooled vectors of {compared} users of {long:,} events, sums of each chunk against "
@@ -373,7 +373,7 @@ def _resident_of_family() -> Iterator[int]:
 def child_pipeline(
     folder: str, model: str, as_of: int, buckets: int, processes: int
 ) -> dict[str, float]:
-    """In a process of its own: the job's second pipeline on the DirectRunner."""
+    """In a separate process: the job's second pipeline on the DirectRunner."""
     plan, slices = plan_of(Path(model), as_of)
     arguments = ["--runner=DirectRunner"]
     if processes > 1:
@@ -541,7 +541,7 @@ DAY_RUN, FULL_RUN = "incremental day", "full run"
 def compare_day(
     model: Path, reader: TimelineReader, as_of: int, rounds: int, buckets: int = _BUCKETS
 ) -> Days:
-    """Exports as of a day before `as_of`; then that day, added to it and anew."""
+    """Exports as of a day before `as_of`; then exports `as_of`, incrementally and in full."""
     made: dict[str, Manifest] = {}
     found: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="tfrz-bench-") as root:
@@ -592,7 +592,7 @@ def train_on_edits(place: Path, folder: Path) -> Path:
 
 
 def measure_incremental(options: Options) -> Section:
-    """A day added to what is there, against everything anew: bytes, events read, time."""
+    """Compares adding a day with a full export: bytes, events read, time."""
     rounds = 1 if options.quick else 3
     world = (
         World(users=60, events=40, days=90, active=0.1, seed=options.seed)

@@ -90,7 +90,7 @@ def _parts(inputs: Mapping[str, Any], layer: Any) -> list[Any]:
 
 
 def make_step(form: str, sizes: Sizes, seed: int, xla: bool = False) -> Callable[[], float]:
-    """A training step with one way to pool, always of the same batch; gives the loss before it."""
+    """Returns a training step with one way to pool; it returns the loss before the update."""
     import keras
 
     from tfrz.zoo import registry
@@ -144,7 +144,7 @@ def make_batch(spec: Any, sizes: Sizes, seed: int) -> dict[str, Any]:
 
 
 def child_memory(form: str, sizes: dict[str, Any], seed: int) -> dict[str, float]:
-    """In a process of its own: the memory of three steps above that of the model."""
+    """In a separate process: the memory of three steps above that of the model."""
     step = make_step(form, Sizes(**sizes), seed)
     before = resident_bytes()
     for _ in range(3):

@@ -79,7 +79,7 @@ class World:
     by a power law. Media are many: the longer a history, the more different ones are in it.
 
     Attributes:
-      users: how many.
+      users: number of users.
       events: of a user, in the mean.
       seed: of everything.
       spread: deviation of the logarithm of a user's number of events.

@@ -207,6 +207,6 @@ def peak_resident_bytes() -> int:
 
 
 def forget_peak_resident_bytes() -> None:
-    """Lets `peak_resident_bytes` start anew from what is resident now, where Linux allows it."""
+    """Resets `peak_resident_bytes` to the memory resident now, if Linux allows it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

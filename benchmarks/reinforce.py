@@ -50,7 +50,7 @@ def _overrides(loss: str, negatives: int, length: int, units: int) -> list[str]:
 def make_step(
     loss: str, items: int, negatives: int, batch: int, length: int, units: int
 ) -> Callable[[], float]:
-    """A training step on random trajectories; gives the loss before the update."""
+    """A training step on random trajectories; returns the loss before the update."""
     return histories.make_step(
         "topk_reinforce",
         _overrides(loss, negatives, length, units),
@@ -60,7 +60,7 @@ def make_step(
 
 
 def child_memory(loss: str, sizes: Mapping[str, int]) -> dict[str, float]:
-    """In a process of its own: the memory of three steps above that of the model."""
+    """In a separate process: the memory of three steps above that of the model."""
     step = make_step(loss, **sizes)
     before = resident_bytes()
     for _ in range(3):

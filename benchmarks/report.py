@@ -1,4 +1,4 @@
-"""Reports: figures with their bounds, as plain values for JSON and as text for people."""
+"""Reports: figures with their bounds, as plain values for JSON and as text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Bound:
     direction: Literal["at most", "at least", "below"]
 
     def holds(self, value: float) -> bool:
-        """Whether `value` keeps the bound; what is not a number keeps none."""
+        """Whether `value` is within the bound; NaN never is."""
         if self.direction == "at most":
             return value <= self.limit
         if self.direction == "at least":
@@ -89,7 +89,7 @@ class Section:
       setup: sizes and settings.
       timings: `PairedTimings.summary`, by candidate.
       figures: the numbers to read, with their bounds.
-      notes: what a reader must know to judge them.
+      notes: context for readers.
       details: further plain values (curves, say).
     """
 
@@ -118,7 +118,7 @@ def _cpu_model() -> str:
 
 
 def _cpu_features() -> list[str]:
-    """Instruction sets that decide the speed of matrix products."""
+    """Instruction sets that determine the speed of matrix products."""
     try:
         flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -166,7 +166,7 @@ def _commit() -> str | None:
 
 
 def stamp() -> dict[str, Any]:
-    """When, on what code and how loaded: noted beside each part, for parts can be re-run alone."""
+    """Time, code version and load of a part, since parts can be re-run separately."""
     return {
         "measured_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -175,7 +175,7 @@ def stamp() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the speed."""
+    """Versions of the libraries that determine the speed."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -198,7 +198,7 @@ def merge_reports(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> dict
 
 
 def read_report(path: Path) -> dict[str, Any] | None:
-    """The report in a file; None if there is none to read."""
+    """Reads the report in a file; None if there is none."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -237,7 +237,7 @@ def _number(value: float) -> str:
 
 
 def part_as_text(name: str, part: Mapping[str, Any]) -> str:
-    """One part of a report for people."""
+    """Formats a part of a report as text."""
     if "skipped" in part:
         return f"{name}: skipped: {part['skipped']}"
     lines = [f"{name}: {part['title']}"]

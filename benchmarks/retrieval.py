@@ -40,7 +40,7 @@ MIB, GIB = 2**20, 2**30
 class Mixture:
     """Unit vectors in clusters, more or less as trained towers have them.
 
-    The spread is an assumption: a catalogue of one's own may have more clusters in it, or less, and
+    The spread is an assumption: a real catalogue may be more or less clustered, and
     ScaNN finds more or less of it accordingly.
 
     Attributes:
@@ -90,7 +90,7 @@ class Mixture:
 def child_density(
     mixture: dict[str, Any], samples: int, block_size: int, seed: int
 ) -> dict[str, float]:
-    """In a process of its own: seconds and memory of the density of all items."""
+    """In a separate process: seconds and memory of the density of all items."""
     from tfrz.training.density_weighting import WeightingConfig, item_densities
 
     vectors = Mixture(**mixture).item_vectors(seed)
@@ -186,7 +186,7 @@ def measure_density(options: Options) -> Section:
             ),
         ),
         notes=(
-            f"All items: one run in a process of its own. Time per query: {queries} queries, the "
+            f"All items: one run in a separate process. Time per query: {queries} queries, the "
             "estimate's covariance included; all agree to 8 digits; scipy has one thread",
             "A pair is a query of a block and a sample; so much the documentation promises",
         ),
@@ -405,7 +405,7 @@ def measure_scann(options: Options) -> Section:
 
 
 def child_build(kind: str, mixture: dict[str, Any], k: int, seed: int) -> dict[str, float]:
-    """In a process of its own: builds an index and saves it as a signature."""
+    """In a separate process: builds an index and saves it as a signature."""
     import tensorflow as tf
 
     from tfrz.export.index import RecommendationIndex
@@ -481,7 +481,7 @@ def measure_build(options: Options) -> Section:
         setup=dataclasses.asdict(mixture),
         figures=tuple(figures),
         notes=(
-            "One run each, in a process of its own; memory is that of the whole process",
+            "One run each, in a separate process; memory is that of the whole process",
             *(() if "scann" in runs else ("scann is not installed: left out",)),
         ),
     )

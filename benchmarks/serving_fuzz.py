@@ -1,4 +1,4 @@
-"""Inputs that nobody would send: no status but those of the interface, no hang, no crash.
+"""Malformed and extreme inputs: only valid statuses, no hang, no crash.
 
 Three generators: atheris mutates requests and follows which code they reach, in a process of its
 own, against the interfaces without their sockets; hypothesis makes well-formed JSON and messages

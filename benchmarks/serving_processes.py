@@ -1,4 +1,4 @@
-"""What the parts of suite `serving` share: small models, a trained DCN-V2, servers as processes."""
+"""Shared by the parts of suite `serving`: small models, a trained DCN-V2, server processes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def save_half_plus(constant: float, path: Path) -> None:
 
 
 def train_dcn_v2(folder: Path, steps: int, seed: int = 0) -> Path:
-    """Trains a DCN-V2 for a few steps as a user would; gives the folder of its versions."""
+    """Trains a DCN-V2 for a few steps as a user would; returns the folder of its versions."""
     command = [sys.executable, "-m", "tfrz", "train", "dcn_v2", "--out", str(folder), "--quiet"]
     command += ["--seed", str(seed)]
     for key, value in {**DCN_V2, "trainer.max_steps": str(steps)}.items():
@@ -57,7 +57,7 @@ def train_dcn_v2(folder: Path, steps: int, seed: int = 0) -> Path:
 
 
 def warmup_rows(model: Path, rows: int, name: str) -> Any:
-    """A `PredictRequest` of so many rows, repeated from the model's own warm-up requests."""
+    """Returns a `PredictRequest` of this many rows from the model's warm-up requests."""
     import numpy as np
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
@@ -141,7 +141,7 @@ def serving(*flag_lists: Sequence[str]) -> Iterator[list[ServerProcess]]:
 
 
 def load_test() -> Any:
-    """The module `serving/load_test.py`, which is no package."""
+    """Imports `serving/load_test.py`, which is not part of a package."""
     sys.path.insert(0, str(ROOT / "serving"))
     try:
         import load_test as module

@@ -1,4 +1,4 @@
-"""Mixed load at half of the peak while versions change: does anything fail, does memory grow?"""
+"""Mixed load at half the peak while versions change: counts failures and memory growth."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def _load(server: Any, seconds: float, rate: float | None, seed: int) -> _
 
 
 async def _swap(base: Path, made: Path, seconds: float) -> int:
-    """Publishes a version every 20 seconds and removes the one before the last; gives how many."""
+    """Publishes a version every 20 s and removes the one before the last; returns their number."""
     end, number = time.perf_counter() + seconds, 1
     while time.perf_counter() + _SWAP_SECONDS < end:
         await asyncio.sleep(_SWAP_SECONDS)

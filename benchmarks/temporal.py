@@ -37,7 +37,7 @@ _ITEMS, _PAGES = 3706, 6
 def make_step(
     model_values: Mapping[str, Any], batch: int, length: int, dim: int, xla: bool = False
 ) -> Callable[[], float]:
-    """A training step of M3 on random histories; gives the loss before the update."""
+    """A training step of M3 on random histories; returns the loss before the update."""
     from tfrz.zoo.tasks.history import HistoryInputs
 
     sizes = {"item_dim": dim, "input_units": [dim], "encoder_dim": dim, "output_units": [dim]}
@@ -56,7 +56,7 @@ def make_step(
 
 
 def measure_step(options: Options) -> Section:
-    """M3R and M3C against their encoders, each alone in a model of its own."""
+    """Compares M3R and M3C with each of their encoders alone."""
     batch, length, dim, rounds = (8, 20, 8, 2) if options.quick else (256, 200, 64, 7)
     times = time_paired(
         {name: make_step(values, batch, length, dim) for name, values in MODELS.items()},
@@ -135,7 +135,7 @@ def measure_xla(options: Options) -> Section:
 
 
 def child_histories(data: str, length: int) -> dict[str, float]:
-    """In a process of its own: interactions through Beam and TFT to transformed TFRecords."""
+    """In a separate process: interactions through Beam and TFT to transformed TFRecords."""
     import apache_beam as beam
     import tensorflow_transform.beam as tft_beam
     from tensorflow_transform.tf_metadata import schema_utils

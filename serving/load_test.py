@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Sends one payload; gives "OK" or the status of the failure.
+# Sends one payload; returns "OK" or the status of the failure.
 Send = Callable[[bytes], Awaitable[str]]
 
 
@@ -226,7 +226,7 @@ def main() -> int:
         help="JSON as TF Serving's REST API takes it, or @FILE; a file may hold one a line",
     )
     parser.add_argument("--clients", type=int, default=1, help="requests at a time (1)")
-    parser.add_argument("--rate", type=float, help="open loop: so many requests a second")
+    parser.add_argument("--rate", type=float, help="open loop with this many requests per second")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long (10)")
     parser.add_argument("--timeout", type=float, default=30.0, help="of one request (30)")
     parser.add_argument("--json", action="store_true", help="the report as JSON")

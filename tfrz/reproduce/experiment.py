@@ -1,4 +1,4 @@
-"""What an experiment is: a run that fills a table, and statements that hold or do not."""
+"""Experiments: a run that fills a table, and statements of the paper that hold or do not."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Outcome:
 
     Attributes:
       columns: of the table.
-      rows: of the table; the paper's figures stand in columns of their own.
+      rows: of the table; the paper's figures have their own columns.
       checks: the statements that were judged.
       details: settings and single runs, for the stored file.
     """
@@ -98,9 +98,9 @@ class Context:
       quick: a run of a minute or two, on the sizes of `Experiment.quick`.
       seed: of everything random.
       data: the experiment's data set, if the user named one.
-      work: a folder for runs that are resumed when the command is repeated.
+      work: folder of finished runs, which a repeated command reuses.
       say: prints a line of progress.
-      jobs: how many runs to train at the same time, each in a process of its own.
+      jobs: how many runs to train at the same time, each in a separate process.
       size: the sizes of this run by name; set by `Experiment.run`.
     """
 

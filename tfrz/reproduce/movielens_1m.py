@@ -1,4 +1,4 @@
-"""DCN-V2 on the ratings of MovieLens-1M: what experiments on it share."""
+"""DCN-V2 on the ratings of MovieLens-1M, shared by several experiments."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def judged(model: keras.Model, task: Any, sets: Any) -> dict[str, dict[str, floa
 
 
 def logits(model: keras.Model, columns: Mapping[str, Any]) -> np.ndarray:
-    """A model's logits of examples, `[examples]`."""
+    """Returns the logits of examples, `[examples]`."""
     ask = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
     return np.concatenate([ask(b).numpy() for b in ArrayBatches(columns, _AT_ONCE).once()])
 
 
 def parameters(model: keras.Model) -> dict[str, int]:
-    """How many a model has: `dense`, without embeddings, and `total`."""
+    """Returns the number of parameters: `dense` (without embeddings) and `total`."""
     dense = [w for w in model.trainable_weights if "embeddings" not in w.name]
     return {
         "dense": sum(int(w.shape.num_elements()) for w in dense),

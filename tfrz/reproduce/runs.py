@@ -1,4 +1,4 @@
-"""Training runs of an experiment: each done once, several at a time, kept in a file."""
+"""Training runs of an experiment: each runs once, several in parallel, and results are kept in a file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _timed(train: Callable[[dict[str, Any]], Row], key: dict[str, Any]) -> Row:
 
 
 class Runs:
-    """Runs that are done, kept in a file of JSON lines so that nothing is computed twice.
+    """Finished runs, in a file of JSON lines, so that nothing is computed twice.
 
     Args:
       path: the file, which is created if it does not exist.

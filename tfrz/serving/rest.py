@@ -51,7 +51,7 @@ _CORS = {
 # Our own limits: larger requests are refused before they use memory.
 MAX_BODY = 64 << 20
 MAX_CONNECTIONS = 1024
-_BACKLOG = 128  # accepted at once, so many connections may be a little more
+_BACKLOG = 128  # accepted at once; the number of connections may exceed the limit by this
 _WAITING_PER_THREAD = 64
 _IDLE_SECONDS = 75.0
 _BODY_SECONDS = 60.0
@@ -329,7 +329,7 @@ class RestServer:
         return self._connections()
 
     async def stop(self, drain_seconds: float) -> None:
-        """Takes no more connections; running requests may take so long."""
+        """Stops accepting connections, and waits this long for running requests."""
         if self._listener is not None:
             self._listener.close()
         if self._connections is not None:

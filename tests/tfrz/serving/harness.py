@@ -43,7 +43,7 @@ def free_port() -> int:
 
 
 def until(condition, seconds: float = WAIT):
-    """Waits until `condition()` is true; gives what it gave last."""
+    """Waits until `condition()` is true; returns its last result."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = condition()

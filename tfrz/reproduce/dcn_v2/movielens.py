@@ -1,4 +1,4 @@
-"""Table 6 on MovieLens-1M: four models at the paper's sizes, tuned alike, five seeds each."""
+"""Table 6 on MovieLens-1M: four models at the paper's sizes, with equal tuning and five seeds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MODELS: dict[str, tuple[dict[str, Any], float, float, str]] = {
     ),
 }
 
-# The same values are tried for every model; what the paper searched on this data is not printed.
+# The same grid for every model; the paper does not print its own for this data.
 SEARCH = {"embedding_l2": (0.03, 0.06), "learning_rate": (0.002, 0.004)}
 _TRAINER = {
     "batch_size": 1024,

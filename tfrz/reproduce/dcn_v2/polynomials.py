@@ -1,4 +1,4 @@
-"""Section 6: functions that cross layers can represent, fitted until nothing is left."""
+"""Section 6: functions that cross layers can represent exactly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
 
 
 class _Network:
-    """Parameters that L-BFGS moves as one vector."""
+    """A network whose parameters L-BFGS optimises as one vector."""
 
     def __init__(self, variables: Sequence[tf.Variable], predict: Callable[..., tf.Tensor]) -> None:
         self.variables, self.predict = list(variables), predict
@@ -56,7 +56,7 @@ def _cross_network(
 
 
 def _rank_one_network(dim: int, rng: np.random.Generator) -> _Network:
-    """DCN's first version in this form: every row of W is the same vector."""
+    """The first version of DCN in this form: all rows of W are the same vector."""
     w = tf.Variable(rng.normal(0, np.sqrt(2 / dim), (1, dim)))
     b = tf.Variable(np.zeros(dim))
     weights = tf.Variable(rng.normal(0, 1 / np.sqrt(dim), (dim, 1)))

@@ -1,4 +1,4 @@
-"""Clicks of known probability: how near each network comes to the best possible log loss."""
+"""Clicks of known probability: how close each network comes to the best possible log loss."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _SHARED = (
 def click_columns(
     world: ClickSimulator, rows: int, seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Impressions as the model takes them, and the simulator's own columns."""
+    """Returns transformed impressions, and the columns of the simulator."""
     sample = world.sample(rows, seed)
     columns = {f"{name}_xf": sample[name] + 1 for name in FIELDS}
     return {**columns, "label_xf": sample["click"]}, sample

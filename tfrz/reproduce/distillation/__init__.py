@@ -1,4 +1,4 @@
-"""Knowledge distillation: what a teacher's help is made of."""
+"""Knowledge distillation: why a teacher helps."""
 
 from tfrz.reproduce.distillation import clicks, factors, failure_modes, movielens, reweighting
 

@@ -40,7 +40,7 @@ NAMES = {
 
 
 class GroupedClasses:
-    """Labels of known probability: classes whose vectors are near each other in groups.
+    """Labels of known probability: classes in groups with similar vectors.
 
     With g of its group and w = g + 0.6 e, both normal, w of length 1, and x of 50 normal numbers,
 
@@ -75,12 +75,12 @@ class Teaching:
     """How a teacher is trained.
 
     Attributes:
-      own_rows: on the student's rows, not on fresh ones.
-      rows: how many fresh ones.
+      own_rows: train on the student's rows instead of fresh ones.
+      rows: number of fresh rows.
       smoothing: lambda of label smoothing.
-      units: hidden ones.
+      units: number of hidden units.
       steps: of training.
-      decay: of its weights.
+      decay: weight decay.
     """
 
     own_rows: bool = False
@@ -194,7 +194,7 @@ class Classroom:
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """The correlation of ranks; of equal values in the order that they stand in."""
+    """Spearman's rank correlation; ties are broken by position."""
     ranks = [np.argsort(np.argsort(values, kind="stable")) for values in (a, b)]
     return float(np.corrcoef(*ranks)[0, 1])
 
@@ -202,7 +202,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 def reweighting(
     student: keras.Model, teacher: keras.Model, rows: dict[str, np.ndarray], weight: float
 ) -> dict[str, Any]:
-    """Omega of rows against the teacher's confidence in their class, in tenths and points."""
+    """Returns omega by the teacher's confidence in the true class, in tenths and as points."""
     labels = rows["label"]
     rho = soft_targets("full", scores(teacher, rows["x"]), labels)
     omega = rescaling_factor(scores(student, rows["x"]), labels, rho, weight).numpy()
@@ -232,10 +232,10 @@ def reweighting(
 
 
 def train_one(key: dict[str, Any]) -> dict[str, Any]:
-    """A seed: a teacher, a student of each target, and the re-weighting of two of them.
+    """Trains a teacher and a student of each target for one seed; measures re-weighting for two.
 
     Args:
-      key: `seed`, and under `teaching` what differs from `Teaching`'s defaults.
+      key: `seed`, and `teaching` with values that differ from the defaults of `Teaching`.
     """
     room = Classroom(key["seed"])
     teacher, on_own_rows = room.teacher(Teaching(**key.get("teaching", {})))

@@ -1,4 +1,4 @@
-"""A small DCN-V2 taught by a large one: one that saw more rows, and one that saw the same."""
+"""A small DCN-V2 taught by a large one, trained on more rows or on the same rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STUDENT_ROWS, TEACHER_ROWS, TEST_ROWS = 20_000, 200_000, 40_000
 STUDENT_STEPS, TEACHER_STEPS, BATCH = 1_200, 2_500, 512
 WEIGHTS = (0.0, 0.5, 1.0)
 FRESH, SAME = "200,000 fresh rows", "the student's rows"
-# Of the specification's own run, section (g) G2; the paper has no such table.
+# From the specification's own run, section (g) G2; the paper has no such table.
 _SPECIFICATION = {
     "the true probabilities": (0.4883, 0.7891),
     f"teacher of {FRESH}": (0.4963, 0.7805),
@@ -54,7 +54,7 @@ def _quality(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
 
 
 def train_one(key: dict[str, Any]) -> Row:
-    """A seed: two teachers and the students of each.
+    """Trains two teachers and their students for one seed.
 
     Args:
       key: `seed`; `world` is the simulator's.

@@ -1,4 +1,4 @@
-"""How much of a teacher's help is label smoothing, re-weighting and class relations."""
+"""How much label smoothing, re-weighting and class relations contribute to distillation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tfrz.reproduce.distillation.classes import NAMES, SHARPNESS, STUDENTS, K, t
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
 from tfrz.reproduce.runs import Row
 
-# Of the specification's own run, section (g) G1; the paper has no such table.
+# From the specification's own run, section (g) G1; the paper has no such table.
 _SPECIFICATION = {
     "teacher": (0.2723, 2.338),
     "hard": (0.2360, 2.522),
@@ -24,7 +24,7 @@ _SPECIFICATION = {
     "topk": (0.2859, 2.265),
     "full": (0.2865, 2.259),
 }
-# Each target knows what the one before it knows, and something more.
+# Each target contains the information of the one before it, and more.
 CHAIN = {
     "label_smoothing": "label smoothing",
     "partial": "re-weighting",
@@ -36,12 +36,12 @@ CHAIN = {
 Found = Mapping[str, np.ndarray]
 
 
-# What every experiment on this task needs; the three share their runs.
+# The sizes of all experiments on this task, which share their runs.
 FULL, QUICK = {"seeds": 4}, {"seeds": 2}
 
 
 def runs_of(context: Context) -> list[Row]:
-    """The runs of all seeds, trained or as they were kept."""
+    """Returns the runs of all seeds, from the file or newly trained."""
     keys = [{"seed": seed} for seed in context.seeds]
     return context.trained("classes.jsonl", train_one, keys)
 
@@ -52,7 +52,7 @@ def measured(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, np.nda
 
 
 def decomposition(found: Found) -> dict[str, np.ndarray]:
-    """What each link of the chain adds to the one before it, `[seeds]`."""
+    """Returns what each link of the chain adds to the one before it, `[seeds]`."""
     links = ["hard", *CHAIN]
     return {link: found[link] - found[before] for before, link in zip(links, CHAIN, strict=False)}
 
@@ -62,7 +62,7 @@ def _gaps(lower: np.ndarray, upper: np.ndarray) -> str:
 
 
 def checks(found: Found) -> list[Check]:
-    """The directions that the specification says to assert, of accuracies by seed."""
+    """Checks the directions that the specification states, on accuracies by seed."""
     whole, parts = ("full", "topk"), ("partial", "partial_similarity")
     checked = []
     for uppers, lowers in ((whole, parts), (parts, ("similarity",))):
@@ -102,7 +102,7 @@ def checks(found: Found) -> list[Check]:
 
 
 def _plot(adds: Mapping[str, Found], path: Path) -> None:
-    """What each link of the chain adds, its seeds as points."""
+    """Plots what each link of the chain adds, with the seeds as points."""
     with picture(path, 10, 3.2) as figure:
         for place, (metric, links) in enumerate(adds.items()):
             axes = figure.add_subplot(1, len(adds), place + 1)

@@ -1,4 +1,4 @@
-"""Teachers that lost what they had to say: smoothed ones, and ones sure of everything."""
+"""Teachers without information: with smoothed labels, and with memorised rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEACHERS: dict[str, dict[str, Any]] = {
     "learned the student's rows by heart": {"own_rows": True, **_MEMORY},
     "learned 4,000 other rows by heart": {"rows": 4000, **_MEMORY},
 }
-# Nothing is judged by this one.
+# Shown only: no check depends on it.
 _LONGER_ONLY = "learned 4,000 other rows by heart"
 _REFERENCE, _SMOOTHED = "as in distillation/factors", ("label smoothing 0.1", "label smoothing 0.3")
 _SURE = ("learned the student's rows by heart",)
@@ -37,7 +37,7 @@ def _gains(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _run(context: Context) -> Outcome:
     seeds = context.seeds
     teachers = {n: t for n, t in TEACHERS.items() if not (context.quick and n == _LONGER_ONLY)}
-    # The first teacher's runs are those of distillation/factors.
+    # The runs of the first teacher are shared with distillation/factors.
     keys = [
         {"seed": seed} | ({"teaching": teaching} if teaching else {})
         for teaching in teachers.values()

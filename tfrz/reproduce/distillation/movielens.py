@@ -1,4 +1,4 @@
-"""MovieLens-1M: a small DCN-V2 taught by the zoo's, which learns from the same rows."""
+"""MovieLens-1M: a small DCN-V2 taught by the zoo's, trained on the same rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tfrz.reproduce.runs import Row, grid, spread, where
 from tfrz.training.fit import evaluate
 from tfrz.zoo.teacher import TEACHER_SCORE
 
-# What the student changes of the zoo's configuration, which is the teacher's as it is.
+# The student's changes to the zoo's configuration, which the teacher uses unchanged.
 STUDENT: dict[str, Any] = {
     "model.cross": "full",
     "model.num_cross_layers": 2,
@@ -41,12 +41,12 @@ _COLUMN = transformed_name(TEACHER_SCORE)
 
 
 def _folds(rows: int, split: int) -> np.ndarray:
-    """Which half each training row is in, 0 or 1."""
+    """Returns the half of each training row, 0 or 1."""
     return np.random.default_rng(split).permutation(rows) % _FOLDS
 
 
 def _scores(folder: Path, key: dict[str, Any], fold: int | None) -> Path:
-    """Where a teacher's probabilities are kept, of the rows that it scores."""
+    """Returns the file with a teacher's probabilities of the rows that it scores."""
     name = "all" if fold is None else f"fold{fold}"
     return folder / f"teacher.{key['split']}.{key['seed']}.{name}.npy"
 
@@ -72,7 +72,7 @@ def _teacher(folder: Path, key: dict[str, Any], sets: Any) -> tuple[Row, str]:
 
 
 def _taught(folder: Path, key: dict[str, Any], whose: str, rows: int) -> np.ndarray:
-    """A teacher's probabilities of all training rows."""
+    """Returns the teachers' probabilities of all training rows."""
     if whose == SEEN:
         return np.load(_scores(folder, key, None))
     halves, scores = _folds(rows, key["split"]), np.zeros(rows, np.float32)
@@ -104,12 +104,12 @@ def _student(folder: Path, key: dict[str, Any], sets: Any) -> tuple[Row, str]:
 
 
 def train_one(folder: Path, key: dict[str, Any]) -> Row:
-    """A teacher, whose scores are kept in a folder, or a student that finds them there.
+    """Trains a teacher and saves its scores in a folder, or trains a student on saved scores.
 
     Args:
-      folder: of the scores.
-      key: `data`, `split`, `seed` and overrides of the `trainer`; of a teacher the `fold` that it
-        scores and does not learn from, None for none; of a student its `arm`, the overrides
+      folder: for the scores.
+      key: `data`, `split`, `seed` and overrides of the `trainer`; for a teacher the `fold` that it
+        scores and does not learn from, or None; for a student its `arm`, the overrides
         `student` and the `values` of the search.
     """
     sets = movielens_1m.sets(key["data"], key["split"])
@@ -122,7 +122,7 @@ def train_one(folder: Path, key: dict[str, Any]) -> Row:
 
 
 def _tuned(trials: list[Row]) -> dict[str, dict[str, Any]]:
-    """Arm to its values, chosen by validation."""
+    """Returns the values of each arm, chosen by validation."""
     return {
         arm: min(where(trials, arm=arm), key=lambda t: t["validation"]["log_loss"])["key"]["values"]
         for arm in ARMS

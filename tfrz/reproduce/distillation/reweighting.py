@@ -1,4 +1,4 @@
-"""Whether a surer teacher makes an example count more."""
+"""Whether a more confident teacher gives an example more weight."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tfrz.reproduce.distillation.factors import FULL, QUICK, runs_of
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
 
 _AGAINST = ("full", "hard")
-# Six standard errors of a correlation of 4,000 rows that are independent.
+# Six standard errors of a correlation of 4,000 independent rows.
 _CLEARLY = 0.1
 
 
 def _plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """A thousand rows of the first seed, and the means of tenths of all."""
+    """Plots a thousand rows of the first seed, and the means by tenth of all seeds."""
     with picture(path, 9, 3.8) as figure:
         for place, name in enumerate(_AGAINST):
             axes = figure.add_subplot(1, 2, place + 1)

@@ -1,4 +1,4 @@
-"""Students that are trained side by side: on the same batches, from the same weights."""
+"""Training of several students at once: on the same batches, from the same weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Columns = Mapping[str, Any]
 
 
 def rows_of_steps(rows: int, batch_size: int, steps: int, seed: int) -> np.ndarray:
-    """Rows of each step, int32 `[steps, batch_size]`: passes in an order of their own."""
+    """Returns the rows of each step, int32 `[steps, batch_size]`; every pass has its own order."""
     rng = np.random.default_rng([seed, 2002])
     passes = -(-steps // (rows // batch_size))
     orders = [rng.permutation(rows)[: rows - rows % batch_size] for _ in range(passes)]
@@ -33,7 +33,7 @@ def fit_together(
 ) -> None:
     """Trains models by Adam, from `learning_rate` down to 0 along a cosine.
 
-    No model sees another: an update of Adam depends on the model's own gradients alone.
+    The models do not influence each other: an update of Adam depends on a model's own gradients.
 
     Args:
       models: with variables.
@@ -42,8 +42,8 @@ def fit_together(
       steps: of training.
       batch_size: rows of a step.
       seed: of the order.
-      read: what of a batch the models take.
-      learning_rate: the first.
+      read: maps a batch to the models' input.
+      learning_rate: of the first step.
       weight_decay: as in AdamW, of all weights; None for none.
     """
     columns = {name: tf.constant(values) for name, values in columns.items()}

@@ -1,4 +1,4 @@
-"""DV365: what slices of a long history add, how they age, and how they are compressed."""
+"""DV365: what slices of a long history add, how they age, and how to compress them."""
 
 from tfrz.reproduce.dv365 import compression, staleness, vcs_edits
 

@@ -1,4 +1,4 @@
-"""Which axis of the slices' vectors to compress: tokens or dimensions, linear or by a funnel."""
+"""Which axis of the slices' vectors to compress: tokens or dimensions, linearly or by a funnel."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ ENCODERS = (TOKEN_WISE, DIM_WISE, FUNNEL, NOTHING)
 
 
 def _encoder(name: str) -> Any:
-    """A layer whose output has a quarter of the numbers; None for all of them."""
+    """Returns a layer that compresses to a quarter of the values; None for no compression."""
     if name == TOKEN_WISE:
         return LinearCompression(_TOKENS // 4, compress="tokens")
     if name == DIM_WISE:
@@ -73,7 +73,7 @@ def _encoder(name: str) -> Any:
 
 
 def _model(name: str) -> Any:
-    """Shares of topics in slices to log-odds of a like for every topic.
+    """Returns a model from shares of topics in slices to the log-odds of a like for every topic.
 
     x_f is the mean of topics' vectors by the shares of slice f, with a table for each group of
     slices; then the encoder; then relu(W vec(Y) + b) . v_topic + b_topic.
@@ -106,7 +106,7 @@ def _model(name: str) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _sets(users: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each set the shares of slices, and topics and outcomes of the day's impressions."""
+    """Returns the shares of slices, and the topics and outcomes of impressions, for each set."""
     days = {"train": TRAIN_DAYS, "validation": (_VALIDATION_DAY,), "test": (TEST_DAY,)}
     every = [day for some in days.values() for day in some]
     histories = Histories(users, seed, [(SLICES, every)], every)
@@ -125,7 +125,7 @@ def _sets(users: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray, np.n
 
 
 def _trained(key: dict[str, Any], name: str) -> dict[str, Any]:
-    """Normalized entropy of the test after the epoch that is best in validation."""
+    """Trains an encoder; returns the test entropy of the epoch that is best in validation."""
     sets = _sets(key["users"], key["seed"])
     keras.utils.set_random_seed(key["seed"])
     model = _model(name)
@@ -168,7 +168,7 @@ def _trained(key: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def train_once(key: dict[str, Any]) -> Row:
-    """One world: every encoder trained on it."""
+    """Trains every encoder on one world."""
     found = {name: _trained(key, name) for name in ENCODERS}
     entropies = ", ".join(f"{name} {own['entropy']:.4f}" for name, own in found.items())
     return {"encoders": found, "says": f"seed {key['seed']}: {entropies}"}
@@ -207,7 +207,7 @@ def _compression(context: Context) -> Outcome:
             "its std",
         ),
         rows=table,
-        # The specification expects tokens at least as good as dims, but has not seen it.
+        # The specification expects tokens to be at least as good as dims, but has not tested it.
         checks=[],
         details={
             "slices": [s.name for s in SLICES.slices],

@@ -40,7 +40,7 @@ TIMED = (
 
 
 def timeline(drawn: dict[str, np.ndarray], row: int) -> pa.Table:
-    """The events of one user: an impression each, and beside it, if it was liked, a like."""
+    """Returns the events of one user: impressions, and a like for each liked one."""
     liked = np.flatnonzero(drawn["like"][row])
     count = len(drawn["time"][row])
     place = np.concatenate([np.arange(count), liked])
@@ -72,10 +72,10 @@ class Histories:
     """Sliced histories of many users, and the impressions that are predicted from them.
 
     Args:
-      users: how many.
+      users: number of users.
       seed: of the simulator.
-      wanted: specifications, each with the days at whose beginnings users are sliced by it.
-      days: whose impressions are predicted.
+      wanted: specifications, each with the days at whose beginning users are sliced by it.
+      days: of the impressions to predict.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Histories:
         return found.transpose(0, 2, 1).reshape(-1, len(spec.slices))
 
     def likes(self, days: Iterable[int]) -> np.ndarray:
-        """Outcomes of the impressions of days, one after the other."""
+        """Returns the outcomes of the impressions of several days, concatenated."""
         return np.concatenate([self.candidates(day)[1].ravel() for day in days])
 
 
@@ -138,19 +138,19 @@ def _users(users: int, seed: int) -> Iterator[tuple[int, dict[str, np.ndarray], 
 
 
 def fit_logistic(features: np.ndarray, labels: np.ndarray, steps: int = 25) -> np.ndarray:
-    """Weights of a logistic regression, the intercept last, by Newton's method.
+    """Fits a logistic regression by Newton's method.
 
     Args:
       features: `[rows, features]`.
       labels: `[rows]`, 0 or 1.
-      steps: at most; it ends before when nothing moves.
+      steps: maximum number of steps; stops earlier on convergence.
     """
     design = _with_one(features)
     weights = np.zeros(design.shape[1])
     for _ in range(steps):
         predicted = 1.0 / (1.0 + np.exp(-(design @ weights)))
         curvature = predicted * (1.0 - predicted)
-        # So little is added to the diagonal that it only matters where features are equal.
+        # Too small to matter unless features are equal.
         hessian = design.T @ (curvature[:, None] * design) + 1e-6 * np.eye(len(weights))
         step = np.linalg.solve(hessian, design.T @ (labels - predicted))
         weights = weights + step
@@ -160,7 +160,7 @@ def fit_logistic(features: np.ndarray, labels: np.ndarray, steps: int = 25) -> n
 
 
 def logits(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Log-odds by the weights of `fit_logistic`."""
+    """Returns the log-odds for the weights of `fit_logistic`."""
     return _with_one(features) @ weights
 
 

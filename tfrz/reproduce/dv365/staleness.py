@@ -37,7 +37,7 @@ _ONLY, _POOL, _SLICES, _WINDOWS = (
     "+ six slices, 3-day and 7-day like and all",
 )
 _STALE = {age: f"+ six slices, {age} day{'s' * (age > 1)} old (retrained)" for age in _AGES}
-# NE that the specification measured with a toy of its own, and its changes; not the paper's.
+# NE from the specification's toy, and its changes; not the paper's.
 _TOY = {
     _ONLY: (0.9322, ""),
     _POOL: (0.9230, "-0.99%"),
@@ -64,14 +64,14 @@ def _keys(context: Context) -> list[dict[str, Any]]:
 
 
 def stale_once(key: dict[str, Any]) -> Row:
-    """One world: normalized entropy of every set of features."""
+    """Returns the normalized entropy of every set of features, on one world."""
     days = (*TRAIN_DAYS, TEST_DAY)
     as_of = [day - age for day in days for age in (0, *_AGES)]
     histories = Histories(key["users"], key["seed"], [(_FRESH, as_of)])
     train, test = histories.likes(TRAIN_DAYS), histories.likes([TEST_DAY])
 
     def judged(fresh: list[int], old: list[int], age: int) -> float:
-        """Features of fresh slices, and of others that are `age` days old."""
+        """Judges features of fresh slices together with features of slices `age` days old."""
         every = [
             np.concatenate(
                 [
@@ -160,7 +160,7 @@ _TOY_GAP = {
 
 
 def gap_once(key: dict[str, Any]) -> Row:
-    """One world: normalized entropy by gap in training and age of the embedding."""
+    """Returns the normalized entropy by training gap and embedding age, on one world."""
     plain = [*TRAIN_DAYS, *(day - 1 for day in TRAIN_DAYS), *(TEST_DAY - age for age in _OLD)]
     # With a gap of a day, what is known at the beginning of a day is sliced as of the next.
     gapped = [*TRAIN_DAYS, *(TEST_DAY - age + 1 for age in _OLD)]

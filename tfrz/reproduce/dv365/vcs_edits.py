@@ -1,7 +1,7 @@
-"""Which directory and extension an author edits next: what the whole history adds to the newest.
+"""Next directory and extension of an author: what the whole history adds to the newest edits.
 
 The ranker reads the newest 100 edits in every variant, as models downstream do; the embedding of
-the whole history comes beside them, with its gap of a day. Candidates are the edit that followed
+the whole history is added to them, with its gap of a day. Candidates are the edit that followed
 and four edits of others. Weights are chosen on the validation targets, which lie before those of
 the test. Everything is on `vcs-edits`, users with at least 200 events.
 """
@@ -39,7 +39,7 @@ _VARIANTS = {
 
 @functools.lru_cache(maxsize=3)
 def _sets(variant: str, data: str, quick: bool) -> tuple[Any, list[str], np.ndarray]:
-    """The prepared sets of a variant, its settings, and which test examples are of long users."""
+    """Returns the sets of a variant, its settings, and which test users have a long history."""
     settings = [
         f"data.options={{min_events: {2000 if quick else 200}}}",
         f"data.timeline.targets={20 if quick else 40}",
@@ -59,14 +59,14 @@ def _sets(variant: str, data: str, quick: bool) -> tuple[Any, list[str], np.ndar
 
 @functools.lru_cache(maxsize=1)
 def _events_of(data: str) -> dict[bytes, int]:
-    """Events of each user."""
+    """Returns the number of events of each user."""
     users = pq.read_table(Path(data) / "events.parquet", columns=["user"])["user"]
     counted = pc.value_counts(users).to_pylist()
     return {b"%d" % one["values"]: one["counts"] for one in counted}
 
 
 def _chosen(key: dict[str, Any]) -> list[str]:
-    """The trainer: the weights are those of the best evaluation on the validation set."""
+    """Overrides of the trainer, which keeps the best weights on the validation set."""
     return [
         f"trainer.epochs={key['epochs']}",
         "trainer.evaluations_per_epoch=4",

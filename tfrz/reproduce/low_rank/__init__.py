@@ -1,7 +1,7 @@
-"""Low-rank training: what an initialisation gains, in the function, in training, on trained layers.
+"""Low-rank training: initialisations compared on functions, in training and on trained layers.
 
-The paper's own figures were not at hand. What stands beside the results is the toy of the
-specification that this was written from.
+The paper's figures were not available. The results are compared with the toy of the
+specification.
 """
 
 from tfrz.reproduce.low_rank import compression, functions, movielens, training

@@ -1,4 +1,4 @@
-"""A trained layer of a click model replaced by factors, without training on."""
+"""A trained layer of a click model replaced by factors, without further training."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _relu(z: np.ndarray) -> np.ndarray:
 
 
 def _trained(context: Context, seed: int, world: ClickSimulator) -> tuple[Any, Any]:
-    """A ReLU tower of two layers of 128, trained as in `dcn_v2/synthetic_ctr`, and its rows."""
+    """Trains two ReLU layers of 128, as in `dcn_v2/synthetic_ctr`; returns the model and its rows."""
     columns, _ = click_columns(world, context.size["rows"], seed=1)
     steps = context.size["steps"]
     overrides = [
@@ -61,7 +61,7 @@ def _trained(context: Context, seed: int, world: ClickSimulator) -> tuple[Any, A
 
 
 def _hidden(model: Any, columns: dict[str, np.ndarray]) -> np.ndarray:
-    """What the second layer reads, float64."""
+    """Returns the input of the second layer, float64."""
     return np.asarray(model.hidden_layers[0](model.embed(columns)), np.float64)
 
 
@@ -73,7 +73,7 @@ def _run(context: Context) -> Outcome:
     dense = []
     for seed in seeds:
         model, columns = _trained(context, seed, world)
-        # Measured on rows of the training set, judged on others.
+        # Measured on training rows, judged on other rows.
         rows = context.size["measured rows"]
         seen = _hidden(model, {k: v[:rows] for k, v in columns.items()})
         h = _hidden(model, held_out)

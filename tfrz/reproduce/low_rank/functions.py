@@ -1,4 +1,4 @@
-"""How far a low-rank layer is from the dense one it was drawn as, in closed form."""
+"""The error of a low-rank layer against the dense layer that it approximates, in closed form."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _product(factors: Factors) -> np.ndarray:
 
 
 def _draw(dim: int, units: int, *seed: int) -> np.ndarray:
-    """A dense layer as He's rule draws it: entries N(0, 2 / dim)."""
+    """Draws a dense layer by He's rule: entries N(0, 2 / dim)."""
     return np.random.default_rng([2202, *seed]).normal(0, np.sqrt(2 / dim), (dim, units))
 
 
@@ -105,7 +105,7 @@ def _dimensions(context: Context) -> Outcome:
         gaps = []
         for dim, toy in zip(dims, published, strict=True):
             found: list[float] = []
-            # The gap of few units varies, and costs nothing.
+            # With few units the gap varies more, and is cheap to compute.
             for draw in range(40 if name == "m = 16" else draws):
                 W = _draw(dim, width(dim), context.seed, draw)
                 errors = [relu_error(W, _product(f(W, _RANK))) for f in (spectral, function_aware)]
@@ -116,7 +116,7 @@ def _dimensions(context: Context) -> Outcome:
         shown = ", ".join(f"{gap:.4f}" for gap in gaps)
         context.say(f"{name}: {shown}")
         if name == "m = 16":
-            # What the specification saw in single draws; the mean of many grows on.
+            # The specification looked at single draws; the mean of many draws keeps growing.
             beyond = gaps[dims.index(64) :]
             steady = bool((np.diff(beyond) > 0).all())
             checks.append(Check("no steady growth with m fixed beyond d = 64", not steady, shown))

@@ -1,4 +1,4 @@
-"""MovieLens-1M: a trained DCN-V2 whose layers are replaced by factors, then trained on."""
+"""MovieLens-1M: a trained DCN-V2 whose layers are replaced by factors, then trained further."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from tfrz.training.fit import evaluate
 from tfrz.training.low_rank import factorize
 from tfrz.zoo.teacher import TEACHER_SCORE
 
-# What is changed of the zoo's configuration for MovieLens-1M.
+# Changes to the zoo's configuration for MovieLens-1M.
 ORIGINAL: dict[str, Any] = {"model.cross": "full"}
 _LIMITS = ("trainer.epochs", "trainer.max_steps")
 RANKS = (2, 4, 8, 16, 32, 64)
 # Training rows on which the layers' inputs are measured.
 _MEASURED = 8192
 _INITS: tuple[Literal["spectral", "data"], ...] = ("spectral", "data")
-# Training on: one epoch at a quarter of the rate.
+# Further training: one epoch at a quarter of the rate.
 _ON: dict[str, Any] = {"trainer.epochs": 1, "trainer.learning_rate": 0.0005}
 _WEIGHT, _TEMPERATURE = 0.5, 1.0
 _MAX_RATIO, _MAX_LOSS = 0.5, 0.001
 _COLUMN = transformed_name(TEACHER_SCORE)
-# What is trained on: from factors, and for comparison the original itself.
+# Further training of the factors and, for comparison, of the original.
 _TAUGHT = {
     "distill.teacher": f"scores as {_COLUMN}",
     "distill.weight": _WEIGHT,
@@ -45,7 +45,7 @@ _BATCH = 1024
 
 
 def _file(folder: Path, key: Mapping[str, Any]) -> Path:
-    """Where the weights and the training scores of an original are kept."""
+    """Returns the file with the weights and the training scores of an original."""
     return folder / f"original.{key['split']}.{key['seed']}.npz"
 
 
@@ -64,7 +64,7 @@ def _original(folder: Path, key: dict[str, Any], sets: Any) -> Row:
 
 
 def _restored(folder: Path, key: Mapping[str, Any], sets: Any) -> tuple[keras.Model, np.ndarray]:
-    """An original as it was trained, and its probabilities of the training rows."""
+    """Loads a trained original and its probabilities of the training rows."""
     model = movielens_1m.task_of(key["model"]).build(sets.inputs)
     with np.load(_file(folder, key)) as kept:
         model.set_weights([kept[f"w{i}"] for i in range(len(model.weights))])
@@ -72,7 +72,7 @@ def _restored(folder: Path, key: Mapping[str, Any], sets: Any) -> tuple[keras.Mo
 
 
 def _compressed(folder: Path, key: dict[str, Any], sets: Any) -> Row:
-    """A rank's models; without a rank the original itself is trained on."""
+    """Compresses to a rank and trains further; without a rank, trains the original further."""
     original, scores = _restored(folder, key, sets)
     columns = {**sets.train.columns(), _COLUMN: scores}
     found, model, prefix = {}, original, "original"
@@ -98,12 +98,12 @@ def _compressed(folder: Path, key: dict[str, Any], sets: Any) -> Row:
 
 
 def train_one(folder: Path, key: dict[str, Any]) -> Row:
-    """An original, whose weights and scores are kept in a folder, or what becomes of it.
+    """Trains an original and saves it in a folder, or compresses a saved one.
 
     Args:
-      folder: of the weights.
-      key: `data`, `split`, `seed`, overrides of the `model` and of the `trainer`; of what becomes
-        of an original the `rank`, None for none.
+      folder: for the weights.
+      key: `data`, `split`, `seed`, overrides of the `model` and of the `trainer`; to compress, also
+        the `rank`, or None.
     """
     sets = movielens_1m.sets(key["data"], key["split"])
     row = (_compressed if "rank" in key else _original)(folder, key, sets)
@@ -112,9 +112,9 @@ def train_one(folder: Path, key: dict[str, Any]) -> Row:
 
 
 def forward_times(key: dict[str, Any]) -> Row:
-    """Seconds of a forward pass on the CPU by rank, 0 for the original, a round each.
+    """Times forward passes on the CPU by rank; 0 is the original.
 
-    Every round has each model once, in an order of its own. Weights are as they are drawn.
+    Every round runs each model once, in random order, with initial weights.
 
     Args:
       key: `data`, `split`, overrides of the `model`, the ranks to time as `forward`, and `rounds`.
@@ -152,7 +152,7 @@ _Point = tuple[int, str, float, np.ndarray]
 
 
 def _plot(points: Sequence[_Point], path: Path) -> None:
-    """What each method loses against the share of the parameters, its seeds as points."""
+    """Plots the loss of each method against its share of parameters, with the seeds as points."""
     with picture(path, 7, 4) as figure:
         axes = figure.add_subplot()
         for method in METHODS:

@@ -1,4 +1,4 @@
-"""Training a low-rank network from each start: who is ahead when."""
+"""Training a low-rank network from each initialisation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ STARTS: dict[str, Start] = {
     "closed form": lambda W, rng: function_aware(W, _RANK),
     "refined subspace": lambda W, rng: refined(W, _RANK, 100),
 }
-# Those of the specification (g), G3: test MSE at the steps of _STEPS, then with batch norm.
+# From the specification (g), G3: test MSE at the steps of _STEPS, then with batch norm.
 TOY = {
     "independent He factors": (".971 .521 .253 .166 ± .040", ""),
     "variance-matched factors": (".965 .511 .270 .188 ± .035", ".961 .566 .250 .172"),
@@ -88,7 +88,7 @@ class _Network:
                     root = np.sqrt(activation_gain(W, U, V, h))
                     U, V = U * root, V * root
                 factors = (U, V.T)
-            # What the next layer reads, without normalisation.
+            # The input of the next layer, without normalisation.
             for factor in factors:
                 W = factor if factor is factors[0] else W @ factor
             h = np.maximum(h @ W, 0)
@@ -162,7 +162,7 @@ def _run(context: Context) -> Outcome:
             key = f"{name}, batch norm" if batch_norm else name
             curves[key], sizes[key] = np.array(found), float(np.mean(rms))
             mean, spread = curves[key].mean(axis=0), curves[key][:, -1].std(ddof=1)
-            # Of seeds in pairs: the same data, dense draw and order.
+            # Paired by seed: the same data, dense draw and order.
             reference = curves.get("spectral, batch norm" if batch_norm else "spectral")
             ahead = ""
             if reference is not None and not name.startswith("spectral"):

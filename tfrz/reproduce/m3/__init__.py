@@ -1,4 +1,4 @@
-"""M3: experiments on whether a mixture of ranges is better than one of them."""
+"""M3: whether a mixture of ranges is better than each of them alone."""
 
 from tfrz.reproduce.m3 import context_switch, movielens
 

@@ -17,7 +17,7 @@ from tfrz.training.batches import ArrayBatches
 from tfrz.zoo.tasks.history import HistoryInputs
 
 _LENGTH = 50
-# Predictions of events 20..49 are judged: by then a taste can be known.
+# Judges predictions of events 20..49, when a user's taste can be known.
 _JUDGED = slice(20, _LENGTH)
 _NO_REQUEST = "model.context_in_output=false"
 _CONVOLUTION = "model.short_range=convolution"
@@ -48,7 +48,7 @@ _OVERRIDES = (
     "model.dropout=0",
     "data.history.length=49",
 )
-# Of the specification's prototype: home R@10, detail R@10, mAP@20 of seed 0.
+# From the specification's prototype: home R@10, detail R@10, mAP@20 of seed 0.
 _PROTOTYPE = {
     "tiny only": (0.295, 0.817, 0.449),
     "short only, GRU": (0.615, 0.820, 0.496),
@@ -87,7 +87,7 @@ def _sets(world: int, users: tuple[int, int]) -> tuple[dict[str, np.ndarray], ..
 
 
 def _judge(model: Any, columns: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Recall by the page of the request, mAP, and mean gates."""
+    """Returns the recall by page of the request, mAP, and mean gates."""
     items = np.concatenate([columns["history_xf"], columns["target_xf"][:, None]], axis=1)
     pages = np.concatenate([columns["history_page_xf"], columns["page_xf"][:, None]], axis=1)
     vectors, bias = model.item_vectors()

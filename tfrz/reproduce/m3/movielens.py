@@ -103,12 +103,12 @@ def train_one(key: dict[str, Any]) -> Row:
 
 
 def _popularity(prepared: Any, on: str) -> dict[str, float]:
-    """Every user gets the most frequent items of the training set that the user has not seen."""
+    """Recommends to each user the most frequent training items that the user has not seen."""
     ranks = []
     for batch in getattr(prepared, on).once():
         target, seen = batch["target_xf"].numpy(), batch["seen_xf"].numpy()
         known = (target >= 1) & (target <= prepared.inputs.num_items)
-        # Ids are ranks of popularity: those before the target that were not seen come first.
+        # Ids are ranks of popularity: unseen items before the target come first.
         before = np.array(
             [len(np.unique(s[(s >= 1) & (s < t)])) for s, t in zip(seen, target, strict=True)]
         )
@@ -196,7 +196,7 @@ def _run_1m(context: Context) -> Outcome:
     size = {"release": "1m", "data": path, "length": 200, "dim": 64, "with_test": True}
     size["steps"] = context.size["steps"]
     rates = SEARCH[: context.size["rates"]]
-    # Bottom gates stand in the table of the smaller set.
+    # Bottom gates are in the table of the smaller set.
     models = [m for m in MODELS if not m.endswith("bottom")]
     models = [m for m in models if not context.quick or m not in PUBLISHED]
 

@@ -1,4 +1,4 @@
-"""The density study: one vector or several; equal weights, by frequency, by density."""
+"""The density study: one vector or several; weighted equally, by frequency or by density."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tfrz.reproduce.training import prepared, settings, staged, task_of
 from tfrz.zoo.tasks.retrieval import HEAD, TAIL
 
 SKEWS = {"none": (0.0, 0.0), "a=1, b=0.5": (1.0, 0.5), "a=1, b=1": (1.0, 1.0), "a=1, b=2": (1.0, 2)}
-# Each run to the arms that its stages are.
+# Settings of each run, whose stages are the arms.
 RUNS: dict[str, dict[str, Any]] = {
     "SUR": {"interests": 1, "kind": "density", "calibrate": False},
     "MUR3": {"interests": 3, "kind": "density", "calibrate": True},
@@ -108,7 +108,7 @@ _METRICS = ("hr_5", "tail_hr_5", "hr_10", "head_hr_10", "tail_hr_10")
 
 
 def judged(model: Any, task: Any, batches: Any, cuts: tuple[int, ...]) -> dict[str, float]:
-    """Recall over all targets, those of the head and those of the tail, of the full ranking."""
+    """Returns the recall of the full ranking over all targets, the head and the tail."""
     predict = tf.function(lambda batch: task.predict(model, batch), reduce_retracing=True)
     parts = [predict(batch) for batch in batches.once()]
     rank, group = (np.concatenate([p[n].numpy() for p in parts]) for n in ("rank", "group"))
@@ -145,7 +145,7 @@ def train_one(key: dict[str, Any]) -> Row:
         stages[stage] = judged(model, task, sets.test, (5, 10))
 
     staged("multi_interest", "simulated", sets, overrides, key["seed"], after)
-    # The weights may stand still at once: then the first stage is also the result.
+    # The weights may converge at once; then the first stage is also the result.
     if run["kind"] == "density":
         stages.setdefault("density", stages["train"])
     about = f"{key['run']}, skew {key['skew']}, seed {key['seed']}"
@@ -235,7 +235,7 @@ def _checks(mean: Means) -> list[Check]:
 
 
 def _plot(mean: Means, path: Path) -> None:
-    """Head against tail, an arrow of MUR3's stages for each skew."""
+    """Plots head against tail, with a line through MUR3's stages for each skew."""
     with picture(path, 4.2 * len(mean), 4) as figure:
         for place, (skew, arms) in enumerate(mean.items()):
             axes = figure.add_subplot(1, len(mean), place + 1)

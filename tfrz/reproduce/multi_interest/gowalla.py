@@ -39,7 +39,7 @@ def _prepared(path: str) -> Any:
 
 
 def _sets(path: str, part: str) -> dict[bytes, list[bytes]]:
-    """User to places, in the order that the reader's seed gives."""
+    """Returns the places of each user, in the order of the reader's seed."""
     table, _ = read_table(open_source(f"gowalla:{path}", None, "history", part=part))
     users, items = (table[name].to_pylist() for name in ("user", "item"))
     sets: dict[bytes, list[bytes]] = {}
@@ -49,7 +49,7 @@ def _sets(path: str, part: str) -> dict[bytes, list[bytes]]:
 
 
 def whole_test(model: Any, items: list[str], path: str) -> dict[str, float]:
-    """Recall and NDCG of all places of a user's test set, those of its training set left out.
+    """Returns recall and NDCG over all places of a user's test set, without the training places.
 
     The history is the newest `length` of the training set in its drawn order. Places that the
     model does not know count as missed.

@@ -31,7 +31,7 @@ ARMS: dict[str, tuple[str, str]] = {
     "MUR-IDW": ("MUR", "density"),
     "MUR-IDW + calibration": ("MUR", "calibrate"),
 }
-# Tried for one vector and for several alike, and then for the density, by validation.
+# Searched by validation, for one vector and for several; then for the density.
 SEARCH = {"learning_rate": (0.003, 0.01), "temperature": (0.05, 0.1, 0.2)}
 _FILE = "movielens_1m.jsonl"
 WEIGHTING = {"components": (4, 8, None), "momentum": (0.5, 0.8)}
@@ -78,7 +78,7 @@ def train_one(key: dict[str, Any]) -> Row:
 
 
 def popularity(prepared: Any) -> dict[str, float]:
-    """Everybody gets the most frequent training targets that the user has not seen."""
+    """Recommends to each user the most frequent training targets that the user has not seen."""
     items = prepared.inputs.num_items
     counts = np.bincount(prepared.train.columns()["target_xf"], minlength=items + 1)[1 : items + 1]
     order = np.argsort(-counts, kind="stable")
@@ -130,7 +130,7 @@ def _checks(mean: dict[str, dict[str, float]]) -> list[Check]:
 def _tuned(
     context: Context, size: dict[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """The rate and temperature of each number of vectors, and the density's settings.
+    """Tunes rate and temperature for each number of vectors, and the settings of the density.
 
     Rate and temperature after a third of the epochs, by recall@50; the settings of the density by
     the tail's recall@50 after calibration, among those that keep 95 % of the whole.

@@ -1,4 +1,4 @@
-"""Simulated clicks with known truth: what re-ranking gains, and what it learns of the interaction.
+"""Simulated clicks with known truth: the gain of re-ranking, and what it learns about interactions.
 
 The setting of the specification's section 7: lists of ten documents in the order of a noisy base
 ranker, clicked by a model that walks down the list and looks at what was clicked before.
@@ -40,7 +40,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     _ONE_STEP: ("model.scorer=one_step",),
     _SEQUENTIAL: (),
 }
-# Trained on one of the click models only.
+# Trained on a single click model.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "one-step, hinge": ("model.scorer=one_step", "model.loss=hinge"),
     "sequential, cross-entropy, sampled": ("model.trajectory=sample",),
@@ -82,7 +82,7 @@ _PROTOTYPE = {
 }
 INTERACTING = tuple(_PROTOTYPE)
 _CONTROL = ("independent", 0.3)
-# The run-to-run spread of NDCG@10 that the specification gives.
+# The run-to-run spread of NDCG@10 in the specification.
 _SPREAD = 0.002
 
 
@@ -108,10 +108,10 @@ def _columns(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def judge(drawn: dict[str, np.ndarray], positions: np.ndarray, kind: str) -> dict[str, Any]:
-    """Metrics of an order of each list.
+    """Returns metrics of an order of each list.
 
-    NDCG and MAP are of the clicks made on the base order. Fresh clicks are those that the click
-    model makes on the new order, everything observed: how many, and among the first five.
+    NDCG and MAP use the clicks on the base order. Fresh clicks are simulated by the click model on
+    the new order, with everything observed: their number, in all and among the first five.
     """
     ordered = np.take_along_axis(drawn["clicks"], positions, axis=1)
     found: dict[str, Any] = {
@@ -208,7 +208,7 @@ def _checks(found: dict[Any, list[Row]]) -> list[Check]:
                 f"{where}: without the base order's positions the pointwise ranker is below it",
                 at[_BLIND] < at["base ranker"],
                 f"{at[_BLIND]:.4f} against {at['base ranker']:.4f}",
-                # Of diverse clicks a quick run shows it too.
+                # For diverse clicks a quick run shows it too.
                 () if kind == "diverse" else ("lists", "steps", "seeds"),
             ),
         ]

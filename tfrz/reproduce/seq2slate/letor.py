@@ -24,7 +24,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     "one-step, cross-entropy": ("model.scorer=one_step",),
     "sequential, cross-entropy, greedy": (),
 }
-# Least grade of what can be clicked, logarithms of the features, share of test queries.
+# Minimum grade for a click, whether to take logarithms of features, share of test queries.
 DATA: dict[str, dict[str, Any]] = {
     "MQ2008": {"path": "letor-mq2008", "threshold": 1.0, "logs": False, "test": 0.1},
     "MSLR sample": {"path": "letor-mslr", "threshold": 2.0, "logs": True, "test": 0.3},
@@ -50,7 +50,7 @@ def _overrides(key: dict[str, Any]) -> list[str]:
         "trainer.batch_size=16",
         "trainer.learning_rate=0.001",
         "trainer.clip_norm=1.0",
-        # The validation queries choose among the weights after each epoch.
+        # The weights after each epoch are chosen by the validation queries.
         f"trainer.epochs={key['epochs']}",
         *MODELS.get(key["model"], ()),
     ]

@@ -1,4 +1,4 @@
-"""The paper's two simulations of ten items, and what capping the weights costs and buys."""
+"""The paper's two simulations with ten items, and the bias and variance of capped weights."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _LOGS = 20
 
 @dataclasses.dataclass(frozen=True)
 class Logged:
-    """A log, or the logger itself, as its expectation needs it.
+    """A log, or the logger itself, as the terms of an expectation.
 
     Attributes:
-      shares: how often each action was logged, `[contexts, items]`; 0 where it never was.
+      shares: relative frequency of each action, `[contexts, items]`.
       log_beta: log-probability of each under the logger.
       rewards: mean reward of each.
     """
@@ -51,11 +51,11 @@ def ascend(
     logits: Callable[[tf.Tensor], tf.Tensor] = _same,
     start: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Gradient descent on the loss's expectation over a log, or over a logger.
+    """Minimises the expected loss over a log, or over a logger, by gradient descent.
 
     Args:
       loss: of the zoo; the gradient is TensorFlow's.
-      logged: what the expectation is over.
+      logged: the log or logger.
       steps: of descent.
       rate: learning rate, on the sum of the contexts.
       logits: of the policy, `[contexts, items]`, from its parameters; the parameters themselves if
@@ -118,7 +118,7 @@ def follow(
 
 
 def _compiled(function: Callable[..., tf.Tensor], *arrays: np.ndarray) -> np.ndarray:
-    """A loop of many small steps as one program; traced once for each of its few uses."""
+    """Runs a loop of many small steps as one compiled program."""
     tensors = [tf.constant(array) for array in arrays]
     program = tf.function(function, jit_compile=True).get_concrete_function(*tensors)
     return np.asarray(program(*tensors).numpy())
@@ -127,7 +127,7 @@ def _compiled(function: Callable[..., tf.Tensor], *arrays: np.ndarray) -> np.nda
 def _of_logger(
     loss: TopKOffPolicyReinforce, bandit: BiasedLoggerBandit | PageOfTwoBandit, steps: int
 ) -> np.ndarray:
-    """The policy that the exact gradient leads to, over the logger instead of a log."""
+    """Returns the policy learned with the exact gradient over the logger."""
     logger = bandit.logger[None]
     return ascend(loss, Logged(logger, np.log(logger), bandit.rewards[None]), steps, 0.05)[0]
 
@@ -140,7 +140,7 @@ def _of_logs(
     parts: int,
     rate: float,
 ) -> np.ndarray:
-    """The policies that SGD leads to on logs of `parts` times `draws`, `[logs, items]`."""
+    """Returns the policies learned by SGD on logs of `parts` times `draws`, `[logs, items]`."""
     items = len(bandit.rewards)
     policies = np.full((_LOGS, items), 1 / items)
     for part in range(parts):
@@ -224,7 +224,7 @@ def biased_checks(
     goal: np.ndarray,
     naive_value: float,
 ) -> list[Check]:
-    """What is to hold of the policies by learner, exact and of each log."""
+    """Checks the policies by learner, exact and of each log."""
     error = float(np.abs(exact["naive"] - goal).max())
     best = float(exact["corrected"][-1])
     large, small = _BIASED_RATES
@@ -357,7 +357,7 @@ def page_checks(
     alpha: np.ndarray,
     learned: dict[tuple[int, float], np.ndarray],
 ) -> list[Check]:
-    """What is to hold of the policies by K, exact and of each log, and of the one by alpha."""
+    """Checks the policies by K, exact and of each log, and the one by alpha."""
 
     def off(policy: np.ndarray, first: float, second: float) -> float:
         return max(abs(float(policy[0]) - first), abs(float(policy[1]) - second))
@@ -495,7 +495,7 @@ def cap_checks(
     truth: float,
     others: Sequence[tuple[dict[str, tuple[float, float]], float]],
 ) -> list[Check]:
-    """What is to hold of the means and deviations by cap, and of other worlds'."""
+    """Checks the means and deviations by cap, on this world and on others."""
     off = [np.abs(np.subtract(found[n], _CAP_SPEC[n])) for n in found]
     exact = all(mean <= 5.1e-5 and deviation <= 5.1e-4 for mean, deviation in off)
     monotone = []

@@ -1,4 +1,4 @@
-"""Whether off-policy estimates and their intervals can be believed."""
+"""Bias of off-policy estimates, and coverage of their intervals."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tfrz.reproduce.topk_reinforce.slates import table_of
 
 _CAP = math.exp(3)
 GATED = ("IPS", "SNIPS", "DR")
-# Clicks that a cell's prior is worth, and shows that an item's is.
+# Weight of a cell's prior in clicks, and of an item's in impressions.
 _CELL, _ITEM = 5.0, 10.0
 
 
 def _reward_model(log: dict[str, np.ndarray], contexts: int, items: int) -> np.ndarray:
-    """Click rates of another log, drawn to the item's rate, and that to 0.05."""
+    """Returns click rates from another log, shrunk to the item's rate, which is shrunk to 0.05."""
     cell = log["context"] * items + log["action"]
     size = contexts * items
     shown = np.bincount(cell, minlength=size).reshape(contexts, items)
@@ -57,7 +57,7 @@ def _estimates(
 
 
 def _policies(world: ContextualSlates, seed: int) -> dict[str, np.ndarray]:
-    """A soft policy, and one that was learned from another log; both can take every action."""
+    """Returns a soft policy and one learned from another log; both can take every action."""
     soft = world.click_probabilities / world.click_probabilities.sum(axis=1, keepdims=True)
     table = table_of(world.sample(30_000, seed), world.num_contexts, world.num_items)
     loss = TopKOffPolicyReinforce(k=4)
@@ -86,7 +86,7 @@ def _simulated(context: Context) -> Outcome:
         for rows in sizes:
             results: dict[str, list[Estimate]] = {}
             for number in range(logs):
-                # Logs of different sizes and policies are drawn anew, as are the model's.
+                # Every size and policy has its own logs, and so has the reward model.
                 seed = 1000 * (context.seed + 1) + 1_000_000 * (10 * place + sizes.index(rows))
                 log = world.sample(rows, seed + number)
                 other = world.sample(rows, seed + number + 500_000)
@@ -135,7 +135,7 @@ def _simulated(context: Context) -> Outcome:
 
 
 def summary(estimates: list[Estimate], truth: float) -> dict[str, float]:
-    """Bias, deviation and coverage of estimates whose truth is known."""
+    """Returns bias, deviation and coverage of estimates with a known truth."""
     value, low, high, size = (
         np.array([getattr(e, name) for e in estimates])
         for name in ("value", "low", "high", "effective_sample_size")
@@ -151,7 +151,7 @@ def summary(estimates: list[Estimate], truth: float) -> dict[str, float]:
 
 
 def coverage_checks(found: Found) -> list[Check]:
-    """What is to hold of `summary` by policy, rows and estimator."""
+    """Checks `summary` by policy, rows and estimator."""
     checks = []
     for estimator in GATED:
         covers = {key: own["coverage"] for key, own in found.items() if key[2] == estimator}
@@ -182,7 +182,7 @@ _CAMPAIGNS = ("all", "men", "women")
 
 
 def _read(path: str, policy: str, campaign: str) -> dict[str, np.ndarray]:
-    """A log of the Open Bandit data: item, place on the page, click, propensity."""
+    """Reads a log of the Open Bandit data: item, position on the page, click, propensity."""
     reader = OpenBandit(path, policy, campaign)
     batches = [
         batch
@@ -202,7 +202,7 @@ def _read(path: str, policy: str, campaign: str) -> dict[str, np.ndarray]:
 
 
 def item_by_position(log: Mapping[str, np.ndarray], items: int) -> np.ndarray:
-    """How often the log's policy showed each item at each position, `[positions, items]`."""
+    """Returns the frequency of each item at each position in a log, `[positions, items]`."""
     counts = np.zeros((int(log["place"].max()) + 1, items))
     np.add.at(counts, (log["place"], log["item"]), 1)
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -216,7 +216,7 @@ def _open_bandit(context: Context) -> Outcome:
         logs = {policy: _read(path, policy, campaign) for policy in ("random", "bts")}
         items = 1 + max(int(log["item"].max()) for log in logs.values())
         shares = {policy: item_by_position(log, items) for policy, log in logs.items()}
-        # Of random the probabilities are known, and uniform.
+        # The probabilities of `random` are known to be uniform.
         shares["random"] = np.full_like(shares["random"], 1 / items)
         for target, logger in (("bts", "random"), ("random", "bts")):
             log, own = logs[logger], logs[target]["click"]
