@@ -1,4 +1,4 @@
-"""Training runs of an experiment: each runs once, several in parallel, and results are kept in a file."""
+"""Training runs of an experiment: each runs once, several in parallel, kept in a file."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def _relu(z: np.ndarray) -> np.ndarray:
 
 
 def _trained(context: Context, seed: int, world: ClickSimulator) -> tuple[Any, Any]:
-    """Trains two ReLU layers of 128, as in `dcn_v2/synthetic_ctr`; returns the model and its rows."""
+    """Trains two ReLU layers of 128, as in `dcn_v2/synthetic_ctr`; returns model and rows."""
     columns, _ = click_columns(world, context.size["rows"], seed=1)
     steps = context.size["steps"]
     overrides = [
