@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 from tf_agents.bandits.environments import bandit_py_environment
 from tf_agents.specs import array_spec
 from tf_agents.trajectories import time_step as ts
@@ -101,10 +102,10 @@ class BanditEnvironment(bandit_py_environment.BanditPyEnvironment):
         self._turn_page()
         return super()._reset()
 
-    def _observe(self) -> np.ndarray:
+    def _observe(self) -> NDArray[Any]:
         return _observed(self._context, self._kind, len(self._rewards))
 
-    def _apply_action(self, action: np.ndarray) -> np.ndarray:
+    def _apply_action(self, action: NDArray[Any]) -> NDArray[Any]:
         items = self._rewards.shape[1]
         within = bool(np.all((action >= 0) & (action < items)))
         require(within, "action", f"must be 0 to {items - 1}")
@@ -150,7 +151,7 @@ def logged_experience(
     log = simulator.sample(n, seed)
     context = log.get("context", np.zeros(n, np.int64))
 
-    def column(values: np.ndarray, dtype: tf.DType) -> tf.Tensor:
+    def column(values: NDArray[Any], dtype: tf.DType) -> tf.Tensor:
         return tf.constant(values, dtype)[:, None]
 
     reward = log["click"] if "click" in log else log["reward"]
@@ -165,7 +166,7 @@ def logged_experience(
     )
 
 
-def _rewards(simulator: Simulator) -> np.ndarray:
+def _rewards(simulator: Simulator) -> NDArray[Any]:
     """Expected reward of each item in each context, `[contexts, items]`."""
     known = (BiasedLoggerBandit, PageOfTwoBandit, ContextualSlates)
     names = ", ".join(kind.__name__ for kind in known)
@@ -182,7 +183,7 @@ def _observation_spec(kind: str, contexts: int) -> array_spec.ArraySpec:
     return array_spec.ArraySpec((contexts,), np.float32, name="observation")
 
 
-def _observed(context: np.ndarray, kind: str, contexts: int) -> np.ndarray:
+def _observed(context: NDArray[Any], kind: str, contexts: int) -> NDArray[Any]:
     if kind == "id":
         return context.astype(np.int32)
     return np.eye(contexts, dtype=np.float32)[context]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.config import require
 from tfrz.errors import InputError
@@ -74,7 +75,7 @@ OPS_OF_KIND: dict[str, str] = {
 }
 
 
-def check_vectors(items: Sequence[bytes], vectors: np.ndarray, k: int) -> None:
+def check_vectors(items: Sequence[bytes], vectors: NDArray[Any], k: int) -> None:
     """Refuses what must not be indexed.
 
     Raises:
@@ -150,7 +151,7 @@ class RecommendationIndex(tf.Module):
     """
 
     def __init__(
-        self, items: Sequence[bytes], vectors: np.ndarray, config: IndexConfig, k: int
+        self, items: Sequence[bytes], vectors: NDArray[Any], config: IndexConfig, k: int
     ) -> None:
         super().__init__()
         vectors = np.asarray(vectors, np.float32)
@@ -164,7 +165,7 @@ class RecommendationIndex(tf.Module):
         )
 
     def _searcher(
-        self, vectors: np.ndarray, config: IndexConfig
+        self, vectors: NDArray[Any], config: IndexConfig
     ) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
         """From queries `[queries, dim]` and how many to scores and rows, `[queries, any]`."""
         if config.kind == "brute_force":

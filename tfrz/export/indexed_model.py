@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.config import write_yaml
 from tfrz.data.columns import to_sparse
@@ -58,7 +59,7 @@ class IndexedModel:
         """The named inputs of a signature."""
         return dict(self.signatures[signature].structured_input_signature[1])
 
-    def encode_catalogue(self, catalogue: Catalogue) -> tuple[list[bytes], np.ndarray]:
+    def encode_catalogue(self, catalogue: Catalogue) -> tuple[list[bytes], NDArray[Any]]:
         """Items and their vectors, the most popular in training first.
 
         Items that the model was not trained on come last, if it knows items by their features;

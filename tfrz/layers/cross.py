@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.config import require
 from tfrz.layers.initializers import independent
@@ -250,7 +251,7 @@ class LowRankCross(_CrossBase):
         """Float64 factors of the matrix in `x W^T`, as `LowRankDense` has them: V, then U."""
         return as_float64(self.V), as_float64(self.U)
 
-    def assign_factors(self, left: np.ndarray, right: np.ndarray) -> None:
+    def assign_factors(self, left: NDArray[np.float64], right: NDArray[np.float64]) -> None:
         """Sets V and U, in the order of `factors`."""
         self.V.assign(left)
         self.U.assign(right)

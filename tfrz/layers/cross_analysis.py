@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.config import require
 from tfrz.layers.cross import Cross, LowRankCross, MixtureOfLowRankCross
@@ -23,13 +24,15 @@ def _mean_slope(layer: MixtureOfLowRankCross) -> float:
     return float((values[1] - values[0]) / (2 * step))
 
 
-def _usual_gates(layer: MixtureOfLowRankCross) -> np.ndarray:
+def _usual_gates(layer: MixtureOfLowRankCross) -> NDArray[np.float64]:
     """The gates of an input that scores all experts 0."""
     value = {"softmax": 1 / layer.num_experts, "sigmoid": 0.5, "constant": layer.gate_constant}
     return np.full(layer.num_experts, value[layer.gate])
 
 
-def _factors(layer: Any, gates: Sequence[float] | None) -> tuple[np.ndarray, np.ndarray]:
+def _factors(
+    layer: Any, gates: Sequence[float] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """`U` and `V` of the layer's matrix `U V^T`, a mixture's gates and inner maps within `U`."""
     U, V = as_float64(layer.U), as_float64(layer.V)
     if isinstance(layer, LowRankCross):
@@ -44,7 +47,7 @@ def _factors(layer: Any, gates: Sequence[float] | None) -> tuple[np.ndarray, np.
     return (split * weights[:, None] * slope).reshape(U.shape), V
 
 
-def cross_matrix(layer: Any, gates: Sequence[float] | None = None) -> np.ndarray:
+def cross_matrix(layer: Any, gates: Sequence[float] | None = None) -> NDArray[np.float64]:
     """The matrix W of a cross layer, rows belonging to `x0`.
 
     Formula: `W`, `U V^T`, or for a mixture `sum_i G_i U^i C^i V^i^T` times the slope of g at 0
@@ -69,7 +72,7 @@ def cross_matrix(layer: Any, gates: Sequence[float] | None = None) -> np.ndarray
 
 def interaction_norms(
     layer: Any, field_widths: Sequence[int], gates: Sequence[float] | None = None
-) -> np.ndarray:
+) -> NDArray[np.float64]:
     """How strongly each pair of fields interacts: the norms of the blocks of W.
 
     Formula: `H_ij = ||W_ij||_F`, field i of `x0` with field j of `x_l`. Of factors,
@@ -118,7 +121,7 @@ def interaction_norms(
 
 
 def plot_interactions(
-    norms: np.ndarray, field_names: Sequence[str], path: str | os.PathLike
+    norms: NDArray[np.float64], field_names: Sequence[str], path: str | os.PathLike[str]
 ) -> None:
     """Draws `interaction_norms` as a heat map, a PNG at `path`.
 
@@ -151,7 +154,7 @@ def plot_interactions(
     atomic_write(path, picture.getvalue())
 
 
-def singular_values(layer: Any, gates: Sequence[float] | None = None) -> np.ndarray:
+def singular_values(layer: Any, gates: Sequence[float] | None = None) -> NDArray[np.float64]:
     """Singular values of the layer's matrix, in descending order, float64.
 
     `[dim]` of a full-rank layer; of factors, at most their number of columns, without forming
@@ -163,7 +166,7 @@ def singular_values(layer: Any, gates: Sequence[float] | None = None) -> np.ndar
     return np.asarray(np.linalg.svd(left @ right.T, compute_uv=False))
 
 
-def numerical_rank(values: Sequence[float] | np.ndarray, tolerance: float) -> int:
+def numerical_rank(values: Sequence[float] | NDArray[np.float64], tolerance: float) -> int:
     """R_T: the smallest k, counted from 1, with `sigma_k < T sigma_1`; their number if none is.
 
     Args:
@@ -180,11 +183,11 @@ def numerical_rank(values: Sequence[float] | np.ndarray, tolerance: float) -> in
     Reference:
       DCN V2 (arXiv 2008.13535), section 3.5.
     """
-    values = np.asarray(values, np.float64)
-    require(values.size > 0, "values", "needs at least one singular value")
+    sigma = np.asarray(values, np.float64)
+    require(sigma.size > 0, "values", "needs at least one singular value")
     require(0 < tolerance <= 1, "tolerance", "must be above 0 and at most 1")
-    below = np.flatnonzero(values < tolerance * values[0])
-    return int(below[0]) + 1 if below.size else int(values.size)
+    below = np.flatnonzero(sigma < tolerance * sigma[0])
+    return int(below[0]) + 1 if below.size else int(sigma.size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,14 +9,15 @@ from typing import Any, Literal
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.config import require
 from tfrz.layers.temporal import last_dim
 
-Factors = tuple[np.ndarray, np.ndarray]
+Factors = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def spectral_factors(W: np.ndarray, rank: int) -> Factors:
+def spectral_factors(W: NDArray[np.float64], rank: int) -> Factors:
     """Balanced factors of the matrix of that rank nearest to `W` in the Frobenius norm.
 
     Formula: `W = P S R^T`, `U = P_r S_r^(1/2)`, `V = R_r S_r^(1/2)`, so that
@@ -49,12 +50,12 @@ def spectral_factors(W: np.ndarray, rank: int) -> Factors:
     return left[:, :rank] * root, right[:rank].T * root
 
 
-def as_float64(weight: Any) -> np.ndarray:
+def as_float64(weight: Any) -> NDArray[np.float64]:
     """The values of a variable in float64."""
     return np.asarray(tf.cast(tf.convert_to_tensor(weight), tf.float64))
 
 
-def as_rows(tensor: tf.Tensor) -> np.ndarray:
+def as_rows(tensor: tf.Tensor) -> NDArray[np.float64]:
     """The values of `[..., dim]` as float64 rows `[rows, dim]`."""
     values = np.asarray(tf.cast(tensor, tf.float32), np.float64)
     return values.reshape(-1, values.shape[-1])
@@ -83,12 +84,12 @@ class FullMatrix:
         return int(dim), int(units)
 
     @property
-    def values(self) -> np.ndarray:
+    def values(self) -> NDArray[np.float64]:
         """W, float64 `[dim, units]`: the layer computes `x W`."""
         values = as_float64(self.weight)
         return values.T if self.kind == "cross" else values
 
-    def unit_weights(self, read: tuple[tf.Tensor, ...], output: tf.Tensor) -> np.ndarray:
+    def unit_weights(self, read: tuple[tf.Tensor, ...], output: tf.Tensor) -> NDArray[np.float64]:
         """What an error of each unit counts: `x0^2` in a cross layer, else 0 where a ReLU is 0.
 
         Args:
@@ -219,7 +220,7 @@ class LowRankDense(keras.layers.Layer):
         """U `[dim, rank]` and V `[units, rank]`, float64, of the matrix `U V^T`."""
         return as_float64(self.U), as_float64(self.V)
 
-    def assign_factors(self, U: np.ndarray, V: np.ndarray) -> None:
+    def assign_factors(self, U: NDArray[np.float64], V: NDArray[np.float64]) -> None:
         """Sets U `[dim, rank]` and V `[units, rank]`."""
         self.U.assign(U)
         self.V.assign(V)

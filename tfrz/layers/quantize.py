@@ -7,8 +7,11 @@ little-endian. `pack4(vectors).astype("<u8").tobytes()` is what `unpack4_strings
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.errors import InputError
 
@@ -32,13 +35,13 @@ def packed_bytes(num_vectors: int, dim: int) -> int:
     return 8 * num_vectors * _num_words(dim)
 
 
-def _in_20_bits(scale: np.ndarray) -> np.ndarray:
+def _in_20_bits(scale: NDArray[Any]) -> NDArray[Any]:
     """The nearest float32 whose significand has 20 bits."""
     bits = np.asarray(scale, "<f4").view("<u4")
     return ((bits + np.uint32(8)) & np.uint32(0xFFFFFFF0)).view("<f4")
 
 
-def pack4(vectors: np.ndarray) -> np.ndarray:
+def pack4(vectors: NDArray[Any]) -> NDArray[Any]:
     """Codes each vector by the 16 steps between its least and its greatest value.
 
     Formula: `scale = (max - min) / 15`, `q = round((x - min) / scale)` in 0 to 15; what comes back
@@ -92,7 +95,7 @@ def pack4(vectors: np.ndarray) -> np.ndarray:
     return np.concatenate([words, ends], axis=-1).astype(np.uint64)
 
 
-def unpack4(words: np.ndarray, dim: int) -> np.ndarray:
+def unpack4(words: NDArray[Any], dim: int) -> NDArray[Any]:
     """The vectors that `pack4` coded: `min + scale q`.
 
     Args:

@@ -7,12 +7,13 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.metrics.directions import better
 from tfrz.shapes import require_shape
 
 
-def _pair(labels: Any, outputs: Any) -> tuple[np.ndarray, np.ndarray]:
+def _pair(labels: Any, outputs: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Labels and outputs as float64, one output for each label."""
     labels, outputs = np.asarray(labels, np.float64), np.asarray(outputs, np.float64)
     require_shape(labels.shape, outputs=outputs)
@@ -20,7 +21,7 @@ def _pair(labels: Any, outputs: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 @better("min", "log_loss")
-def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
+def log_loss(labels: NDArray[np.float64], logits: NDArray[np.float64]) -> float:
     """Mean binary cross-entropy: mean of log(1 + e^z) - y z, in nats.
 
     Args:
@@ -44,7 +45,7 @@ def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
 
 
 @better("min", "normalized_entropy")
-def normalized_entropy(labels: np.ndarray, logits: np.ndarray) -> float:
+def normalized_entropy(labels: NDArray[np.float64], logits: NDArray[np.float64]) -> float:
     """Log loss over that of predicting the mean label; lower is better, 1 is no use.
 
     Formula: `log_loss / H(p)` with `H(p) = -(p ln p + (1 - p) ln(1 - p))`, p the mean label.
@@ -75,7 +76,7 @@ def normalized_entropy(labels: np.ndarray, logits: np.ndarray) -> float:
 
 
 @better("max", "auc")
-def auc(labels: np.ndarray, scores: np.ndarray) -> float:
+def auc(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
     """Area under the ROC curve: P(s+ > s-) + P(s+ = s-) / 2, exactly, by ranks.
 
     Args:
@@ -105,7 +106,7 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 @better(1.0, "calibration")
-def calibration(labels: np.ndarray, logits: np.ndarray) -> float:
+def calibration(labels: NDArray[np.float64], logits: NDArray[np.float64]) -> float:
     """Mean predicted probability over mean label; 1 is calibrated in the large.
 
     Args:
@@ -130,7 +131,7 @@ def calibration(labels: np.ndarray, logits: np.ndarray) -> float:
 
 
 @better("min", "mse")
-def mean_squared_error(labels: np.ndarray, outputs: np.ndarray) -> float:
+def mean_squared_error(labels: NDArray[np.float64], outputs: NDArray[np.float64]) -> float:
     """Mean of (y - z)^2.
 
     Args:

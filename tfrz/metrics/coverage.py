@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from tfrz.metrics.directions import better
 from tfrz.shapes import require_shape
 
 
-def _row(counts: np.ndarray) -> np.ndarray:
-    counts = np.asarray(counts, np.float64)
-    require_shape([None], counts=counts)
-    return counts
+def _row(counts: NDArray[Any]) -> NDArray[np.float64]:
+    row: NDArray[np.float64] = np.asarray(counts, np.float64)
+    require_shape([None], counts=row)
+    return row
 
 
-def exposures(listed: np.ndarray, num_items: int) -> np.ndarray:
+def exposures(listed: NDArray[Any], num_items: int) -> NDArray[np.int64]:
     """How often each item is listed.
 
     Args:
@@ -30,7 +33,7 @@ def exposures(listed: np.ndarray, num_items: int) -> np.ndarray:
 
 
 @better("max", "coverage")
-def coverage(counts: np.ndarray) -> float:
+def coverage(counts: NDArray[Any]) -> float:
     """Share of the items that are listed at all.
 
     Args:
@@ -48,7 +51,7 @@ def coverage(counts: np.ndarray) -> float:
 
 
 @better("min", "gini")
-def gini(counts: np.ndarray) -> float:
+def gini(counts: NDArray[Any]) -> float:
     """How unevenly the items are listed: 0 if all alike, near 1 if one has all.
 
     Formula: `sum_i (2 i - n - 1) x_i / (n sum_i x_i)` over counts x in rising order, i from 1.

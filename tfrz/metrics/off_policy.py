@@ -21,6 +21,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tfrz.errors import InputError
 from tfrz.metrics.directions import better
@@ -256,14 +257,16 @@ def weight_summary(weights: Any, cap: float | None = None) -> dict[str, float]:
     }
 
 
-def _estimate(rows: np.ndarray, weights: np.ndarray, value: float | None = None) -> Estimate:
+def _estimate(
+    rows: NDArray[np.float64], weights: NDArray[np.float64], value: float | None = None
+) -> Estimate:
     low, high = _interval(rows)
     value = float(rows.mean() if value is None else value)
     # Rows that are all alike differ from their mean by rounding.
     return Estimate(value, min(low, value), max(high, value), _kish(weights), len(rows))
 
 
-def _interval(rows: np.ndarray) -> tuple[float, float]:
+def _interval(rows: NDArray[np.float64]) -> tuple[float, float]:
     n = len(rows)
     if n == 1:
         return -np.inf, np.inf
@@ -285,10 +288,10 @@ def _student(freedom: int) -> float:
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
-    return sum(term / freedom**power for power, term in enumerate(terms))
+    return float(sum(term / freedom**power for power, term in enumerate(terms)))
 
 
-def _kish(weights: np.ndarray) -> float:
+def _kish(weights: NDArray[np.float64]) -> float:
     largest = weights.max()
     if not largest:
         return 0.0
@@ -296,94 +299,94 @@ def _kish(weights: np.ndarray) -> float:
     return float(w.sum() ** 2 / (w**2).sum())
 
 
-def _capped(weights: np.ndarray, cap: float | None) -> np.ndarray:
+def _capped(weights: NDArray[np.float64], cap: float | None) -> NDArray[np.float64]:
     if cap is None:
         return weights
     if not cap > 0:
         raise InputError(f"cap: must be positive, got {cap}; None leaves the weights as they are")
-    return np.minimum(weights, cap)
+    return np.asarray(np.minimum(weights, cap))
 
 
-def _weights(target: Any, logged: Any, n: int) -> np.ndarray:
-    target, logged = _vector("target", target, n), _vector("logged", logged, n)
-    _require("target", target, (target >= 0) & (target <= 1 + _ROUNDING), "a probability is 0 to 1")
+def _weights(target: Any, logged: Any, n: int) -> NDArray[np.float64]:
+    pi, beta = _vector("target", target, n), _vector("logged", logged, n)
+    _require("target", pi, (pi >= 0) & (pi <= 1 + _ROUNDING), "a probability is 0 to 1")
     _require(
         "logged",
-        logged,
-        (logged > 0) & (logged <= 1 + _ROUNDING),
+        beta,
+        (beta > 0) & (beta <= 1 + _ROUNDING),
         "the propensity of an action that was taken is above 0 and at most 1",
     )
-    return target / logged
+    return pi / beta
 
 
-def _rewards(rewards: Any) -> np.ndarray:
-    rewards = _vector("rewards", rewards)
-    _require("rewards", rewards, np.isfinite(rewards), "every row needs a reward, 0 if it had none")
-    return rewards
-
-
-def _plain_weights(weights: Any) -> np.ndarray:
-    weights = _vector("weights", weights)
-    good = np.isfinite(weights) & (weights >= 0)
-    _require("weights", weights, good, "a weight is finite and not negative")
-    return weights
-
-
-def _policy(policy: Any, shape: tuple[int, ...]) -> np.ndarray:
-    policy = _array("target_policy", policy)
-    if policy.shape != shape:
-        raise InputError(
-            f"target_policy: expected the shape {shape} of expected_rewards, got {policy.shape}"
-        )
-    good = ((policy >= 0) & (policy <= 1 + _ROUNDING)).all(axis=1)
-    _require("target_policy", policy, good, "a probability is 0 to 1")
-    return policy
-
-
-def _table(name: str, values: Any, n: int | None = None) -> np.ndarray:
-    values = _array(name, values)
-    if values.ndim != 2 or not values.shape[1]:
-        raise InputError(f"{name}: expected the shape [n, actions], got {values.shape}")
-    _require_length(name, values, n)
-    _require(name, values, np.isfinite(values).all(axis=1), "every action needs a finite value")
+def _rewards(rewards: Any) -> NDArray[np.float64]:
+    values = _vector("rewards", rewards)
+    _require("rewards", values, np.isfinite(values), "every row needs a reward, 0 if it had none")
     return values
 
 
-def _actions(actions: Any, n: int, num_actions: int) -> np.ndarray:
+def _plain_weights(weights: Any) -> NDArray[np.float64]:
+    values = _vector("weights", weights)
+    good = np.isfinite(values) & (values >= 0)
+    _require("weights", values, good, "a weight is finite and not negative")
+    return values
+
+
+def _policy(policy: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    values = _array("target_policy", policy)
+    if values.shape != shape:
+        raise InputError(
+            f"target_policy: expected the shape {shape} of expected_rewards, got {values.shape}"
+        )
+    good = ((values >= 0) & (values <= 1 + _ROUNDING)).all(axis=1)
+    _require("target_policy", values, good, "a probability is 0 to 1")
+    return values
+
+
+def _table(name: str, values: Any, n: int | None = None) -> NDArray[np.float64]:
+    table = _array(name, values)
+    if table.ndim != 2 or not table.shape[1]:
+        raise InputError(f"{name}: expected the shape [n, actions], got {table.shape}")
+    _require_length(name, table, n)
+    _require(name, table, np.isfinite(table).all(axis=1), "every action needs a finite value")
+    return table
+
+
+def _actions(actions: Any, n: int, num_actions: int) -> NDArray[np.int64]:
     values = _vector("actions", actions, n)
     good = (values >= 0) & (values < num_actions) & (values == np.floor(values))
     _require("actions", values, good, f"an action is a whole number, 0 to {num_actions - 1}")
     return values.astype(np.int64)
 
 
-def _vector(name: str, values: Any, n: int | None = None) -> np.ndarray:
-    values = _array(name, values)
-    if values.ndim != 1:
-        raise InputError(f"{name}: expected one number a row, got the shape {values.shape}")
-    _require_length(name, values, n)
-    return values
+def _vector(name: str, values: Any, n: int | None = None) -> NDArray[np.float64]:
+    vector = _array(name, values)
+    if vector.ndim != 1:
+        raise InputError(f"{name}: expected one number a row, got the shape {vector.shape}")
+    _require_length(name, vector, n)
+    return vector
 
 
-def _require_length(name: str, values: np.ndarray, n: int | None) -> None:
+def _require_length(name: str, values: NDArray[np.float64], n: int | None) -> None:
     if not len(values):
         raise InputError(f"{name}: empty; an estimate needs at least one row of a log")
     if n is not None and len(values) != n:
         raise InputError(f"{name}: has {len(values)} rows, the rewards have {n}; give one a row")
 
 
-def _array(name: str, values: Any) -> np.ndarray:
+def _array(name: str, values: Any) -> NDArray[np.float64]:
     """Float64; what is missing (None, masked) is NaN, for the range check to name its row."""
     if values is None:
         raise InputError(f"{name}: missing; give one number for each row of the log")
     try:
         if isinstance(values, np.ma.MaskedArray):
-            return values.astype(np.float64).filled(np.nan)
+            return np.asarray(values.astype(np.float64).filled(np.nan))
         return np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: expected numbers in rows of one length ({error})") from error
 
 
-def _require(name: str, values: np.ndarray, good: np.ndarray, rule: str) -> None:
+def _require(name: str, values: NDArray[np.float64], good: NDArray[np.bool_], rule: str) -> None:
     if good.all():
         return
     row = int(np.argmin(good))

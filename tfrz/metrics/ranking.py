@@ -7,9 +7,11 @@ is listed or relevant more than once counts once.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.config import require
 from tfrz.metrics.directions import better
@@ -18,7 +20,7 @@ from tfrz.shapes import require_shape, shape_of
 
 def _hits(
     ranking: Sequence[object], relevant: Collection[object], n: int
-) -> tuple[np.ndarray, int]:
+) -> tuple[NDArray[Any], int]:
     """Where relevant items are found first among the first n, and how many items are relevant."""
     require(n >= 1, "n", f"must be at least 1, not {n}")
     left = set(relevant)
@@ -85,7 +87,7 @@ def ndcg_at(ranking: Sequence[object], relevant: Collection[object], n: int) -> 
     return float((hits * discounts[: len(hits)]).sum() / best)
 
 
-def at_rank(kind: str, ranks: np.ndarray, n: int) -> np.ndarray:
+def at_rank(kind: str, ranks: NDArray[Any], n: int) -> NDArray[Any]:
     """The metric of rankings with one relevant item each, from its rank.
 
     Args:
@@ -109,7 +111,7 @@ def at_rank(kind: str, ranks: np.ndarray, n: int) -> np.ndarray:
         "recall": hit,
         "ndcg": hit / np.log2(safe + 1.0),
     }
-    return gains[kind]
+    return np.asarray(gains[kind])
 
 
 def parse(name: str) -> tuple[str, int]:

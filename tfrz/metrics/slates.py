@@ -7,6 +7,7 @@ Lists without a relevant candidate have no metric and are left out of means. All
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tfrz.metrics.directions import better
 from tfrz.shapes import require_shape
@@ -23,14 +24,14 @@ def parse(name: str) -> tuple[str, int | None]:
     return kind, int(n) if n else None
 
 
-def _row(labels: np.ndarray) -> np.ndarray:
-    labels = np.asarray(labels, np.float64)
-    require_shape([None], labels=labels)
-    return labels
+def _row(labels: NDArray[np.float64]) -> NDArray[np.float64]:
+    row: NDArray[np.float64] = np.asarray(labels, np.float64)
+    require_shape([None], labels=row)
+    return row
 
 
 @better("max", "ndcg")
-def ndcg(labels: np.ndarray, n: int | None = None) -> float:
+def ndcg(labels: NDArray[np.float64], n: int | None = None) -> float:
     """NDCG at n of one slate: `sum_r (2^{y_r} - 1) / log2(r + 1)` over that of the best order.
 
     Example:
@@ -45,7 +46,7 @@ def ndcg(labels: np.ndarray, n: int | None = None) -> float:
 
 
 @better("max", "map")
-def average_precision(labels: np.ndarray, n: int | None = None) -> float:
+def average_precision(labels: NDArray[np.float64], n: int | None = None) -> float:
     """Mean precision at the positions of the relevant, those beyond n counting nothing.
 
     Example:
@@ -61,7 +62,7 @@ def average_precision(labels: np.ndarray, n: int | None = None) -> float:
 
 @better("max", "err")
 def expected_reciprocal_rank(
-    labels: np.ndarray, n: int | None = None, max_grade: float = 4.0
+    labels: NDArray[np.float64], n: int | None = None, max_grade: float = 4.0
 ) -> float:
     """ERR: `sum_r (1/r) R_r prod_{i<r} (1 - R_i)` with `R = (2^y - 1) / 2^max_grade`.
 
@@ -80,7 +81,7 @@ def expected_reciprocal_rank(
     return float((satisfied * still / np.arange(1, len(labels) + 1))[:n].sum())
 
 
-def of_slate(name: str, labels: np.ndarray, max_grade: float = 4.0) -> float:
+def of_slate(name: str, labels: NDArray[np.float64], max_grade: float = 4.0) -> float:
     """The metric called `name` (`ndcg_at_10`, `map`, `err_at_10`) of one slate; NaN for none.
 
     Args:
@@ -95,7 +96,7 @@ def of_slate(name: str, labels: np.ndarray, max_grade: float = 4.0) -> float:
 
 
 @better("max", "rank_gain")
-def rank_gain(labels: np.ndarray, positions: np.ndarray) -> float:
+def rank_gain(labels: NDArray[np.float64], positions: NDArray[np.float64]) -> float:
     """How far relevant candidates moved up on average: place before less place after.
 
     Positive is better. The paper reports a "rank-gain" whose definition was not found.

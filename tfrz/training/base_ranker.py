@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from tfrz.data.columns import codes_of
 from tfrz.data.lists.spec import ListSpec
@@ -16,7 +19,7 @@ _MAX_GRADE = 30
 
 
 def with_lambda_mart(
-    documents: pa.Table, spec: ListSpec, splits: np.ndarray, seed: int = 0
+    documents: pa.Table, spec: ListSpec, splits: NDArray[Any], seed: int = 0
 ) -> pa.Table:
     """Documents with the scores of LambdaMART in place of the source's.
 
@@ -64,7 +67,7 @@ def with_lambda_mart(
         "verbose": -1,
     }
 
-    def fitted(rows: np.ndarray) -> lightgbm.Booster:
+    def fitted(rows: NDArray[Any]) -> lightgbm.Booster:
         rows = rows[np.argsort(queries[rows], kind="stable")]
         _, sizes = np.unique(queries[rows], return_counts=True)
         lists = lightgbm.Dataset(features[rows], grades[rows].astype(int), group=sizes)

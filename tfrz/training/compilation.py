@@ -78,7 +78,7 @@ def compiled_value_and_gradients(
             {name: gradient for name, gradient in inner.items() if gradient is not None},
         )
 
-    def value_and_gradients(looked_up: dict[str, tf.Tensor]) -> tuple[Any, list[Any], dict]:
+    def value_and_gradients(looked_up: dict[str, tf.Tensor]) -> tuple[Any, list[Any], dict[str, Any]]:
         loss, found, inner = inside(looked_up)
         following = iter(found)
         return loss, [next(following) if one else None for one in reached], inner

@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from tfrz.config import require
 from tfrz.errors import InputError
@@ -101,12 +102,12 @@ class WeightingConfig:
 
 
 def weighted_kernel_density(
-    points: np.ndarray,
-    queries: np.ndarray,
-    covariance: np.ndarray | float,
-    weights: np.ndarray | None = None,
+    points: NDArray[np.float64],
+    queries: NDArray[np.float64],
+    covariance: NDArray[np.float64] | float,
+    weights: NDArray[np.float64] | None = None,
     block_size: int = 4096,
-) -> np.ndarray:
+) -> NDArray[np.float64]:
     """A Gaussian kernel density, computed a block of queries at a time.
 
     Formula: `rho(e) = sum_j w_j N(e; e_j, Sigma)`.
@@ -161,20 +162,23 @@ def weighted_kernel_density(
         np.minimum(exponents, 0.0, out=exponents)
         np.exp(exponents, out=exponents)
         densities[start : start + block_size] = exponents @ mass
-    return densities * math.exp(log_norm)
+    return np.asarray(densities * math.exp(log_norm))
 
 
-def scott_covariance(points: np.ndarray) -> np.ndarray:
+def scott_covariance(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """The kernel's covariance by Scott's rule: `n^(-2 / (dim + 4))` times that of the points."""
     points = np.atleast_2d(np.asarray(points, np.float64))
     count, dim = points.shape
     covariance = np.atleast_2d(np.cov(points, rowvar=False))
-    return covariance * count ** (-2.0 / (dim + 4))
+    return np.asarray(covariance * count ** (-2.0 / (dim + 4)))
 
 
 def item_densities(
-    embeddings: np.ndarray, weights: np.ndarray, config: WeightingConfig, iteration: int = 0
-) -> np.ndarray:
+    embeddings: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    config: WeightingConfig,
+    iteration: int = 0,
+) -> NDArray[np.float64]:
     """The density of the items at each item, drawn by weight and blurred.
 
     Formula: `rho_i = KDE(e_j + noise, j ~ w)(e_i) + floor`, Scott's bandwidth, full covariance.
@@ -200,10 +204,13 @@ def item_densities(
     scale = config.noise * (float(e.std(axis=0).mean()) if config.relative_noise else 1.0)
     points = e[drawn] + scale * rng.standard_normal((config.samples, e.shape[1]))
     covariance = scott_covariance(points)
-    return weighted_kernel_density(points, e, covariance, None, config.block_size) + config.floor
+    densities = weighted_kernel_density(points, e, covariance, None, config.block_size)
+    return densities + config.floor
 
 
-def updated_weights(weights: np.ndarray, densities: np.ndarray, momentum: float) -> np.ndarray:
+def updated_weights(
+    weights: NDArray[np.float64], densities: NDArray[np.float64], momentum: float
+) -> NDArray[np.float64]:
     """The item weights after one step.
 
     Formula: `w' = m w + (1 - m) g` with `g_i = (1 / rho_i) / sum_j (1 / rho_j)`.
@@ -215,12 +222,12 @@ def updated_weights(weights: np.ndarray, densities: np.ndarray, momentum: float)
       [0.649565 0.129697 0.220738]
     """
     inverse = 1.0 / np.asarray(densities, np.float64)
-    return momentum * np.asarray(weights) + (1 - momentum) * inverse / inverse.sum()
+    return np.asarray(momentum * np.asarray(weights) + (1 - momentum) * inverse / inverse.sum())
 
 
 def example_weights(
-    weights: np.ndarray, counts: np.ndarray, max_weight: float | None = None
-) -> np.ndarray:
+    weights: NDArray[np.float64], counts: NDArray[np.float64], max_weight: float | None = None
+) -> NDArray[np.float64]:
     """What an example with each target weighs, 1 in the mean over all examples.
 
     Formula: `omega_i = N w_i / n_i`; 0 for items that are no target.
@@ -246,25 +253,27 @@ def example_weights(
         if mass > 0:
             omega = np.where(rest, omega * (left / mass), omega)
         if max_weight is None or not (rest & (omega > max_weight)).any():
-            return omega
+            return np.asarray(omega)
         capped |= rest & (omega > max_weight)
         omega = np.where(capped, max_weight, omega)
 
 
-def inverse_frequency_weights(counts: np.ndarray, max_weight: float | None = None) -> np.ndarray:
+def inverse_frequency_weights(
+    counts: NDArray[np.float64], max_weight: float | None = None
+) -> NDArray[np.float64]:
     """`omega_i = 1 / (p_i K)`, K being the items that are a target; 1 in the mean over examples."""
     seen = np.asarray(counts) > 0
     return example_weights(seen / max(int(seen.sum()), 1), counts, max_weight)
 
 
-def effective_sample_size(omega: np.ndarray, counts: np.ndarray) -> float:
+def effective_sample_size(omega: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
     """`(sum_b omega_b)^2 / sum_b omega_b^2` over all training examples."""
     total, squares = (omega * counts).sum(), (np.square(omega) * counts).sum()
     return float(total**2 / squares) if squares else 0.0
 
 
-class WeightedTask(Protocol):
-    """What the recipe needs to know of a task beyond `Trainable`."""
+class WeightedTask(Trainable, Protocol):
+    """A task whose training examples can be weighted."""
 
     weighting: WeightingConfig
     metric_names: tuple[str, ...]
@@ -282,7 +291,7 @@ class _Stages:
     def __init__(
         self,
         model: keras.Model,
-        task: Any,
+        task: WeightedTask,
         train: Batches,
         validation: Batches,
         directory: Path | None,
@@ -339,7 +348,7 @@ class _Stages:
         )
 
 
-def _assign(model: keras.Model, omega: np.ndarray) -> None:
+def _assign(model: keras.Model, omega: NDArray[np.float64]) -> None:
     """Sets the weights of the ids 1..V; other targets weigh nothing."""
     rows = np.zeros(int(model.target_weights.shape[0]), np.float32)
     rows[1 : 1 + len(omega)] = omega
@@ -348,7 +357,7 @@ def _assign(model: keras.Model, omega: np.ndarray) -> None:
 
 def fit_weighted(
     model: keras.Model,
-    task: Any,
+    task: WeightedTask,
     train: Batches,
     validation: Batches,
     config: TrainerConfig,
@@ -364,7 +373,7 @@ def fit_weighted(
 
     Args:
       model: see the module.
-      task: a `Trainable` and `WeightedTask`.
+      task: losses, metrics and `weighting`.
       train: the training set.
       validation: the set by which weights are chosen and training is stopped.
       config: how.
@@ -428,7 +437,7 @@ def _iterate(
     stages: _Stages,
     model: keras.Model,
     weighting: WeightingConfig,
-    counts: np.ndarray,
+    counts: NDArray[np.float64],
     config: TrainerConfig,
     moves: list[dict[str, float]],
 ) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tfrz.config import require
@@ -38,12 +39,17 @@ _NO_METRIC = ("step", "epoch", "loss", "stage")
 
 
 class Trainable(Protocol):
-    """What the loop needs to know of a task (see `tfrz.zoo.tasks`)."""
+    """The task that the loop trains a model for (see `tfrz.zoo.tasks`).
+
+    Attributes:
+      objective: the metric that chooses the weights; it must declare a direction
+        (`tfrz.metrics.better`).
+    """
 
     objective: str
 
     def lookup(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Embedding lookups and all else that XLA shall not compile."""
+        """The inputs of `dense_loss`: embeddings that are looked up outside the compiled part."""
 
     def dense_loss(
         self, model: keras.Model, looked_up: dict[str, tf.Tensor]
@@ -51,9 +57,9 @@ class Trainable(Protocol):
         """Loss per example `[batch]`, and the regularisation of the step, a scalar."""
 
     def predict(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """What `metrics` needs of a batch, `[batch, ...]` each."""
+        """The inputs of `metrics` for one batch, `[batch, ...]` each."""
 
-    def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
+    def metrics(self, outputs: dict[str, NDArray[Any]]) -> dict[str, float]:
         """Metrics of the concatenated outputs."""
 
 
@@ -229,7 +235,6 @@ class _Loop:
                     )
             return loss
 
-        @tf.function(reduce_retracing=True)
         def run_steps(iterator: Iterator[Any], count: tf.Tensor) -> tf.Tensor:
             total = tf.constant(0.0)
             for _ in tf.range(count):
@@ -237,7 +242,8 @@ class _Loop:
                 total += self.strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
             return total / tf.cast(count, tf.float32)
 
-        return run_steps
+        compiled: Callable[..., tf.Tensor] = tf.function(run_steps, reduce_retracing=True)
+        return compiled
 
     def iterator(self, dataset: tf.data.Dataset) -> Iterator[Any]:
         """An iterator that hands each replica its share of every batch."""
@@ -249,37 +255,43 @@ class _Loop:
         """Mean loss of `count` steps."""
         return float(self._run_steps(iterator, tf.constant(count)))
 
-    def weights_to_evaluate(self) -> list[np.ndarray]:
+    def weights_to_evaluate(self) -> list[NDArray[Any]]:
         """The averaged weights, or the current ones if none are averaged."""
         return [v.numpy() for v in (self.averages or self.variables)]
 
-    def assign(self, variables: list[tf.Variable], values: list[np.ndarray]) -> None:
+    def assign(self, variables: list[tf.Variable], values: list[NDArray[Any]]) -> None:
         """Sets variables to values."""
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
 
 
+Predict = Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]
+
 # By model and task: tracing a model takes longer than evaluating it.
 _predictors: weakref.WeakKeyDictionary[
-    keras.Model, weakref.WeakKeyDictionary[Trainable, Callable[..., dict[str, tf.Tensor]]]
+    keras.Model, weakref.WeakKeyDictionary[Trainable, Predict]
 ] = weakref.WeakKeyDictionary()
 
 
-def _predictor(model: keras.Model, task: Trainable) -> Callable[..., dict[str, tf.Tensor]]:
-    """`task.predict` of a model as a compiled function that keeps neither of them alive."""
+def _predictor(model: keras.Model, task: Trainable) -> Predict:
+    """`task.predict` of a model as a compiled function, which keeps neither of them alive."""
     of_model = _predictors.setdefault(model, weakref.WeakKeyDictionary())
     if task not in of_model:
-        referred, by = weakref.ref(model), weakref.ref(task)
-        of_model[task] = tf.function(
-            lambda batch: by().predict(referred(), batch), reduce_retracing=True
-        )
+        of, by = weakref.ref(model), weakref.ref(task)
+
+        def predict(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            living = by()
+            assert living is not None  # The caller has it.
+            return living.predict(of(), batch)
+
+        of_model[task] = tf.function(predict, reduce_retracing=True)
     return of_model[task]
 
 
 def evaluate(model: keras.Model, task: Trainable, batches: Batches) -> dict[str, float]:
     """The task's metrics of `model` over all examples of `batches`."""
     predict = _predictor(model, task)
-    collected: dict[str, list[np.ndarray]] = {}
+    collected: dict[str, list[NDArray[Any]]] = {}
     for batch in batches.once():
         for name, value in predict(batch).items():
             collected.setdefault(name, []).append(value.numpy())

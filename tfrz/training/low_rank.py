@@ -13,6 +13,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.config import did_you_mean, require
 from tfrz.errors import ConfigError
@@ -287,7 +288,7 @@ _Traced = tuple[str, tuple[tf.Tensor, ...], tf.Tensor]
 
 @contextlib.contextmanager
 def _listening(layers: Mapping[str, Any]) -> Iterator[list[_Traced]]:
-    """Takes down every call of some layers, for as long as the block lasts."""
+    """Records every call of some layers, for as long as the block lasts."""
     heard: list[_Traced] = []
 
     def listened(name: str, call: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
@@ -315,10 +316,12 @@ def _trace(model: keras.Model, layers: Mapping[str, Any], batch: Batch) -> list[
 
 
 def _batches(inputs: Inputs) -> Iterable[Batch]:
-    """Batches that can be gone through again and again."""
-    if isinstance(inputs, Mapping):
-        return ArrayBatches(inputs, _BATCH).once()
-    return inputs if isinstance(inputs, Sequence) else inputs.once()
+    """Batches that can be read more than once."""
+    if isinstance(inputs, Sequence):
+        return inputs
+    batches: Iterable[Batch]
+    batches = (ArrayBatches(inputs, _BATCH) if isinstance(inputs, Mapping) else inputs).once()
+    return batches
 
 
 def first_examples(train: Batches, count: int = _MEASURED) -> list[Batch]:
@@ -334,9 +337,9 @@ class _Moments:
     That is `E[x0^2]` in a cross layer, and the share of examples that a ReLU lets through.
     """
 
-    second: np.ndarray
-    mean: np.ndarray
-    weights: np.ndarray
+    second: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    weights: NDArray[np.float64]
 
 
 def _measure(
@@ -484,8 +487,9 @@ def factorize(
     fresh = {name: layer for name, layer in _layers(new).items() if name not in skipped}
     replaced = {name: old[name] for name in fresh}
     full = _full(replaced)
-    measured = batches is not None and init != "spectral"
-    moments = _measure(model, replaced, batches) if measured else {}
+    moments = {}
+    if batches is not None and init != "spectral":
+        moments = _measure(model, replaced, batches)
     # The first cross layer of a model reads x0 twice.
     first = next((name for name, matrix in _full(old).items() if matrix.kind == "cross"), None)
     for name, layer in fresh.items():

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tfrz.config import require
 from tfrz.layers.low_rank import spectral_factors as spectral
@@ -37,7 +38,7 @@ __all__ = [
     "with_diagonal",
 ]
 
-Factors = tuple[np.ndarray, np.ndarray]
+Factors = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 # A column with a smaller share than this inside the subspace is orthogonal to it.
 _ORTHOGONAL = 1e-12
@@ -46,15 +47,16 @@ _FLAT = 1e-12
 _LEAST_WEIGHT = 1e-6
 
 
-def _excess(rho: np.ndarray) -> np.ndarray:
+def _excess(rho: NDArray[np.float64]) -> NDArray[np.float64]:
     """`h(rho) - max(rho, 0)` to full precision: `(sin a - a cos a) / pi`, `a = arccos |rho|`."""
     angle = np.arccos(np.minimum(np.abs(rho), 1.0))
     # Both terms lose their common digits near 0: the series does not.
     series = angle**3 * (1 / 3 - angle**2 * (1 / 30 - angle**2 * (1 / 840 - angle**2 / 45360)))
-    return np.where(angle < 0.05, series, np.sin(angle) - angle * np.cos(angle)) / np.pi
+    exact = np.sin(angle) - angle * np.cos(angle)
+    return np.asarray(np.where(angle < 0.05, series, exact) / np.pi)
 
 
-def relu_kernel(rho: np.ndarray | float) -> np.ndarray:
+def relu_kernel(rho: NDArray[np.float64] | float) -> NDArray[np.float64]:
     """The normalised ReLU kernel (c2).
 
     Formula: `h(rho) = (sqrt(1 - rho^2) + rho (pi - arccos rho)) / pi`; of `x ~ N(0, I)` and
@@ -71,24 +73,24 @@ def relu_kernel(rho: np.ndarray | float) -> np.ndarray:
       [0.       0.31831  0.608998 1.      ]
     """
     cosines = np.clip(np.asarray(rho, np.float64), -1.0, 1.0)
-    return np.maximum(cosines, 0.0) + _excess(cosines)
+    return np.asarray(np.maximum(cosines, 0.0) + _excess(cosines))
 
 
-def _slope(rho: np.ndarray) -> np.ndarray:
+def _slope(rho: NDArray[np.float64]) -> NDArray[np.float64]:
     """The derivative of h."""
-    return (np.pi - np.arccos(np.clip(rho, -1.0, 1.0))) / np.pi
+    return np.asarray((np.pi - np.arccos(np.clip(rho, -1.0, 1.0))) / np.pi)
 
 
-def _lengths(columns: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(columns, axis=0)
+def _lengths(columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.linalg.norm(columns, axis=0))
 
 
-def _units(columns: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def _units(columns: NDArray[np.float64], lengths: NDArray[np.float64]) -> NDArray[np.float64]:
     """Columns of length 1; those that are zero stay so."""
-    return columns / np.where(lengths > 0, lengths, 1.0)
+    return np.asarray(columns / np.where(lengths > 0, lengths, 1.0))
 
 
-def relu_error(W: np.ndarray, Y: np.ndarray) -> float:
+def relu_error(W: NDArray[np.float64], Y: NDArray[np.float64]) -> float:
     """The expected squared error of a ReLU layer under Gaussian inputs (c3).
 
     Formula: `R = E |relu(x W) - relu(x Y)|^2`, `x ~ N(0, I)`, which is
@@ -116,7 +118,7 @@ def relu_error(W: np.ndarray, Y: np.ndarray) -> float:
     return float(0.5 * np.sum(np.square(w - y) + 2.0 * w * y * short))
 
 
-def balanced(A: np.ndarray, B: np.ndarray) -> Factors:
+def balanced(A: NDArray[np.float64], B: NDArray[np.float64]) -> Factors:
     """Factors of `A B^T` with equal singular values: `U^T U = V^T V`.
 
     Adam is not invariant to how a product is split; balanced factors are the safe start.
@@ -139,14 +141,14 @@ def balanced(A: np.ndarray, B: np.ndarray) -> Factors:
     return U, V
 
 
-def _check_rank(W: np.ndarray, rank: int) -> np.ndarray:
+def _check_rank(W: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
     W = np.asarray(W, np.float64)
     full = min(W.shape)
     require(1 <= rank <= full, "rank", f"{rank} is not 1 to {full}, the full rank")
     return W
 
 
-def _roots(second_moment: np.ndarray, dim: int) -> Factors:
+def _roots(second_moment: NDArray[np.float64], dim: int) -> Factors:
     """`Sigma^(1/2)` and its pseudo-inverse."""
     sigma = np.asarray(second_moment, np.float64)
     require(
@@ -159,7 +161,7 @@ def _roots(second_moment: np.ndarray, dim: int) -> Factors:
     return (vectors * root) @ vectors.T, (vectors * inverse) @ vectors.T
 
 
-def _rescaled(W: np.ndarray, Q: np.ndarray) -> np.ndarray:
+def _rescaled(W: NDArray[np.float64], Q: NDArray[np.float64]) -> NDArray[np.float64]:
     """c4: B such that `Q B` is the best approximation of relu(x W) with columns in span(Q)."""
     Z = Q.T @ W
     w, z = _lengths(W), _lengths(Z)
@@ -169,10 +171,12 @@ def _rescaled(W: np.ndarray, Q: np.ndarray) -> np.ndarray:
     # A column orthogonal to the subspace may point anywhere in it: its length is what counts.
     directions[:, lost] = 0.0
     directions[0, lost] = 1.0
-    return directions * w * relu_kernel(np.where(lost, 0.0, rho))
+    return np.asarray(directions * w * relu_kernel(np.where(lost, 0.0, rho)))
 
 
-def function_aware(W: np.ndarray, rank: int, second_moment: np.ndarray | None = None) -> Factors:
+def function_aware(
+    W: NDArray[np.float64], rank: int, second_moment: NDArray[np.float64] | None = None
+) -> Factors:
     """The closed form for ReLU layers: the singular subspace, each column rescaled (c4, c6).
 
     Formula: with Q the first left singular vectors and `rho_j = |Q^T w_j| / |w_j|`,
@@ -208,7 +212,10 @@ def function_aware(W: np.ndarray, rank: int, second_moment: np.ndarray | None = 
 
 
 def refined(
-    W: np.ndarray, rank: int, iterations: int = 200, start: np.ndarray | None = None
+    W: NDArray[np.float64],
+    rank: int,
+    iterations: int = 200,
+    start: NDArray[np.float64] | None = None,
 ) -> Factors:
     """A better subspace for `function_aware`: gradient ascent over subspaces (c4).
 
@@ -238,7 +245,7 @@ def refined(
     directions, energies = _units(W, lengths), np.square(lengths)
     total = energies.sum()
 
-    def gain(subspace: np.ndarray) -> float:
+    def gain(subspace: NDArray[np.float64]) -> float:
         cosines = np.minimum(_lengths(subspace.T @ directions), 1.0)
         return float(energies @ np.square(relu_kernel(cosines)))
 
@@ -264,11 +271,11 @@ def refined(
 
 
 def data_whitened(
-    W: np.ndarray,
+    W: NDArray[np.float64],
     rank: int,
-    second_moment: np.ndarray,
-    mean: np.ndarray | None = None,
-    unit_weights: np.ndarray | None = None,
+    second_moment: NDArray[np.float64],
+    mean: NDArray[np.float64] | None = None,
+    unit_weights: NDArray[np.float64] | None = None,
 ) -> Factors:
     """The best low-rank matrix in the metric of the inputs that were measured.
 
@@ -309,17 +316,24 @@ def data_whitened(
     return balanced((W * scales) @ R, R / scales[:, None])
 
 
-def bias_shift(W: np.ndarray, U: np.ndarray, V: np.ndarray, mean: np.ndarray) -> np.ndarray:
+def bias_shift(
+    W: NDArray[np.float64],
+    U: NDArray[np.float64],
+    V: NDArray[np.float64],
+    mean: NDArray[np.float64],
+) -> NDArray[np.float64]:
     """What to add to the bias so that the mean of the layer's linear part stays: `(W - Y)^T E[x]`.
 
     Returns:
       float64 `[units]`.
     """
     mean = np.asarray(mean, np.float64)
-    return mean @ np.asarray(W, np.float64) - (mean @ U) @ V.T
+    return np.asarray(mean @ np.asarray(W, np.float64) - (mean @ U) @ V.T)
 
 
-_ACTIVATIONS: dict[str, tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]] = {
+_ACTIVATIONS: dict[
+    str, tuple[Callable[..., NDArray[np.float64]], Callable[..., NDArray[np.float64]]]
+] = {
     # The function, and its derivative from its argument and value.
     "linear": (lambda z: z, lambda z, a: np.ones_like(z)),
     "relu": (lambda z: np.maximum(z, 0.0), lambda z, a: (z > 0).astype(z.dtype)),
@@ -328,17 +342,19 @@ _ACTIVATIONS: dict[str, tuple[Callable[..., np.ndarray], Callable[..., np.ndarra
 }
 
 
-def _activation(name: str) -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]:
+def _activation(
+    name: str,
+) -> tuple[Callable[..., NDArray[np.float64]], Callable[..., NDArray[np.float64]]]:
     known = ", ".join(_ACTIVATIONS)
     require(name in _ACTIVATIONS, "activation", f"{name!r} is none of {known}")
     return _ACTIVATIONS[name]
 
 
 def sampled(
-    W: np.ndarray,
-    b: np.ndarray | float,
+    W: NDArray[np.float64],
+    b: NDArray[np.float64] | float,
     rank: int,
-    inputs: np.ndarray,
+    inputs: NDArray[np.float64],
     activation: str = "relu",
     steps: int = 1000,
     learning_rate: float = 0.02,
@@ -412,11 +428,11 @@ def sampled(
 
 
 def activation_gain(
-    W: np.ndarray,
-    U: np.ndarray,
-    V: np.ndarray,
-    inputs: np.ndarray,
-    b: np.ndarray | float = 0.0,
+    W: NDArray[np.float64],
+    U: NDArray[np.float64],
+    V: NDArray[np.float64],
+    inputs: NDArray[np.float64],
+    b: NDArray[np.float64] | float = 0.0,
     activation: str = "relu",
 ) -> float:
     """By what the factors' product is to be multiplied to keep the size of the layer's output.
@@ -445,12 +461,12 @@ def activation_gain(
     return before / after if before > 0 and after > 0 else 1.0
 
 
-def _truncated(W: np.ndarray, rank: int) -> tuple[np.ndarray, Factors]:
+def _truncated(W: NDArray[np.float64], rank: int) -> tuple[NDArray[np.float64], Factors]:
     U, V = spectral(W, rank)
     return U @ V.T, (U, V)
 
 
-def weighted_cross_error(delta: np.ndarray) -> float:
+def weighted_cross_error(delta: NDArray[np.float64]) -> float:
     """The expected squared error of a first cross layer (c10).
 
     Formula: `E|x * (Delta x)|^2 = |Delta|_F^2 + 2 sum_i Delta_ii^2`, `x ~ N(0, I)`: the diagonal
@@ -463,14 +479,14 @@ def weighted_cross_error(delta: np.ndarray) -> float:
     return float(np.square(delta).sum() + 2.0 * np.square(np.diag(delta)).sum())
 
 
-def _square(W: np.ndarray, rank: int) -> np.ndarray:
+def _square(W: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
     W = _check_rank(W, rank)
     require(W.shape[0] == W.shape[1], "W", f"has shape {W.shape}; a cross layer's is square")
     return W
 
 
 def _expectation_maximisation(
-    W: np.ndarray, rank: int, iterations: int, share: float, Y: np.ndarray
+    W: NDArray[np.float64], rank: int, iterations: int, share: float, Y: NDArray[np.float64]
 ) -> tuple[Factors, list[float]]:
     """Low rank with weight `share` off the diagonal and 1 on it, or the other way round.
 
@@ -500,7 +516,7 @@ def _expectation_maximisation(
     return factors, errors
 
 
-def diagonal_weighted(W: np.ndarray, rank: int, iterations: int = 1000) -> Factors:
+def diagonal_weighted(W: NDArray[np.float64], rank: int, iterations: int = 1000) -> Factors:
     """Low-rank matrix for a first cross layer: the diagonal weighs three times (c10).
 
     Formula: minimises `weighted_cross_error(W - U V^T)` by
@@ -531,8 +547,8 @@ def diagonal_weighted(W: np.ndarray, rank: int, iterations: int = 1000) -> Facto
 
 
 def with_diagonal(
-    W: np.ndarray, rank: int, iterations: int = 1000
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    W: NDArray[np.float64], rank: int, iterations: int = 1000
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Low rank plus a diagonal: `W ~ U V^T + diag(c)` (c10).
 
     With c free the diagonal is exact, and U and V have the rest to approximate alone.
@@ -585,7 +601,9 @@ def rank_for_ratio(dim: int, units: int, ratio: float) -> int:
     return rank
 
 
-def frobenius_decay_gradients(U: np.ndarray, V: np.ndarray, decay: float) -> Factors:
+def frobenius_decay_gradients(
+    U: NDArray[np.float64], V: NDArray[np.float64], decay: float
+) -> Factors:
     """The gradients of `decay / 2 * |U V^T|_F^2` (c8): `decay U (V^T V)` and `decay V (U^T U)`.
 
     Example:

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.errors import InputError
 
@@ -35,8 +36,8 @@ class WarmStartReport:
 
 
 def remap_rows(
-    old: np.ndarray, old_terms: Sequence[str], new_terms: Sequence[str], new_rows: int
-) -> tuple[np.ndarray, int]:
+    old: NDArray[Any], old_terms: Sequence[str], new_terms: Sequence[str], new_rows: int
+) -> tuple[NDArray[Any], int]:
     """Rows of an embedding laid out for another vocabulary.
 
     Row 0 is padding, rows 1..V the vocabulary, the rest out-of-vocabulary buckets. A term that the
