@@ -1,4 +1,4 @@
-"""The model card: what a model is, what it takes, how it was made and how well it does."""
+"""The model card: the inputs, the training and the quality of a model."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def render_card(
       entry: the model's row in the registry.
       run_config: the resolved configuration.
       spec: the raw features.
-      data: where the data came from, as given to `--data`.
+      data: the source of the data, as given to `--data`.
       metrics: set name ("validation", "test") to metric names and values.
       num_parameters: trainable parameters, embeddings included.
-      layers: what became of each layer, where some were made of low rank.
+      layers: the report of each layer, if some are of low rank.
     """
     lines = [
         f"# {entry.name}: {entry.title}",
@@ -59,7 +59,7 @@ def render_card(
             cells = " | ".join(f"{found[n]:.4f}" if n in found else "" for n in names)
             lines.append(f"| {set_name} | {cells} |")
     else:
-        lines.append("Measured by the pipeline's Evaluator, after this card was written.")
+        lines.append("Measured by the Evaluator of the pipeline, after this card was written.")
     if layers:
         lines += ["", "## Layers of low rank", ""]
         lines += ["| layer | shape | rank | parameters | as a full matrix | stays full: it |"]

@@ -1,8 +1,8 @@
-"""The index that recommendations are read from: the best items for the best of a user's vectors.
+"""The index of items from which recommendations are read.
 
-Each vector of a user is a query of its own; the lists are merged by the best score, what was seen
-is left out, and the first k are the answer. With the exact index that is the exact answer, because
-every list is at least as long as k and all that may be left out.
+Each vector of a user is a query. The lists of all queries are merged by the best score, items that
+the user has seen are removed, and the first k are the answer. With the exact index the answer is
+exact, because every list has at least k items more than can be removed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tfrz.config import require
 from tfrz.errors import InputError
 from tfrz.operations import load_scann
 
-# Stands in an answer where fewer items than k may be shown.
+# The score of an empty place, where fewer than k items may be shown.
 NOTHING = -1e9
 # ScaNN's compressed codes have 16 centres.
 _SCANN_LEAST = 16
@@ -32,12 +32,13 @@ class IndexConfig:
 
     Attributes:
       kind: brute_force (exact), or scann (approximate; the server needs ScaNN's operations).
-      num_leaves: parts of the space; null for the square root of the catalogue.
-      leaves_to_search: parts that a query looks at; null for a tenth of them.
-      dimensions_per_block: dimensions that one code of the compressed vectors stands for.
-      reorder: candidates whose exact scores are computed, as a multiple of those asked for.
-      min_recall: share of the exact answer that the index must find, or the pipeline refuses it.
-      check_queries: requests of the evaluation set that this is measured on.
+      num_leaves: partitions of the space; null for the square root of the number of items.
+      leaves_to_search: partitions that a query searches; null for a tenth of them.
+      dimensions_per_block: dimensions in one code of the compressed vectors.
+      reorder: candidates whose exact scores are computed, as a multiple of the items in an answer.
+      min_recall: share of the exact answer that the index must find; the pipeline refuses it
+        otherwise.
+      check_queries: number of requests of the evaluation set for this check.
     """
 
     kind: Literal["brute_force", "scann"] = "brute_force"
@@ -59,12 +60,12 @@ class IndexConfig:
         require(0 <= self.min_recall <= 1, "export.index.min_recall", "must be 0 to 1")
 
     def leaves(self, items: int) -> tuple[int, int]:
-        """Parts of the space, and those that a query looks at, for a catalogue's size."""
+        """Partitions, and partitions that a query searches, for a number of items."""
         leaves = min(self.num_leaves or max(round(items**0.5), 1), items)
         return leaves, min(self.leaves_to_search or max(leaves // 10, 1), leaves)
 
 
-# What a server must have for each kind of index, and where it is had from.
+# The operations that a server needs for each kind of index, and where to get them.
 OPS_OF_KIND: dict[str, str] = {
     "scann": (
         "ScaNN's operations (namespace Scann, ops ScannSearchBatched and "
@@ -76,7 +77,7 @@ OPS_OF_KIND: dict[str, str] = {
 
 
 def check_vectors(items: Sequence[bytes], vectors: NDArray[Any], k: int) -> None:
-    """Refuses what must not be indexed.
+    """Refuses vectors that cannot be indexed.
 
     Raises:
       InputError: an item's vector is not finite, or k is above the size of the catalogue.
@@ -104,7 +105,7 @@ def _merged(
     Returns:
       Rows `[batch, k]`, -1 for none, and their scores.
     """
-    # An approximate search fills the places of what it did not find with row 0 and NaN.
+    # An approximate search fills empty places with row 0 and NaN.
     found = tf.math.is_finite(scores) & (rows >= 0)
     rows = tf.where(found, rows, tf.constant(-1, tf.int64))
     scores = tf.where(found, scores, tf.constant(NOTHING, scores.dtype))
@@ -122,7 +123,7 @@ def _merged(
     known = tf.equal(tf.gather(padded, tf.cast(place, tf.int64), batch_dims=1), rows)
     out = again | known | (rows < 0)
     scores = tf.where(out, tf.constant(NOTHING, scores.dtype), scores)
-    # Rows rise: of equal scores the lower row is first.
+    # Rows are ascending: the lower row comes first among equal scores.
     best, columns = tf.math.top_k(scores, k)
     listed = tf.gather(rows, columns, batch_dims=1)
     nothing = best <= NOTHING
@@ -130,17 +131,17 @@ def _merged(
 
 
 class RecommendationIndex(tf.Module):
-    """Rows of a catalogue by inner product; TFRS' `BruteForce`, or ScaNN, underneath.
+    """Rows of a catalogue by inner product, based on `BruteForce` of TFRS or on ScaNN.
 
     Args:
-      items: raw ids, in the order in which those of equal scores are listed.
+      items: raw ids; among equal scores the first one is listed first.
       vectors: float32 `[items, dim]`.
-      config: which index, and how.
-      k: items that an answer lists.
+      config: the settings.
+      k: number of items in an answer.
 
     Raises:
       InputError: see `check_vectors`.
-      ConfigError: ScaNN is asked for, and there are too few items for it.
+      ConfigError: there are too few items for ScaNN.
 
     Example:
       >>> index = RecommendationIndex([b"a", b"b", b"c"], np.eye(3, dtype=np.float32)[:, :2],
@@ -167,7 +168,7 @@ class RecommendationIndex(tf.Module):
     def _searcher(
         self, vectors: NDArray[Any], config: IndexConfig
     ) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-        """From queries `[queries, dim]` and how many to scores and rows, `[queries, any]`."""
+        """A function from queries `[queries, dim]` and k to scores and rows, `[queries, any]`."""
         if config.kind == "brute_force":
             from tensorflow_recommenders.layers import factorized_top_k
 
@@ -183,13 +184,13 @@ class RecommendationIndex(tf.Module):
         from scann import scann_ops
 
         leaves, searched = config.leaves(len(vectors))
-        # Not TFRS' layer: it re-orders as many candidates whatever is asked for, and a user who has
-        # seen much asks for more.
+        # Not the layer of TFRS: it re-orders a fixed number of candidates, but users who have seen
+        # many items need more.
         builder = scann_ops.builder(vectors, self.k, "dot_product")
         builder = builder.tree(num_leaves=leaves, num_leaves_to_search=searched)
         builder = builder.score_ah(config.dimensions_per_block)
         builder = builder.reorder(min(config.reorder * self.k, len(vectors)))
-        # A name of its own: searchers of one name are one.
+        # Searchers with equal names would be shared.
         built = builder.build(shared_name=f"tfrz/{uuid.uuid4()}")
         self._layer = built.serialize_to_module()
 
@@ -252,7 +253,7 @@ def recommending(
     index: RecommendationIndex,
     drop_seen: bool,
 ) -> Callable[..., dict[str, tf.Tensor]]:
-    """From the inputs of `encode` (which gives `embedding` and `seen`) to recommendations."""
+    """A function from the inputs of `encode`, which returns `embedding` and `seen`, to answers."""
 
     def recommended(*args: Any, **kwargs: Any) -> dict[str, tf.Tensor]:
         encoded = encode(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""A SavedModel with the signatures of retrieval: its items encoded, its index built anew."""
+"""A SavedModel of a retrieval model with an index of a catalogue."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class IndexedModel:
       path: the SavedModel.
 
     Raises:
-      InputError: it has no such signatures.
+      InputError: it lacks the signatures of a retrieval model.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -62,8 +62,8 @@ class IndexedModel:
     def encode_catalogue(self, catalogue: Catalogue) -> tuple[list[bytes], NDArray[Any]]:
         """Items and their vectors, the most popular in training first.
 
-        Items that the model was not trained on come last, if it knows items by their features;
-        if it does not, they are left out.
+        Items that the model was not trained on come last if it reads features of items; otherwise
+        they are left out.
 
         Raises:
           InputError: the catalogue lacks a column that the model reads.
@@ -71,7 +71,7 @@ class IndexedModel:
         wanted = self.inputs_of("encode_items")
         columns = {feature.name: feature for feature in catalogue.spec.columns}
         by_name = len(wanted) == 1
-        if by_name:  # The items' column may have another name in another catalogue.
+        if by_name:  # The column of the items may have another name in this catalogue.
             names = {next(iter(wanted)): catalogue.spec.item}
         else:
             names = {name: name for name in wanted}
@@ -119,13 +119,13 @@ def export_indexed(
 
     Args:
       trained: the model.
-      catalogue: what can be recommended.
-      config: the run's configuration.
-      path: of the new SavedModel.
+      catalogue: the items that can be recommended.
+      config: the configuration of the run.
+      path: where to write the new SavedModel.
 
     Raises:
-      InputError: an item's vector is not finite, more items are asked for than there are, or the
-        place cannot be written.
+      InputError: the vector of an item is not finite, `export.top_k` is above the number of items,
+        or the path cannot be written.
     """
     items, vectors = trained.encode_catalogue(catalogue)
     index = RecommendationIndex(items, vectors, config.export.index, config.export.top_k)
@@ -182,16 +182,16 @@ def export_indexed(
 def exact_answers(
     model: IndexedModel, catalogue: Catalogue, config: Any, examples: Sequence[bytes]
 ) -> tuple[list[list[bytes]], list[list[bytes]]]:
-    """What the model recommends, and what an exact search of the same items would.
+    """The recommendations of a model, and those of an exact search of the same items.
 
     Args:
-      model: with its index.
-      catalogue: what was indexed.
-      config: the run's configuration.
+      model: a model with an index.
+      catalogue: the indexed items.
+      config: the configuration of the run.
       examples: serialised `tf.Example`s.
 
     Returns:
-      For each example the ids that the model lists, and the exact ones; empty places left out.
+      For each example the ids that the model lists, and the exact ones, without empty places.
     """
     items, vectors = model.encode_catalogue(catalogue)
     exact = RecommendationIndex(items, vectors, IndexConfig(), config.export.top_k)

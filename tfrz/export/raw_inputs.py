@@ -1,6 +1,6 @@
 """Raw features as named dense tensors, the form of the `serving_raw` signatures.
 
-Missing is the empty string, NaN, or the smallest int64; lists are padded with it.
+A missing value is the empty string, NaN, or the smallest int64; lists are padded with it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def raw_input_signature(spec: Spec) -> dict[str, tf.TensorSpec]:
 def to_sparse(
     features: dict[str, tf.Tensor], aligned: Sequence[str] = ()
 ) -> dict[str, tf.SparseTensor]:
-    """The same features as `tf.io.parse_example` would give them: missing values left out.
+    """The features as `tf.io.parse_example` returns them: without missing values.
 
     Args:
-      features: as `raw_input_signature` names them.
-      aligned: lists that belong together: a place is left out of all of them if it is missing in
-        the first, and only then.
+      features: the tensors of `raw_input_signature`.
+      aligned: names of lists with a common order: a place is left out of all of them exactly if it
+        is missing from the first.
     """
     sparse = {}
     for name, value in features.items():
@@ -53,6 +53,6 @@ def to_sparse(
 
 
 def without_opaque(features: Mapping[str, tf.Tensor], spec: Spec) -> dict[str, tf.Tensor]:
-    """Transformed features that can be shown: bytes that are no text have no place in JSON."""
+    """Transformed features that JSON can hold: not those of bytes that are no text."""
     opaque = [transformed_name(f.name) for f in spec.features if f.kind == "opaque"]
     return {name: value for name, value in features.items() if name not in opaque}

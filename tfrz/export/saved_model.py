@@ -1,4 +1,4 @@
-"""Writing the SavedModel: signatures, assets, warm-up; built aside and renamed in."""
+"""Writing a SavedModel with signatures, assets and warm-up requests, in one atomic step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tfrz.operations import REQUIRED_OPS
 
 
 def weight_names(model: keras.Model) -> dict[str, tf.Variable]:
-    """`<layer>-<weight>` to weight: names that do not depend on what else the process built."""
+    """Weights by `<layer>-<weight>`, which does not depend on other models in the process."""
     named: dict[str, tf.Variable] = {}
     for layer in model.layers:
         for weight in layer.weights:
@@ -32,7 +32,7 @@ def weight_names(model: keras.Model) -> dict[str, tf.Variable]:
 
 
 def save_options(run_config: Any) -> tf.saved_model.SaveOptions:
-    """How a SavedModel of a configuration is written."""
+    """The options for writing a SavedModel of a run."""
     return tf.saved_model.SaveOptions(
         # The graph must load on a server with other devices than the trainer's.
         experimental_custom_gradients=False,
@@ -62,20 +62,21 @@ def export_model(
     """Writes a SavedModel that TF Serving runs.
 
     Args:
-      version_directory: where; its parent is TF Serving's base path, its name the version.
+      version_directory: where to write; its parent is the base path of TF Serving, its name the
+        version.
       model: the trained model.
-      task: gives the signatures.
-      transform: raw sparse features to transformed ones; its tables and assets are saved along.
+      task: makes the signatures.
+      transform: from raw sparse features to transformed ones; its tables and assets are saved too.
       spec: the raw features.
       run_config: saved as `assets/run_config.yaml`.
       vocabularies: transformed name to terms in the order of their ids from 1; saved as
         `assets/vocabularies.json` for a later warm start.
       card: Markdown, saved as `assets/card.md`.
       warmup: serialised raw examples.
-      replace: put it in the place of what is there, instead of refusing.
+      replace: replace an existing SavedModel instead of refusing.
 
     Raises:
-      InputError: the place is taken or cannot be written.
+      InputError: the directory exists or cannot be written.
     """
     module = tf.Module()
     module.weights = weight_names(model)

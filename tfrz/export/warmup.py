@@ -1,4 +1,4 @@
-"""Warm-up requests: what TF Serving runs before a version takes traffic."""
+"""Warm-up requests, which TF Serving runs before a version receives traffic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write_warmup(
     Args:
       version_directory: the SavedModel.
       serialized_examples: raw `tf.Example`s; batches of 1, 2, 4, ... of them become requests to
-        `serving_default`, so that the sizes which traffic brings have been traced and allocated.
+        `serving_default`, so that graphs of the usual batch sizes are traced and allocated.
       model_name: recorded in the requests; TF Serving does not check it.
     """
     from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfrz.config import require
 from tfrz.layers.initializers import independent
+from tfrz.layers.numerics import layer_norm
 from tfrz.layers.temporal import Encoder, LongRangeEncoder, last_dim, policy_of, zero_padding
 
 
@@ -199,24 +200,17 @@ class SelfAttentiveEncoder(Encoder):
         self.scale, self.shift = vector("scale", "ones"), vector("shift")
         self.built = True
 
-    def _normalized(self, x: tf.Tensor, scale: Any, shift: Any) -> tf.Tensor:
-        wide = x.dtype if x.dtype == tf.float64 else tf.float32
-        values = tf.cast(x, wide)
-        mean, variance = tf.nn.moments(values, axes=[-1], keepdims=True)
-        values = tf.cast((values - mean) * tf.math.rsqrt(variance + 1e-6), x.dtype)
-        return values * tf.convert_to_tensor(scale) + shift
-
     def call(self, z: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
         """Encodes every step with all steps before it."""
         z = zero_padding(tf.cast(z, self.compute_dtype), mask)
         x = tf.tensordot(z, tf.convert_to_tensor(self.W_in), 1)
         x += tf.convert_to_tensor(self.positions)[: tf.shape(z)[1]]
         for attention, block in zip(self.attentions, self.blocks, strict=True):
-            x += attention(self._normalized(x, block["scale_1"], block["shift_1"]), mask=mask)
-            h = self._normalized(x, block["scale_2"], block["shift_2"])
+            x += attention(layer_norm(x, block["scale_1"], block["shift_1"]), mask=mask)
+            h = layer_norm(x, block["scale_2"], block["shift_2"])
             h = tf.nn.relu(tf.tensordot(h, tf.convert_to_tensor(block["W_1"]), 1) + block["b_1"])
             x += tf.tensordot(h, tf.convert_to_tensor(block["W_2"]), 1) + block["b_2"]
-        return zero_padding(self._normalized(x, self.scale, self.shift), mask)
+        return zero_padding(layer_norm(x, self.scale, self.shift), mask)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

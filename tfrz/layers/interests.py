@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfrz.config import require
 from tfrz.layers.dropout import SeededDropout
 from tfrz.layers.initializers import independent
+from tfrz.layers.numerics import wide
 from tfrz.layers.temporal import last_dim, policy_of, zero_padding
 
 
@@ -70,12 +71,11 @@ def _attended(scores: tf.Tensor, values: tf.Tensor, mask: tf.Tensor | None) -> t
 
     Queries without any time to attend to come out as zeros.
     """
-    wide = tf.float64 if scores.dtype == tf.float64 else tf.float32
-    scores = tf.cast(scores, wide)
+    scores = wide(scores)
     if mask is None:
         weights = tf.nn.softmax(scores)
     else:
-        scores = tf.where(mask, scores, tf.constant(-1e9, wide))
+        scores = tf.where(mask, scores, tf.constant(-1e9, scores.dtype))
         weights = tf.where(mask, tf.nn.softmax(scores), tf.zeros_like(scores))
     return tf.matmul(tf.cast(weights, values.dtype), values)
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tfrz.config import require
 from tfrz.layers.initializers import independent
+from tfrz.layers.numerics import wide
 from tfrz.layers.temporal import last_dim, policy_of, zero_padding
 
 METHODS = ("greedy", "sample", "forced")
@@ -74,11 +75,6 @@ class SlateConstraints(NamedTuple):
     fixed: tf.Tensor | None = None
     categories: tf.Tensor | None = None
     max_per_category: int | None = None
-
-
-def wide(values: tf.Tensor) -> tf.Tensor:
-    """Scores in float32, whatever the compute dtype is; float64 stays."""
-    return values if values.dtype == tf.float64 else tf.cast(values, tf.float32)
 
 
 def availability(positions: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
@@ -405,7 +401,7 @@ def roll(
             live &= chosen >= 0
         else:
             weighed = scores
-            if method == "sample":
+            if method == "sample" and seed is not None:
                 fold = tf.stack([seed[0], seed[1] + j])
                 weighed = scores + gumbel([batch, size], fold, scores.dtype)
             chosen = tf.argmax(masked(weighed, allowed), axis=1, output_type=tf.int32)

@@ -8,7 +8,7 @@ no mask for the outputs of real steps to be right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tfrz.config import require
 from tfrz.layers.initializers import independent
+from tfrz.layers.numerics import wide
 
 RANGES = ("tiny", "short", "long")
 SHORT_RANGES = ("gru", "lstm", "convolution")
@@ -347,9 +348,8 @@ class LongRangeEncoder(Encoder):
         keys = z if self.W_K is None else tf.tensordot(z, tf.convert_to_tensor(self.W_K), 1)
         # The softmax of a long history needs float32 whatever the compute dtype is.
         scale = tf.sqrt(tf.cast(tf.shape(queries)[-1], tf.float32))
-        wide = self.compute_dtype if self.compute_dtype == "float64" else "float32"
-        scores = tf.cast(tf.matmul(queries, keys, transpose_b=True), wide)
-        scores = scores / tf.cast(scale, wide)
+        scores = wide(tf.matmul(queries, keys, transpose_b=True))
+        scores = scores / tf.cast(scale, scores.dtype)
         steps = tf.range(tf.shape(z)[1])
         seen = steps[None, :, None] >= steps[None, None, :]
         if mask is not None:
@@ -518,7 +518,7 @@ class MultiTemporalRangeMixture(keras.layers.Layer):
         self.supports_masking = True
         own = None if identity else units
         policy = policy_of(self)
-        made = {
+        made: dict[str, Callable[[], Encoder]] = {
             "tiny": lambda: TinyRangeEncoder(own, dtype=policy, name="tiny"),
             "short": lambda: ShortRangeEncoder(
                 units, short_range, kernel_size, dilations, dtype=policy, name="short"

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import tensorflow as tf
 
 from tfrz.config import require
-from tfrz.layers.pointer import wide
+from tfrz.layers.numerics import wide
 from tfrz.shapes import require_fit, require_shape
 
 Kind = Literal["full", "label_smoothing", "partial", "similarity", "partial_similarity", "topk"]

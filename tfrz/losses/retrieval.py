@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfrz.config import require
+from tfrz.layers.numerics import wide
 from tfrz.shapes import require_fit, require_shape, shape_of
 
 DISTRIBUTIONS = ("uniform", "log_uniform")
@@ -46,8 +47,8 @@ def softmax_loss(
     require_shape([None, None], items=items)
     require_shape(shape_of(items)[:1], bias=bias)
     require_shape(shape_of(hidden)[:-1], targets=targets)
-    wide = hidden.dtype if hidden.dtype == tf.float64 else tf.float32
-    logits = tf.cast(tf.tensordot(hidden, items, [[-1], [1]]), wide) + tf.cast(bias, wide)
+    logits = wide(tf.tensordot(hidden, items, [[-1], [1]]))
+    logits += tf.cast(bias, logits.dtype)
     count = tf.shape(items, out_type=targets.dtype)[0]
     return tf.nn.sparse_softmax_cross_entropy_with_logits(
         tf.clip_by_value(targets - 1, 0, count - 1), logits
@@ -83,10 +84,10 @@ def sampled_softmax_loss(
     require_shape(drawn[:-1], target_logits=target_logits)
     require_fit(drawn[:-1], target_correction=target_correction)
     require_fit(drawn, hits=hits, negative_correction=negative_correction)
-    wide = target_logits.dtype if target_logits.dtype == tf.float64 else tf.float32
-    target = tf.cast(target_logits, wide) - tf.cast(target_correction, wide)
-    negative = tf.cast(negative_logits, wide) - tf.cast(negative_correction, wide)
-    negative = tf.where(hits, tf.constant(-1e9, wide), negative)
+    target = wide(target_logits)
+    target -= tf.cast(target_correction, target.dtype)
+    negative = tf.cast(negative_logits, target.dtype) - tf.cast(negative_correction, target.dtype)
+    negative = tf.where(hits, tf.constant(-1e9, target.dtype), negative)
     together = tf.concat([target[..., None], negative], axis=-1)
     return tf.reduce_logsumexp(together, axis=-1) - target
 
@@ -164,14 +165,14 @@ def candidate_logits(
     require_shape(shape_of(scores)[:1], targets=targets)
     require_shape(shape_of(scores)[1:], candidates=candidates, allowed=allowed)
     require_fit(shape_of(scores)[1:], log_q=log_q)
-    wide = scores.dtype if scores.dtype == tf.float64 else tf.float32
-    logits = tf.cast(scores, wide) - tf.cast(log_q, wide)
+    logits = wide(scores)
+    logits -= tf.cast(log_q, logits.dtype)
     rows, columns = tf.shape(logits)[0], tf.shape(logits)[1]
     own = tf.equal(tf.range(columns)[None, :], tf.range(rows)[:, None])
     out = tf.equal(candidates[None, :], targets[:, None])
     if allowed is not None:
         out |= ~allowed[None, :]
-    return tf.where(out & ~own, tf.constant(-1e9, wide), logits)
+    return tf.where(out & ~own, tf.constant(-1e9, logits.dtype), logits)
 
 
 def log_expected_counts(

@@ -12,7 +12,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfrz.config import require
-from tfrz.layers.pointer import masked, wide
+from tfrz.layers.numerics import wide
+from tfrz.layers.pointer import masked
 from tfrz.shapes import require_fit, require_shape, shape_of
 
 NORMALIZERS = ("remaining", "all")

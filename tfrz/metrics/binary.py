@@ -46,7 +46,7 @@ def log_loss(labels: NDArray[np.float64], logits: NDArray[np.float64]) -> float:
 
 @better("min", "normalized_entropy")
 def normalized_entropy(labels: NDArray[np.float64], logits: NDArray[np.float64]) -> float:
-    """Log loss over that of predicting the mean label; lower is better, 1 is no use.
+    """Log loss divided by the log loss of predicting the mean label; 1 is as good as the mean.
 
     Formula: `log_loss / H(p)` with `H(p) = -(p ln p + (1 - p) ln(1 - p))`, p the mean label.
 
@@ -192,21 +192,21 @@ class Calibration(keras.metrics.Metric):
         )
 
     def reset_state(self) -> None:
-        """Starts over."""
+        """Resets the sums."""
         self.predicted.assign(0.0)
         self.observed.assign(0.0)
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
 class NormalizedEntropy(keras.metrics.Metric):
-    """Log loss over that of predicting the mean label, streaming.
+    """Log loss divided by the log loss of predicting the mean label, streaming.
 
     Formula: `-sum_i w_i (y_i ln p_i + (1 - y_i) ln(1 - p_i)) / (sum_i w_i H(p))`, p the weighted
     mean label, H the entropy of a coin.
 
     Call arguments:
       y_true: labels, any shape.
-      y_pred: probabilities, the same shape; 1e-7 away from 0 and 1 at least, or moved there.
+      y_pred: probabilities, the same shape; clipped to 1e-7 away from 0 and 1.
       sample_weight: optional, the same shape.
 
     Example:
@@ -236,7 +236,7 @@ class NormalizedEntropy(keras.metrics.Metric):
         self.total.assign_add(tf.reduce_sum(weights))
 
     def result(self) -> Any:
-        """The ratio so far; NaN, which passes no threshold, before both labels have occurred."""
+        """The ratio so far; NaN, which passes no threshold, until both labels have occurred."""
         total = tf.convert_to_tensor(self.total)
         p = tf.math.divide_no_nan(tf.convert_to_tensor(self.observed), total)
         entropy = -(tf.math.xlogy(p, p) + tf.math.xlog1py(1 - p, -p))
@@ -248,6 +248,6 @@ class NormalizedEntropy(keras.metrics.Metric):
         )
 
     def reset_state(self) -> None:
-        """Starts over."""
+        """Resets the sums."""
         for state in (self.loss, self.observed, self.total):
             state.assign(0.0)

@@ -1,4 +1,4 @@
-"""How much of a catalogue is shown, and how evenly."""
+"""The share of a catalogue that is listed, and how evenly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def exposures(listed: NDArray[Any], num_items: int) -> NDArray[np.int64]:
     """How often each item is listed.
 
     Args:
-      listed: ids 1..num_items, any shape; others (0 for an empty place) do not count.
+      listed: ids 1..num_items, any shape; other values (0 for an empty place) do not count.
       num_items: size of the catalogue.
 
     Returns:
@@ -34,7 +34,7 @@ def exposures(listed: NDArray[Any], num_items: int) -> NDArray[np.int64]:
 
 @better("max", "coverage")
 def coverage(counts: NDArray[Any]) -> float:
-    """Share of the items that are listed at all.
+    """The share of the items that are listed at least once.
 
     Args:
       counts: how often each item of the catalogue is listed, `[num_items]`.
@@ -52,7 +52,7 @@ def coverage(counts: NDArray[Any]) -> float:
 
 @better("min", "gini")
 def gini(counts: NDArray[Any]) -> float:
-    """How unevenly the items are listed: 0 if all alike, near 1 if one has all.
+    """How unevenly the items are listed: 0 for equal counts, near 1 if one item has all.
 
     Formula: `sum_i (2 i - n - 1) x_i / (n sum_i x_i)` over counts x in rising order, i from 1.
 

@@ -1,15 +1,15 @@
-"""What a policy is worth, from the log of another: estimators with intervals.
+"""The value of a policy, estimated from the log of another one, with intervals.
 
 Row i of a log has a context x_i, an action a_i drawn by the logger with probability
 beta(a_i | x_i), and its reward r_i. The weight of a row is `w_i = pi(a_i | x_i) / beta(a_i | x_i)`.
 
 Every interval is a Student t interval of 95 %, taken over the estimator's rows and two more: one
 twice as far above their mean as the highest of them, one twice as far below it as the lowest. The
-two stand for rare rows with a large weight that this log happens not to have. How often the
-interval covers the truth in simulated logs is what `tfrz reproduce topk_reinforce/estimators`
-prints; a plain t interval is narrower and covers less. As logs grow the two become the same. Its
-middle is not the estimate where the rows are skewed. A log whose rows are all alike, as one without
-any reward, has an interval of no width: it knows of no spread.
+two represent rare rows with a large weight that are missing from this log. `tfrz reproduce
+topk_reinforce/estimators` prints how often the interval covers the truth in simulated logs; a plain
+t interval is narrower and covers less. For large logs the two are the same. The middle of the
+interval is not the estimate if the rows are skewed. A log with equal rows, for example without any
+reward, has an interval of width 0.
 
 Reference:
   Agresti and Coull (1998), for shares; Emerson and Owen (2009), two extreme points for a mean.
@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from tfrz.errors import InputError
 from tfrz.metrics.directions import better
 
-# How far out the two additional rows are, in terms of the farthest real one.
+# Distance of the two additional rows from the mean, as a multiple of the farthest real row's.
 _REACH = 2.0
 _NORMAL = 1.959963984540054
 _FEW = (12.706205, 4.302653, 3.182446, 2.776445, 2.570582)
-# What single precision may make of a probability of 1.
+# Rounding of a probability of 1 in single precision.
 _ROUNDING = 1e-6
 
 
@@ -42,8 +42,8 @@ class Estimate:
       value: the estimate: expected reward of one action.
       low: lower end of the 95 % interval; -inf for a log of one row.
       high: upper end; inf for a log of one row.
-      effective_sample_size: of the weights that were used; the rows, where there are no weights.
-      count: rows.
+      effective_sample_size: of the weights; the number of rows if there are no weights.
+      count: number of rows.
     """
 
     value: float
@@ -57,12 +57,11 @@ class Estimate:
 def inverse_propensity(
     rewards: Any, target: Any, logged: Any, cap: float | None = None
 ) -> Estimate:
-    """Inverse propensity scoring: unbiased if the logger can take whatever the target can.
+    """Inverse propensity scoring: unbiased if the logger can take every action of the target.
 
     Formula: `1/n sum_i min(w_i, c) r_i`.
 
-    The interval is that of the module: t, with two additional rows. It takes the mean of a capped
-    sum for the truth, so it does not tell how much a cap leaves out.
+    The interval is that of the module, for the capped mean: it does not include the bias of a cap.
 
     Args:
       rewards: r `[n]`.
@@ -91,9 +90,9 @@ def inverse_propensity(
 
 @better("max", "snips")
 def self_normalized(rewards: Any, target: Any, logged: Any, cap: float | None = None) -> Estimate:
-    """Self-normalised inverse propensity scoring: never outside of the rewards that were logged.
+    """Self-normalised inverse propensity scoring: within the range of the logged rewards.
 
-    Formula: `v = sum_i min(w_i, c) r_i / sum_i min(w_i, c)`. It has a bias that shrinks as 1 / n.
+    Formula: `v = sum_i min(w_i, c) r_i / sum_i min(w_i, c)`. Its bias shrinks as 1 / n.
 
     The interval is that of the module over `v + w_i (r_i - v) / mean(w)`, the delta method's rows.
 
@@ -122,19 +121,19 @@ def self_normalized(rewards: Any, target: Any, logged: Any, cap: float | None = 
     total = weights.sum()
     if not total:
         raise InputError(
-            "target: 0 for every logged action, so this log says nothing about the policy; "
-            "take a log whose logger takes the policy's actions"
+            "target: 0 for every logged action, so this log has no information about the policy; "
+            "use a log that contains the actions of the policy"
         )
     value = (weights * rewards).sum() / total
     return _estimate(value + weights * (rewards - value) * (len(rewards) / total), weights, value)
 
 
 def direct_method(expected_rewards: Any, target_policy: Any) -> Estimate:
-    """A reward model's mean under the policy: as wrong as the model is, whatever the interval.
+    """The mean of a reward model under the policy: as biased as the model.
 
     Formula: `1/n sum_i sum_a pi(a|x_i) q(x_i, a)`.
 
-    The interval is that of the module; it knows of the contexts' spread alone.
+    The interval is that of the module, for the spread of the contexts alone.
 
     Args:
       expected_rewards: q `[n, actions]`.
@@ -166,11 +165,11 @@ def doubly_robust(
     expected_rewards: Any,
     cap: float | None = None,
 ) -> Estimate:
-    """A reward model, corrected by weighted residuals: right if model or propensities are.
+    """A reward model corrected by weighted residuals: right if the model or the propensities are.
 
     Formula: `1/n sum_i [sum_a pi(a|x_i) q(x_i, a) + min(w_i, c) (r_i - q(x_i, a_i))]`.
 
-    The interval is that of the module over the terms of the sum. The model should be of other data.
+    The interval is that of the module over the terms of the sum. Fit the model to other data.
 
     Args:
       rewards: r `[n]`.
@@ -207,7 +206,7 @@ def doubly_robust(
 
 @better("max", "effective_sample_size")
 def effective_sample_size(weights: Any) -> float:
-    """How many equal weights would be worth these: `(sum w)^2 / sum w^2`; 0 if all are 0.
+    """The equivalent number of equal weights: `(sum w)^2 / sum w^2`; 0 if all are 0.
 
     Args:
       weights: w `[n]`.
@@ -226,7 +225,7 @@ def effective_sample_size(weights: Any) -> float:
 
 
 def weight_summary(weights: Any, cap: float | None = None) -> dict[str, float]:
-    """What to look at before an estimate is believed.
+    """Statistics of importance weights, to check before trusting an estimate.
 
     Args:
       weights: w `[n]`, before any cap.
@@ -234,7 +233,7 @@ def weight_summary(weights: Any, cap: float | None = None) -> dict[str, float]:
 
     Returns:
       `p50`, `p90`, `p99` and `max` of w, `share_capped` (above c), `effective_sample_size` and
-      `mean`, which is near 1 if the log is right.
+      `mean`, which is near 1 if the propensities are right.
 
     Raises:
       InputError: no weight, one that is negative or no number, or a cap that is not positive.
@@ -262,7 +261,7 @@ def _estimate(
 ) -> Estimate:
     low, high = _interval(rows)
     value = float(rows.mean() if value is None else value)
-    # Rows that are all alike differ from their mean by rounding.
+    # Equal rows differ from their mean by rounding.
     return Estimate(value, min(low, value), max(high, value), _kish(weights), len(rows))
 
 
@@ -295,7 +294,7 @@ def _kish(weights: NDArray[np.float64]) -> float:
     largest = weights.max()
     if not largest:
         return 0.0
-    w = weights / largest  # Lest the squares overflow.
+    w = weights / largest  # So that the squares do not overflow.
     return float(w.sum() ** 2 / (w**2).sum())
 
 
@@ -375,7 +374,7 @@ def _require_length(name: str, values: NDArray[np.float64], n: int | None) -> No
 
 
 def _array(name: str, values: Any) -> NDArray[np.float64]:
-    """Float64; what is missing (None, masked) is NaN, for the range check to name its row."""
+    """Float64, with NaN for missing (None or masked) values, which the range check then names."""
     if values is None:
         raise InputError(f"{name}: missing; give one number for each row of the log")
     try:

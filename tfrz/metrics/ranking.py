@@ -1,7 +1,7 @@
 """Metrics of rankings: precision, recall, average precision and NDCG at n.
 
-All are of a full ranking of the items that may be shown, never of a sample of them. An item that
-is listed or relevant more than once counts once.
+They are computed from a full ranking of the items that may be shown, not from a sample. An item
+that is listed or relevant more than once counts once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _hits(
 
 @better("max", "precision")
 def precision_at(ranking: Sequence[object], relevant: Collection[object], n: int) -> float:
-    """Share of the first n that is relevant: hits / n.
+    """Share of the first n items that is relevant: hits / n.
 
     Example:
       >>> precision_at([7, 3, 9, 1, 5], {3, 5, 8}, 5)
@@ -44,7 +44,7 @@ def precision_at(ranking: Sequence[object], relevant: Collection[object], n: int
 
 @better("max", "recall")
 def recall_at(ranking: Sequence[object], relevant: Collection[object], n: int) -> float:
-    """Share of the relevant that is among the first n: hits / |relevant|; NaN if none is.
+    """Share of the relevant items among the first n: hits / |relevant|; NaN if there are none.
 
     Example:
       >>> round(recall_at([7, 3, 9, 1, 5], {3, 5, 8}, 5), 4)
@@ -56,7 +56,7 @@ def recall_at(ranking: Sequence[object], relevant: Collection[object], n: int) -
 
 @better("max", "map")
 def average_precision_at(ranking: Sequence[object], relevant: Collection[object], n: int) -> float:
-    """Mean precision at the places of the hits: sum_k [hit at k] precision@k / min(|relevant|, n).
+    """Mean precision at the hits: sum_k [hit at k] precision@k / min(|relevant|, n).
 
     Caser's own code divides by |relevant| and has no n; the two agree for one relevant item.
 
@@ -73,7 +73,7 @@ def average_precision_at(ranking: Sequence[object], relevant: Collection[object]
 
 @better("max", "ndcg")
 def ndcg_at(ranking: Sequence[object], relevant: Collection[object], n: int) -> float:
-    """Discounted gain over the best possible: sum_k [hit at k] / log2(k + 1), normalised.
+    """Discounted gain, sum_k [hit at k] / log2(k + 1), divided by the best possible one.
 
     Example:
       >>> round(ndcg_at(["a", "b"], {"b"}, 2), 4)
@@ -88,15 +88,15 @@ def ndcg_at(ranking: Sequence[object], relevant: Collection[object], n: int) -> 
 
 
 def at_rank(kind: str, ranks: NDArray[Any], n: int) -> NDArray[Any]:
-    """The metric of rankings with one relevant item each, from its rank.
+    """A metric of rankings with one relevant item each, from the rank of this item.
 
     Args:
       kind: `map`, `precision`, `recall` or `ndcg`.
-      ranks: from 1; 0 where the item is not in the ranking at all.
-      n: cut.
+      ranks: from 1; 0 if the item is not in the ranking.
+      n: number of items that count.
 
     Returns:
-      float64, as `ranks`.
+      float64, of the shape of `ranks`.
 
     Example:
       >>> print(at_rank("map", np.array([1, 2, 30, 0]), 20))
@@ -115,7 +115,7 @@ def at_rank(kind: str, ranks: NDArray[Any], n: int) -> NDArray[Any]:
 
 
 def parse(name: str) -> tuple[str, int]:
-    """Kind and cut of a metric's name.
+    """The kind and the n in the name of a metric.
 
     Example:
       >>> parse("recall_at_20")
@@ -133,8 +133,8 @@ def rank_of(scores: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
       ids: `[batch]`.
 
     Returns:
-      int64 `[batch]`: 1 + items that score higher, or as high with a lower id, as `tf.math.top_k`
-      breaks ties; 0 where the item may not be shown or is none of the candidates.
+      int64 `[batch]`: 1 + the number of items with a higher score, or an equal score and a lower id
+      as in `tf.math.top_k`; 0 if the item may not be shown or is not a candidate.
 
     Raises:
       InputError: scores or ids of another shape.

@@ -1,7 +1,7 @@
-"""Metrics of slates: what was shown, best position first, and how relevant each of it is.
+"""Metrics of slates, from the relevance of their items in order of position.
 
-Lists without a relevant candidate have no metric and are left out of means. All functions refuse
-(`InputError`) labels that are not one row.
+Lists without a relevant candidate have the metric NaN and are left out of means. All functions
+raise `InputError` unless the labels are one row.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tfrz.shapes import require_shape
 
 
 def parse(name: str) -> tuple[str, int | None]:
-    """Kind and cut of a metric's name.
+    """The kind and the n in the name of a metric.
 
     Example:
       >>> parse("ndcg_at_10"), parse("map")
@@ -32,7 +32,7 @@ def _row(labels: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @better("max", "ndcg")
 def ndcg(labels: NDArray[np.float64], n: int | None = None) -> float:
-    """NDCG at n of one slate: `sum_r (2^{y_r} - 1) / log2(r + 1)` over that of the best order.
+    """NDCG at n of one slate: `sum_r (2^{y_r} - 1) / log2(r + 1)` divided by the best order's.
 
     Example:
       >>> round(ndcg(np.array([0, 1, 0, 1, 1]), 3), 4)
@@ -47,7 +47,7 @@ def ndcg(labels: NDArray[np.float64], n: int | None = None) -> float:
 
 @better("max", "map")
 def average_precision(labels: NDArray[np.float64], n: int | None = None) -> float:
-    """Mean precision at the positions of the relevant, those beyond n counting nothing.
+    """Mean precision at the positions of relevant items, with 0 beyond n.
 
     Example:
       >>> round(average_precision(np.array([0, 1, 0, 1, 1])), 4)
@@ -85,9 +85,9 @@ def of_slate(name: str, labels: NDArray[np.float64], max_grade: float = 4.0) -> 
     """The metric called `name` (`ndcg_at_10`, `map`, `err_at_10`) of one slate; NaN for none.
 
     Args:
-      name: kind, and `_at_n` for a cut.
+      name: the kind, followed by `_at_n` for the first n items only.
       labels: relevance in the order of the slate, `[slate]`.
-      max_grade: the highest grade that there is, for ERR.
+      max_grade: the highest possible grade, for ERR.
     """
     kind, n = parse(name)
     if kind == "err":
@@ -97,13 +97,13 @@ def of_slate(name: str, labels: NDArray[np.float64], max_grade: float = 4.0) -> 
 
 @better("max", "rank_gain")
 def rank_gain(labels: NDArray[np.float64], positions: NDArray[np.float64]) -> float:
-    """How far relevant candidates moved up on average: place before less place after.
+    """How far relevant candidates moved up on average: place before minus place after.
 
-    Positive is better. The paper reports a "rank-gain" whose definition was not found.
+    The paper reports a "rank-gain" without a definition.
 
     Args:
-      labels: relevance by row of the list, `[list]`.
-      positions: row at each place, `[slate]`.
+      labels: relevance of each row of the list, `[list]`.
+      positions: row at each place, `[slate]`, -1 for an empty place.
 
     Example:
       >>> rank_gain(np.array([0, 0, 1]), np.array([2, 0, 1]))

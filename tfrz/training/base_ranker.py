@@ -23,8 +23,9 @@ def with_lambda_mart(
 ) -> pa.Table:
     """Documents with the scores of LambdaMART in place of the source's.
 
-    Fitted to the grades of the training queries. These are scored by models that have not seen
-    them, five folds by query: otherwise a re-ranker would learn to trust an order that is too good.
+    The model is fitted to the grades of the training queries. The training queries themselves are
+    scored in five folds by models that have not seen them: otherwise a re-ranker would learn to
+    trust an order that is too good.
 
     Args:
       documents: as of `tfrz.data.lists.examples.build_lists`.

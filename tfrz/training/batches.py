@@ -1,7 +1,7 @@
 """Batches in an order that depends on (seed, epoch) alone, from any step on.
 
-That is what makes a resumed run equal to one that was never interrupted: the loop asks for epoch e
-from step s, and gets the very batches that the first run would have seen next.
+This makes a resumed run equal to one that was never interrupted: the loop asks for epoch e from
+step s, and reads the batches that the interrupted run would have read next.
 """
 
 from __future__ import annotations

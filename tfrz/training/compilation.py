@@ -1,4 +1,4 @@
-"""The XLA policy: what of a training step is compiled, and why.
+"""The XLA policy: which part of a training step is compiled, and why.
 
 Compiled is the dense part of the step: everything between the looked-up embeddings and the loss.
 Lookups and their sparse gradients stay outside, because XLA turns them into dense ones. `auto`
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def accelerator() -> str:
-    """The kind of device, GPU, TPU or CPU: the best kind of device that TensorFlow sees."""
+    """The best kind of device that TensorFlow sees: GPU, TPU or CPU."""
     for kind in ("GPU", "TPU"):
         if tf.config.list_logical_devices(kind):
             return kind
@@ -31,7 +31,7 @@ def compiles(setting: str) -> bool:
 
 
 def use_xla(setting: str) -> bool:
-    """What `compiles` says; says so in the log."""
+    """As `compiles`, and logs the decision."""
     compiled = compiles(setting)
     logger.info(
         "XLA: %s (trainer.xla=%s, device %s)",
@@ -51,16 +51,16 @@ def compiled_value_and_gradients(
 ]:
     """The loss and its gradients as one XLA computation.
 
-    Not the loss alone with gradients taken through it: what a recurrent network keeps for its
-    backward pass cannot leave a compiled function.
+    The gradients are computed inside the compiled function, because the values that a recurrent
+    network keeps for its backward pass cannot leave it.
 
     Args:
       loss_of: from looked-up tensors to a scalar.
-      variables: whose gradients are wanted.
+      variables: the variables to differentiate by.
 
     Returns:
-      From looked-up tensors to the loss, the gradients of the variables (None for those that the
-      loss does not read), and those of the looked-up tensors of floats.
+      A function from looked-up tensors to the loss, its gradients by the variables (None for
+      variables that the loss does not read), and its gradients by the floating-point tensors.
     """
     reached: list[bool] = []
 
@@ -78,7 +78,9 @@ def compiled_value_and_gradients(
             {name: gradient for name, gradient in inner.items() if gradient is not None},
         )
 
-    def value_and_gradients(looked_up: dict[str, tf.Tensor]) -> tuple[Any, list[Any], dict[str, Any]]:
+    def value_and_gradients(
+        looked_up: dict[str, tf.Tensor],
+    ) -> tuple[Any, list[Any], dict[str, Any]]:
         loss, found, inner = inside(looked_up)
         following = iter(found)
         return loss, [next(following) if one else None for one in reached], inner

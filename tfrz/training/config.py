@@ -15,13 +15,13 @@ class LowRankConfig:
     At most one of `rank`, `target_parameters` and `layers` is given; without one, no layer is.
 
     Attributes:
-      rank: of every layer that it makes smaller; null for none.
-      target_parameters: of the matrices of all layers that can be of low rank, together: one scale
-        for their ranks is found that meets it.
-      layers: name of a layer to its rank; the others stay as they are.
-      init: where the factors start from a full matrix that is drawn first: spectral (the nearest),
-        function (nearest in what a ReLU layer computes) or data (on what the layers read of
-        training examples).
+      rank: the rank of every layer that becomes smaller with it; null for none.
+      target_parameters: the number of parameters of all matrices that can be of low rank; the ranks
+        are scaled to meet it.
+      layers: names of layers to their ranks; the other layers stay full.
+      init: how the factors approximate a full matrix that is drawn first: spectral (nearest in the
+        Frobenius norm), function (nearest in the output of a ReLU layer) or data (nearest on the
+        inputs of the layers for some training examples).
       repair_scale: multiply the factors by the measured gain that keeps the size of the outputs.
       frobenius_decay: lambda of the penalty `lambda / 2 * |U V^T|_F^2` of each such dense layer.
         DCN-V2 takes it for `model.deep_decay`, which also counts hidden layers that stay dense.
@@ -49,7 +49,7 @@ class LowRankConfig:
 
     @property
     def enabled(self) -> bool:
-        """Whether any layer is asked for."""
+        """Whether any layer is to be of low rank."""
         return self.rank is not None or self.target_parameters is not None or bool(self.layers)
 
 
@@ -58,8 +58,8 @@ class TrainerConfig:
     """How a model is trained.
 
     Attributes:
-      epochs: passes over the training set at most.
-      batch_size: examples per step, over all replicas.
+      epochs: largest number of passes over the training set.
+      batch_size: examples per step, of all replicas together.
       learning_rate: the highest learning rate.
       optimizer: Adam, Adagrad or SGD, as Keras defines them.
       learning_rate_schedule: constant, half a cosine from `learning_rate` to 0 over all epochs, or
@@ -72,19 +72,19 @@ class TrainerConfig:
       ema_decay: decay of the averaged weights that are evaluated and exported; null to use the
         last weights. The decay at step t is min(ema_decay, (1 + t) / (10 + t)), so that short
         runs do not evaluate near-initial weights.
-      early_stopping_patience: epochs without a better validation loss before the end; null for
-        never.
-      early_stopping_metric: validation metric that chooses the weights and the end; null for that
-        of the model's task.
-      evaluations_per_epoch: how often in an epoch the validation set is evaluated.
+      early_stopping_patience: epochs without a better `early_stopping_metric` after which training
+        stops; null for never.
+      early_stopping_metric: validation metric that chooses the weights and stops the training, in
+        the direction that it declares; null for the metric of the model's task.
+      evaluations_per_epoch: evaluations of the validation set in each epoch.
       dtype: Keras dtype policy of the model.
       xla: compile the dense part of the step: auto is on for GPU and TPU, off for CPU.
       strategy: the `tf.distribute` strategy.
       seed: of initial weights, order of examples and dropout.
-      checkpoint_every_steps: a checkpoint to resume from each time so many steps are done.
-      steps_per_call: steps run inside one call of the compiled loop.
-      max_steps: stop after so many steps (of each stage, where a recipe has several); null for no
-        such bound.
+      checkpoint_every_steps: steps between checkpoints, from which a run can be resumed.
+      steps_per_call: steps in one call of the compiled loop.
+      max_steps: largest number of steps (of each stage, if a recipe has several); null for no
+        bound.
       warm_start: null, a SavedModel directory, or "latest_blessed" (pipeline only).
       tensorboard: write TensorBoard summaries.
     """

@@ -1,16 +1,15 @@
-"""The picture of a run: loss and validation metrics by step."""
+"""A plot of a run: loss and validation metrics by step."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tfrz.files import atomic_write
 
 
-def save_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+def save_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
     """Draws one panel for each metric of `history` (as `fit` returns it) into a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

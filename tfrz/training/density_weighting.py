@@ -1,9 +1,9 @@
-"""Weights of training examples by how crowded their target's place among the items is.
+"""Weights of training examples by the density of the items around their target.
 
-A rule that re-weights by frequency lifts every rare item. Density weighting lifts items that stand
-alone, wherever the item tower has put them: the density of the items is estimated, examples are
-weighted by its inverse, training goes on, and so forth; then the user tower alone is trained on the
-natural distribution, with the item tower frozen.
+Weighting by inverse frequency raises the weight of every rare item. Density weighting raises the
+weight of items that are far from others in the space of the item tower. It alternates between
+estimating the density of the items and training on examples weighted by its inverse. At the end the
+user tower alone is trained on the natural distribution, with the item tower frozen.
 
 The recipe takes any two-tower model that has `item_embeddings()`, the layers `item_tower`, and
 the weights `target_counts` and `target_weights`, a row for each id.
@@ -33,7 +33,7 @@ from tfrz.training.fit import FitResult, Trainable, fit
 
 logger = logging.getLogger(__name__)
 
-# Directions with less of the variance than this are none.
+# Directions with a smaller share of the variance do not count.
 _FLAT = 1e-12
 
 
@@ -44,25 +44,25 @@ class WeightingConfig:
     Attributes:
       kind: none, frequency (inverse frequency of the target), or density (iterative density
         weighting).
-      iterations: times that the density is estimated anew at most.
-      momentum: m, share of the old weights that is kept.
+      iterations: largest number of estimates of the density.
+      momentum: m, the share of the old weights that is kept.
       tolerance: stop when no weight moves by more than this.
-      epochs: epochs of each iteration at most; it ends with the first that does not better
-        `metric`.
-      metric: what ends an iteration.
+      epochs: largest number of epochs of each iteration, which ends with the first epoch that does
+        not improve `metric`.
+      metric: validation metric that ends an iteration.
       samples: items drawn for the density estimate.
-      noise: standard deviation of what is added to their vectors; without it, vectors that are all
-        alike have no density.
+      noise: standard deviation of the noise that is added to their vectors; without it, equal
+        vectors have no density.
       relative_noise: `noise` is a multiple of the vectors' mean standard deviation.
       floor: added to every density.
       components: principal components in which the density is estimated; null for all. In more
         than about ten dimensions every item is alone and the floor decides.
       max_weight: bound on the weight of an example, whose mean is 1; null for none.
       block_size: densities computed at a time: bounds the memory.
-      calibrate: train the user tower on the natural distribution afterwards.
-      calibration_rate: learning rate of that, as a share of the first.
-      calibration_epochs: epochs of that at most; null for `trainer.epochs`.
-      seed: of the items drawn and the noise.
+      calibrate: whether the user tower is trained on the natural distribution afterwards.
+      calibration_rate: learning rate of this training, as a share of `trainer.learning_rate`.
+      calibration_epochs: largest number of epochs of this training; null for `trainer.epochs`.
+      seed: seed of the drawn items and of the noise.
     """
 
     kind: Literal["none", "frequency", "density"] = "none"
@@ -152,7 +152,7 @@ def weighted_kernel_density(
     mass = np.full(count, 1.0 / count) if weights is None else np.asarray(weights, np.float64)
     squares = 0.5 * np.square(points).sum(axis=1)
     densities = np.empty(len(queries))
-    # One buffer for all blocks: a new product beside the old one would take twice the memory.
+    # One buffer for all blocks: keeping the old product during the next would double the memory.
     buffer = np.empty((min(block_size, len(queries)), count))
     for start in range(0, len(queries), block_size):
         block = queries[start : start + block_size]
@@ -179,7 +179,7 @@ def item_densities(
     config: WeightingConfig,
     iteration: int = 0,
 ) -> NDArray[np.float64]:
-    """The density of the items at each item, drawn by weight and blurred.
+    """The density of the items at each item, from a sample by weight with noise.
 
     Formula: `rho_i = KDE(e_j + noise, j ~ w)(e_i) + floor`, Scott's bandwidth, full covariance.
 
@@ -187,7 +187,7 @@ def item_densities(
       embeddings: e, `[items, dim]`.
       weights: w, `[items]`, summing to 1.
       config: samples, noise, floor, components, block size, seed.
-      iteration: makes the draws another's.
+      iteration: part of the seed.
 
     Returns:
       float64 `[items]`.
@@ -228,14 +228,14 @@ def updated_weights(
 def example_weights(
     weights: NDArray[np.float64], counts: NDArray[np.float64], max_weight: float | None = None
 ) -> NDArray[np.float64]:
-    """What an example with each target weighs, 1 in the mean over all examples.
+    """The weight of an example with each target; its mean over all examples is 1.
 
-    Formula: `omega_i = N w_i / n_i`; 0 for items that are no target.
+    Formula: `omega_i = N w_i / n_i`; 0 for items that are never a target.
 
     Args:
       weights: w, `[items]`, summing to 1.
       counts: n, how often each item is a target, `[items]`.
-      max_weight: bound, at least 1; what is cut off goes to the others.
+      max_weight: upper bound, at least 1; the excess is shared among the other examples.
 
     Returns:
       float64 `[items]`.
@@ -246,7 +246,7 @@ def example_weights(
     omega = np.where(seen, total * np.asarray(weights) / np.maximum(counts, 1), 0.0)
     capped = np.zeros(len(omega), bool)
     while True:
-        # What is above the bound is cut off, and goes to the others, which may then be above it.
+        # Sharing the excess among the others may lift some of them above the bound.
         rest = seen & ~capped
         left = total - (counts[capped].sum() * max_weight if max_weight is not None else 0.0)
         mass = float((omega * counts)[rest].sum())
@@ -279,14 +279,14 @@ class WeightedTask(Trainable, Protocol):
     metric_names: tuple[str, ...]
 
     def start(self, model: keras.Model, train: Batches) -> None:
-        """Tells the model what it must know of its training set: `target_counts` at least."""
+        """Sets the statistics of the training set in the model, at least `target_counts`."""
 
 
 Stage = Callable[[str, keras.Model], None]
 
 
 class _Stages:
-    """Runs of the loop one after the other, each in a folder of its own, resumed like one."""
+    """Consecutive runs of the loop, each in a folder of its own, resumed as one."""
 
     def __init__(
         self,
@@ -365,25 +365,26 @@ def fit_weighted(
     progress: bool = True,
     after_stage: Stage | None = None,
 ) -> FitResult:
-    """Trains a two-tower model with the weighting that its task asks for.
+    """Trains a two-tower model with the weighting of its task.
 
-    Without weighting, or with that by frequency, one run of the loop; with density weighting a
-    first run with equal weights, iterations that estimate the density and go on with the same
-    optimiser, and a run with the item tower frozen. A run that was killed goes on to the same bits.
+    Without weighting, or with weighting by frequency, this is one run of the loop. Density
+    weighting is a first run with equal weights, iterations that estimate the density and continue
+    with the same optimiser, and a run with the item tower frozen. A run that was killed can be
+    resumed and ends with the same bits.
 
     Args:
-      model: see the module.
+      model: a two-tower model, as described in the module.
       task: losses, metrics and `weighting`.
       train: the training set.
-      validation: the set by which weights are chosen and training is stopped.
-      config: how.
-      directory: as of `fit`; each stage has a folder in `stages/`, and `weighting.json` tells how
+      validation: the set that chooses the weights and stops the training.
+      config: the settings of the loop.
+      directory: as in `fit`; each stage has a folder in `stages/`, and `weighting.json` records how
         the weights moved.
       progress: show a bar on standard error.
-      after_stage: called with the name of each stage when it is done.
+      after_stage: called with the name of each stage when it ends.
 
     Raises:
-      InputError: as of `fit`.
+      InputError: as in `fit`.
     """
     weighting: WeightingConfig = task.weighting
     if weighting.kind == "density":
@@ -392,7 +393,7 @@ def fit_weighted(
         require(
             config.learning_rate_schedule != "cosine",
             "trainer.learning_rate_schedule",
-            "ends at 0 with cosine, where density weighting goes on with the optimiser",
+            "cosine ends at 0, but density weighting continues with the same optimiser",
         )
     task.start(model, train)
     counts = model.target_counts.numpy()[1 : 1 + model.num_items].astype(np.float64)
@@ -442,7 +443,7 @@ def _iterate(
     moves: list[dict[str, float]],
 ) -> None:
     """The stages of density weighting between the first run and the calibration."""
-    some = counts > 0  # Items that no example has for a target have no weight to move.
+    some = counts > 0  # Items that are never a target have no weight.
     weights = counts[some] / counts.sum()
     settings = dataclasses.replace(
         config,

@@ -1,4 +1,4 @@
-"""A student that learns from a teacher: the settings, and a Keras model that trains one.
+"""Training a student with a teacher: the settings, and a Keras model that does it.
 
 The zoo's own loop takes the same settings as the section `distill` of a run's configuration.
 """
@@ -29,16 +29,16 @@ _RELATIONS = ("similarity", "partial_similarity")
 
 @dataclasses.dataclass(frozen=True)
 class DistillConfig:
-    """Who teaches a model, and what it takes of what the teacher says.
+    """The teacher of a model, and how the model learns from it.
 
     Attributes:
       teacher: a SavedModel, the folder of its versions, a run of `tfrz train`, or the root of a
         pipeline, whose newest pushed model it is. Null for none.
-      factor: what of the teacher's distribution is kept; see `tfrz.losses.soft_targets`.
+      factor: the part of the teacher's distribution that is kept; see `tfrz.losses.soft_targets`.
         `label_smoothing` needs no teacher.
-      weight: lambda of the teacher's term, 0 to 1.
+      weight: lambda, the weight of the teacher's term, 0 to 1.
       temperature: T.
-      scale: of the teacher's term: `squared` for T^2, or `one`.
+      scale: scale of the teacher's term: `squared` for T^2, or `one`.
       k: of `topk`: classes that keep the teacher's probability; of lists, places of the teacher's
         slate whose order counts. Null for all places.
       sharpness: alpha of the two factors with class relations.
@@ -68,7 +68,7 @@ class DistillConfig:
         return self.teacher is not None or self.factor == "label_smoothing"
 
     def check_clicks(self) -> None:
-        """Refuses what one logit does not have.
+        """Refuses factors that need more than one logit.
 
         Raises:
           ConfigError: a factor with class relations, or k above the two classes.
@@ -85,7 +85,7 @@ class DistillConfig:
         )
 
     def check_classes(self, classes: int) -> None:
-        """Refuses a k that the classes do not have.
+        """Refuses a k above the number of classes.
 
         Raises:
           ConfigError: `topk` without k, or k above the number of classes.
@@ -99,7 +99,7 @@ class DistillConfig:
             )
 
     def check_lists(self) -> None:
-        """Refuses what the order of a slate does not tell.
+        """Refuses factors that need more than the order of a slate.
 
         Raises:
           ConfigError: another factor than `full` or `topk`.
@@ -107,13 +107,13 @@ class DistillConfig:
         require(
             self.factor in ("full", "topk"),
             "distill.factor",
-            f"{self.factor} needs the probabilities of classes; of lists a teacher tells the "
-            "order: take full or topk",
+            f"{self.factor} needs the probabilities of classes, and the teacher of a list has only "
+            "an order: take full or topk",
         )
 
     def mixed(self, hard: tf.Tensor, soft: tf.Tensor) -> tf.Tensor:
         """`(1 - lambda) hard + lambda soft`: a loss by labels, and a teacher's term."""
-        if self.weight == 0:  # Not multiplied by 0: a teacher without a number changes nothing.
+        if self.weight == 0:  # Without a product: 0 times NaN is NaN.
             return hard
         return (1 - self.weight) * hard + self.weight * tf.cast(soft, hard.dtype)
 
@@ -156,7 +156,7 @@ class DistillConfig:
         return distillation_loss(logits, labels, rho, 1.0, self.temperature, self.scale)
 
     def places(self, length: int) -> int:
-        """How many places of a teacher's slate of a length count."""
+        """The number of places of a teacher's slate that count."""
         return length if self.factor == "full" or self.k is None else min(self.k, length)
 
     def order_term(self, scores: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
@@ -180,24 +180,24 @@ class Distiller(keras.Model):
     student with one logit an example, averaged over the batch, plus the student's own penalties.
 
     Args:
-      student: a model that gives logits, `[batch, classes]`, `[batch, 1]` or `[batch]`.
-      teacher: a model, or any function, that gives logits of the same shape for the same inputs;
-        it is not trained. None where the data bring the teacher's logits (see below), and for
-        label smoothing.
-      config: factor, weight, temperature, and so on; its `teacher` is not read.
+      student: a model that returns logits, `[batch, classes]`, `[batch, 1]` or `[batch]`.
+      teacher: a model or function that returns logits of the same shape for the same inputs. It is
+        not trained. None if the data contain the teacher's logits (see below), and for label
+        smoothing.
+      config: the settings; its `teacher` is not used.
       class_vectors: the teacher's, `[classes, dim]`, for the factors with class relations.
       **kwargs: Keras' own.
 
     Call arguments:
-      inputs: the student's.
-      training: likewise.
+      inputs: inputs of the student.
+      training: whether the student is in training mode.
 
     Returns:
       The student's logits. `fit` takes `(inputs, labels)`, or without a teacher
-      `(inputs, (labels, teacher_logits))`: cached logits, each beside the row that it belongs to.
+      `(inputs, (labels, teacher_logits))` with stored logits for each row.
 
     Raises:
-      ConfigError: a setting that one logit, or the number of classes, does not admit.
+      ConfigError: the settings do not fit the number of classes.
 
     Example:
       >>> student = keras.Sequential([keras.layers.Dense(3)])
@@ -225,7 +225,7 @@ class Distiller(keras.Model):
         super().__init__(**kwargs)
         self.student, self.config = student, config
         arguments = {"training": False} if isinstance(teacher, keras.Model) else {}
-        # Keras does not look into partial functions: what is in them is neither trained nor saved.
+        # Keras does not track layers inside partial functions: they are neither trained nor saved.
         self._ask = None if teacher is None else functools.partial(teacher, **arguments)
         self._of_classes = functools.partial(config.class_term, class_vectors=class_vectors)
 
@@ -242,7 +242,7 @@ class Distiller(keras.Model):
         require(
             self.config.factor == "label_smoothing",
             "teacher",
-            "there is none: give one, or labels as (labels, teacher_logits)",
+            "is missing: pass one, or labels as (labels, teacher_logits)",
         )
         return labels, None
 
@@ -295,6 +295,6 @@ class Distiller(keras.Model):
         return {**self._measured(inputs, labels, logits, weights), "loss": loss}
 
     def _measured(self, inputs: Any, labels: Any, logits: Any, weights: Any) -> dict[str, Any]:
-        """What was asked for in `compile`, by the labels alone."""
+        """The metrics of `compile`, from the labels alone."""
         found = self.compute_metrics(inputs, labels, logits, weights)
         return {name: value for name, value in found.items() if name != "loss"}

@@ -3,7 +3,7 @@
 Keras' own `fit` resumes at the start of an epoch and forgets its early-stopping state. This loop
 keeps everything that decides the future in one checkpoint: weights, their averages, the best
 weights so far, the optimiser, the step and the history. A run that was killed and started again
-ends with the same bits as one that was not.
+ends with the same bits as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import logging
 import math
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import keras
 import numpy as np
@@ -38,6 +38,10 @@ logger = logging.getLogger(__name__)
 _NO_METRIC = ("step", "epoch", "loss", "stage")
 
 
+Gradient: TypeAlias = "tf.Tensor | tf.IndexedSlices"
+Batch = dict[str, tf.Tensor]
+
+
 class Trainable(Protocol):
     """The task that the loop trains a model for (see `tfrz.zoo.tasks`).
 
@@ -48,15 +52,13 @@ class Trainable(Protocol):
 
     objective: str
 
-    def lookup(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def lookup(self, model: keras.Model, batch: Batch) -> Batch:
         """The inputs of `dense_loss`: embeddings that are looked up outside the compiled part."""
 
-    def dense_loss(
-        self, model: keras.Model, looked_up: dict[str, tf.Tensor]
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def dense_loss(self, model: keras.Model, looked_up: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         """Loss per example `[batch]`, and the regularisation of the step, a scalar."""
 
-    def predict(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def predict(self, model: keras.Model, batch: Batch) -> Batch:
         """The inputs of `metrics` for one batch, `[batch, ...]` each."""
 
     def metrics(self, outputs: dict[str, NDArray[Any]]) -> dict[str, float]:
@@ -65,15 +67,15 @@ class Trainable(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
-      history: one row per evaluation: step, epoch, training loss since the last, metrics.
-      best: the row whose weights the model now has.
-      steps_run: steps in all, those before a resume counted in.
-      epochs_run: epochs begun.
-      resumed_from: the step at which this process took up, 0 for a fresh start.
-      optimizer: as it was after the last step, to go on with.
+      history: one row per evaluation: step, epoch, mean training loss since the last one, metrics.
+      best: the row of the weights that the model now has.
+      steps_run: number of steps, including those before a resume.
+      epochs_run: number of epochs that were started.
+      resumed_from: the step at which this process started; 0 for a new run.
+      optimizer: the optimiser after the last step, for another run.
     """
 
     history: list[dict[str, float]]
@@ -84,8 +86,8 @@ class FitResult:
     optimizer: keras.optimizers.Optimizer | None = None
 
 
-def measured(row: dict[str, Any]) -> dict[str, float]:
-    """The validation metrics of a row of a run's history."""
+def measured(row: Mapping[str, float]) -> dict[str, float]:
+    """The validation metrics in one row of the history of a run."""
     return {name: value for name, value in row.items() if name not in _NO_METRIC}
 
 
@@ -108,7 +110,7 @@ def build_model(build: Callable[[], keras.Model], config: TrainerConfig) -> kera
 
 
 def _make_optimizer(config: TrainerConfig, total_steps: int) -> keras.optimizers.Optimizer:
-    rate: Any = config.learning_rate
+    rate: float | keras.optimizers.schedules.LearningRateSchedule = config.learning_rate
     if config.learning_rate_schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, total_steps)
     elif config.learning_rate_schedule == "exponential":
@@ -124,8 +126,8 @@ def _make_optimizer(config: TrainerConfig, total_steps: int) -> keras.optimizers
     return kinds[config.optimizer](learning_rate=rate, jit_compile=False)
 
 
-def _sum_duplicates(gradient: Any) -> Any:
-    """An embedding's gradient with one row per id: its norm is then the gradient's norm."""
+def _sum_duplicates(gradient: Gradient) -> Gradient:
+    """The gradient of an embedding with one row per id, so that its norm is the right one."""
     if not isinstance(gradient, tf.IndexedSlices):
         return gradient
     ids, positions = tf.unique(gradient.indices)
@@ -133,7 +135,7 @@ def _sum_duplicates(gradient: Any) -> Any:
     return tf.IndexedSlices(rows, ids, gradient.dense_shape)
 
 
-def _sum_of(first: Any, second: Any) -> Any:
+def _sum_of(first: Gradient | None, second: Gradient | None) -> Gradient | None:
     """The sum of two gradients, either of which may be missing."""
     if first is None or second is None:
         return second if first is None else first
@@ -176,17 +178,17 @@ class _Loop:
             for i, variable in enumerate(self.variables)
         ]
 
-    def _gradients(self) -> Callable[[dict[str, tf.Tensor]], tuple[tf.Tensor, list[Any]]]:
+    def _gradients(self) -> Callable[[Batch], tuple[tf.Tensor, list[Gradient | None]]]:
         """The function from a batch to its loss and the gradients of all variables."""
         model, task = self.model, self.task
         batch_size = float(self.config.batch_size)
         replicas = float(self.strategy.num_replicas_in_sync)
 
-        def loss_of(looked_up: dict[str, tf.Tensor]) -> tf.Tensor:
+        def loss_of(looked_up: Batch) -> tf.Tensor:
             per_example, regularization = task.dense_loss(model, looked_up)
             return tf.reduce_sum(per_example) / batch_size + regularization / replicas
 
-        def plain(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, list[Any]]:
+        def plain(batch: Batch) -> tuple[tf.Tensor, list[Gradient | None]]:
             with tf.GradientTape() as tape:
                 loss = loss_of(task.lookup(model, batch))
             return loss, tape.gradient(loss, self.variables)
@@ -195,7 +197,7 @@ class _Loop:
             return plain
         value_and_gradients = compiled_value_and_gradients(loss_of, self.variables)
 
-        def compiled(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, list[Any]]:
+        def compiled(batch: Batch) -> tuple[tf.Tensor, list[Gradient | None]]:
             with tf.GradientTape() as tape:
                 looked_up = task.lookup(model, batch)
             loss, dense, inner = value_and_gradients(looked_up)
@@ -213,7 +215,7 @@ class _Loop:
         replicas = float(self.strategy.num_replicas_in_sync)
         loss_and_gradients = self._gradients()
 
-        def replica_step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        def replica_step(batch: Batch) -> tf.Tensor:
             loss, gradients = loss_and_gradients(batch)
             if replicas > 1:
                 replica = tf.distribute.get_replica_context()
@@ -235,7 +237,7 @@ class _Loop:
                     )
             return loss
 
-        def run_steps(iterator: Iterator[Any], count: tf.Tensor) -> tf.Tensor:
+        def run_steps(iterator: Iterator[Batch], count: tf.Tensor) -> tf.Tensor:
             total = tf.constant(0.0)
             for _ in tf.range(count):
                 losses = self.strategy.run(replica_step, args=(next(iterator),))
@@ -245,13 +247,13 @@ class _Loop:
         compiled: Callable[..., tf.Tensor] = tf.function(run_steps, reduce_retracing=True)
         return compiled
 
-    def iterator(self, dataset: tf.data.Dataset) -> Iterator[Any]:
-        """An iterator that hands each replica its share of every batch."""
+    def iterator(self, dataset: tf.data.Dataset) -> Iterator[Batch]:
+        """An iterator over batches, each of them split among the replicas."""
         if self.strategy.num_replicas_in_sync > 1:
             return iter(self.strategy.experimental_distribute_dataset(dataset))
         return iter(dataset)
 
-    def run(self, iterator: Iterator[Any], count: int) -> float:
+    def run(self, iterator: Iterator[Batch], count: int) -> float:
         """Mean loss of `count` steps."""
         return float(self._run_steps(iterator, tf.constant(count)))
 
@@ -265,7 +267,7 @@ class _Loop:
             variable.assign(value)
 
 
-Predict = Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]
+Predict = Callable[[Batch], Batch]
 
 # By model and task: tracing a model takes longer than evaluating it.
 _predictors: weakref.WeakKeyDictionary[
@@ -279,7 +281,7 @@ def _predictor(model: keras.Model, task: Trainable) -> Predict:
     if task not in of_model:
         of, by = weakref.ref(model), weakref.ref(task)
 
-        def predict(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        def predict(batch: Batch) -> Batch:
             living = by()
             assert living is not None  # The caller has it.
             return living.predict(of(), batch)
@@ -299,7 +301,7 @@ def evaluate(model: keras.Model, task: Trainable, batches: Batches) -> dict[str,
 
 
 class _Progress:
-    """Where the run stands: everything that decides the future but is not a tensor."""
+    """The part of the state of a run that is not a tensor."""
 
     def __init__(self) -> None:
         self.step = 0
@@ -364,7 +366,7 @@ def _boundaries(steps_per_epoch: int, per_epoch: int, total: int) -> Callable[[i
 
 
 def objective_of(task: Trainable, config: TrainerConfig) -> str:
-    """The metric that chooses the weights; `tfrz.metrics.direction` tells its better values."""
+    """The metric that chooses the weights, in its `tfrz.metrics.direction`."""
     return config.early_stopping_metric or task.objective
 
 
@@ -400,12 +402,12 @@ def fit(
       model: built by `build_model`, so that its variables are made under the strategy.
       task: losses and metrics.
       train: the training set.
-      validation: the set by which weights are chosen and training is stopped.
-      config: how.
-      directory: takes `checkpoints/`, `tensorboard/`, `history.json` and `curves.png`. A run
-        found there is resumed. Without it nothing is written.
-      progress: show a bar on standard error.
-      optimizer: of a run before, to go on with its state; a new one if left out.
+      validation: the set that chooses the weights and stops the training.
+      config: the settings.
+      directory: receives `checkpoints/`, `tensorboard/`, `history.json` and `curves.png`. A run
+        that is found there is resumed. Nothing is written by default.
+      progress: show a progress bar on standard error.
+      optimizer: the optimiser of an earlier run, to continue with its state; a new one by default.
 
     Raises:
       InputError: fewer examples than one batch, or the loss is no longer finite.
@@ -435,7 +437,7 @@ def fit(
         disable=not progress,
         mininterval=0.5 if sys.stderr.isatty() else 10,
     )
-    iterator: Iterator[Any] | None = None
+    iterator: Iterator[Batch] | None = None
     try:
         while state.step < total and not state.stopped:
             epoch, offset = divmod(state.step, steps_per_epoch)

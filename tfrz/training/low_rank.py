@@ -76,24 +76,25 @@ __all__ = [
 
 INITS = ("spectral", "function", "data")
 
-# Rows that a model is asked for at a time: some score all their items for each.
+# Rows per call of a model: some models score all their items for each row.
 _BATCH = 512
 
 _MEASURED = 8192
 
-# The layers that models of the zoo score with: a rank there takes from all that lies before it.
+# The output layers of the zoo's models: a low rank there limits everything before them.
 _OUTPUTS = ("logit", "logits", "output_score")
 
-Batch = Mapping[str, Any]
+Batch = Mapping[str, tf.Tensor]
+Layers = Mapping[str, keras.layers.Layer]
 Inputs = Batch | Batches | Sequence[Batch]
 
 
 @dataclasses.dataclass(frozen=True)
 class RankSchedule:
-    """What `scheduled_ranks` returns.
+    """The result of `scheduled_ranks`.
 
     Attributes:
-      ranks: of the layers to factorise; a layer that is not in it stays as it is.
+      ranks: names of the layers to factorise to their ranks; the other layers stay full.
       rank_scale: rank over `min(dim, units)`, before rounding, the same for all layers.
       parameters: of all the layers' matrices with these ranks.
     """
@@ -111,10 +112,10 @@ def scheduled_ranks(shapes: Mapping[str, tuple[int, int]], target: int) -> RankS
 
     Args:
       shapes: name to `(dim, units)`, as of `factorizable_layers`.
-      target: parameters of all these matrices together, biases left out.
+      target: number of parameters of all these matrices together, without biases.
 
     Raises:
-      ConfigError: no layers, or a target that rank 1 everywhere is above.
+      ConfigError: there are no layers, or the target is below rank 1 in every layer.
 
     Example:
       >>> found = scheduled_ranks({"a": (64, 256), "b": (256, 64)}, target=8000)
@@ -157,19 +158,19 @@ def scheduled_ranks(shapes: Mapping[str, tuple[int, int]], target: int) -> RankS
 
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
-    """What `factorize` did to a layer.
+    """The result of `factorize` for one layer.
 
     Attributes:
       name: of the layer.
       kind: dense or cross.
       shape: of its matrix, `(dim, units)`.
-      rank: that it has now; 0 where it stays as it was.
-      parameters_before: of the layer, its bias included.
-      parameters_after: likewise.
-      output_error: `|after - before| / |before|` of the layer's outputs, on the inputs that the
-        layer had in the model as it was; None without inputs or where it stays as it was.
-      frobenius_error: `|W - U V^T|_F / |W|_F`; 0 where it stays as it was.
-      skipped: why it stays as it was; empty where it does not.
+      rank: the new rank; 0 if the layer stays full.
+      parameters_before: number of parameters of the old layer, bias included.
+      parameters_after: number of parameters of the new layer, bias included.
+      output_error: `|after - before| / |before|` of the layer's outputs, on its inputs in the old
+        model; None without inputs, or if the layer stays full.
+      frobenius_error: `|W - U V^T|_F / |W|_F`; 0 if the layer stays full.
+      skipped: why the layer stays full; empty if it does not.
     """
 
     name: str
@@ -194,13 +195,13 @@ def _layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
     return {layer.name: layer for layer in found if layer.built}
 
 
-def _full(layers: Mapping[str, keras.layers.Layer]) -> dict[str, FullMatrix]:
+def _full(layers: Layers) -> dict[str, FullMatrix]:
     """The full matrices of layers, by name."""
     found = {name: full_matrix(layer) for name, layer in layers.items()}
     return {name: matrix for name, matrix in found.items() if matrix is not None}
 
 
-def _refused(model: keras.Model, layers: Mapping[str, keras.layers.Layer]) -> dict[str, str]:
+def _refused(model: keras.Model, layers: Layers) -> dict[str, str]:
     """Full layers that cannot be replaced, and why."""
     if isinstance(model, Factorizable):
         return {}
@@ -209,11 +210,11 @@ def _refused(model: keras.Model, layers: Mapping[str, keras.layers.Layer]) -> di
     for name in _full(layers):
         layer = layers[name]
         if name in _OUTPUTS:
-            reasons[name] = "gives the model's output"
+            reasons[name] = "computes the model's output"
         elif id(layer) not in places:
             reasons[name] = "is inside another layer"
         elif places.count(id(layer)) > 1:
-            reasons[name] = "is shared: it stands in two places"
+            reasons[name] = "is shared by two places"
         elif layer.kernel_regularizer is not None or layer.kernel_constraint is not None:
             reasons[name] = "has a regulariser or constraint of its matrix"
     return reasons
@@ -230,12 +231,12 @@ def _shape(layer: keras.layers.Layer) -> tuple[int, int]:
 def factorizable_layers(model: keras.Model) -> dict[str, tuple[int, int]]:
     """The full layers of a model that `factorize` could replace, name to `(dim, units)`.
 
-    Hidden and cross layers of a DCN-V2; of other models the `keras.layers.Dense` in their
-    attributes. Neither embeddings, which are low-rank maps of one-hot inputs already, nor logits,
-    nor the matrices of recurrent cells and attention.
+    These are the hidden and cross layers of a DCN-V2, and the `keras.layers.Dense` in the
+    attributes of other models, but neither embeddings, which are low-rank maps of one-hot inputs
+    already, nor logits, nor the matrices of recurrent cells and attention.
 
     Raises:
-      ConfigError: a model that does not hold its layers in attributes.
+      ConfigError: the model does not hold its layers in attributes.
     """
     layers = _layers(model)
     refused = _refused(model, layers)
@@ -243,12 +244,12 @@ def factorizable_layers(model: keras.Model) -> dict[str, tuple[int, int]]:
 
 
 def _wanted(
-    layers: Mapping[str, Any],
+    layers: Layers,
     refused: Mapping[str, str],
     ranks: int | Mapping[str, int],
     beyond: bool,
 ) -> tuple[dict[str, int], dict[str, str]]:
-    """Name to rank, and name to why there is none."""
+    """Names of layers to their ranks, and names of the other layers to the reasons."""
     shapes = {name: _shape(layer) for name, layer in layers.items()}
     if isinstance(ranks, Mapping):
         for name in ranks:
@@ -287,7 +288,7 @@ _Traced = tuple[str, tuple[tf.Tensor, ...], tf.Tensor]
 
 
 @contextlib.contextmanager
-def _listening(layers: Mapping[str, Any]) -> Iterator[list[_Traced]]:
+def _listening(layers: Layers) -> Iterator[list[_Traced]]:
     """Records every call of some layers, for as long as the block lasts."""
     heard: list[_Traced] = []
 
@@ -308,8 +309,8 @@ def _listening(layers: Mapping[str, Any]) -> Iterator[list[_Traced]]:
             vars(layer).pop("call", None)
 
 
-def _trace(model: keras.Model, layers: Mapping[str, Any], batch: Batch) -> list[_Traced]:
-    """What layers read and give while the model answers a batch, dropout off."""
+def _trace(model: keras.Model, layers: Layers, batch: Batch) -> list[_Traced]:
+    """The inputs and outputs of layers when the model is called with a batch."""
     with _listening(layers) as heard:
         model(batch, training=False)
     return heard
@@ -325,16 +326,19 @@ def _batches(inputs: Inputs) -> Iterable[Batch]:
 
 
 def first_examples(train: Batches, count: int = _MEASURED) -> list[Batch]:
-    """About so many examples of a training set's first epoch, held in memory in small batches."""
+    """About `count` examples of the first epoch of a training set, as small batches in memory."""
     batches = -(-count // train.batch_size)
     return list(train.epoch(0).take(batches).rebatch(min(_BATCH, train.batch_size)))
 
 
 @dataclasses.dataclass
 class _Moments:
-    """Of what a layer reads: `E[x x^T]` and `E[x]`; and what an error of each unit counts.
+    """Moments of the inputs x of a layer, and the mean of `FullMatrix.unit_weights`.
 
-    That is `E[x0^2]` in a cross layer, and the share of examples that a ReLU lets through.
+    Attributes:
+      second: `E[x x^T]`.
+      mean: `E[x]`.
+      weights: `E[x0^2]` in a cross layer, the share of positive outputs before a ReLU.
     """
 
     second: NDArray[np.float64]
@@ -342,10 +346,8 @@ class _Moments:
     weights: NDArray[np.float64]
 
 
-def _measure(
-    model: keras.Model, layers: Mapping[str, Any], batches: Iterable[Batch]
-) -> dict[str, _Moments]:
-    sums: dict[str, tuple[Any, ...]] = {}
+def _measure(model: keras.Model, layers: Layers, batches: Iterable[Batch]) -> dict[str, _Moments]:
+    sums: dict[str, tuple[NDArray[np.float64] | int, ...]] = {}
     full = _full(layers)
     for batch in batches:
         for name, read, output in _trace(model, layers, batch):
@@ -360,12 +362,12 @@ def _measure(
 
 def _compare(
     model: keras.Model,
-    old: Mapping[str, Any],
-    new: Mapping[str, Any],
+    old: Layers,
+    new: Layers,
     batches: Iterable[Batch],
 ) -> dict[str, tuple[float, float]]:
-    """By name: the error of a new layer's outputs, and by how much its outputs are too small."""
-    sums: dict[str, Any] = {}
+    """Names of layers to the error of the new outputs, and the factor that restores their size."""
+    sums: dict[str, NDArray[np.float64]] = {}
     for batch in batches:
         for name, read, output in _trace(model, old, batch):
             before, after = as_rows(output), as_rows(new[name](*read))
@@ -379,7 +381,9 @@ def _compare(
     return errors
 
 
-def _assign(new: Any, full: FullMatrix, init: str, first: bool, moments: _Moments | None) -> None:
+def _assign(
+    new: keras.layers.Layer, full: FullMatrix, init: str, first: bool, moments: _Moments | None
+) -> None:
     """Gives a low-rank layer the factors of a full one's matrix."""
     W, rank = full.values, int(new.rank)
     bias = None if full.bias is None else as_float64(full.bias)
@@ -404,7 +408,7 @@ def _successor(
     decay: float,
     batch: Batch | None,
 ) -> tuple[keras.Model, dict[str, str]]:
-    """The same of a model of any class; and the layers that turned out not to be replaceable."""
+    """A model of any class with its layers replaced, and the layers that could not be."""
     new = type(model).from_config(model.get_config())
     if batch is not None:
         new(batch, training=False)
@@ -418,7 +422,7 @@ def _successor(
                 new(batch, training=False)
         except AttributeError:
             replace_layer(new, made, dense[name])
-            refused[name] = "its owner reads its weights by itself"
+            refused[name] = "has weights that another layer reads"
     return new, refused
 
 
@@ -431,46 +435,45 @@ def factorize(
     beyond_break_even: bool = False,
     say: Callable[[str], None] | None = None,
     frobenius_decay: float = 0.0,
-) -> tuple[Any, tuple[LayerReport, ...]]:
+) -> tuple[keras.Model, tuple[LayerReport, ...]]:
     """A model's full layers as products of two thin matrices.
 
     Works before or after training. The hidden layers of a `DCNv2` become `LowRankDense`, its
     full-rank cross layers `LowRankCross`; of any other model, the `keras.layers.Dense` in its
     attributes become `LowRankDense` of the same name (see `factorizable_layers`). Embeddings and
-    logits are left alone. `model` itself is not changed.
+    logits stay full. `model` itself does not change.
 
     - spectral: the nearest matrix in the Frobenius norm.
-    - function: `function_aware`, of ReLU layers, under Gaussian inputs; of the measured second
-      moment if there are inputs. Layers without a ReLU: spectral.
-    - data: `data_whitened`. The bias is moved; of ReLU layers, units are weighted by how often they
-      are not 0; of cross layers, rows by the mean square of x0. For trained layers this is the one.
-      A layer that reads nothing of the inputs: spectral.
+    - function: `function_aware` for ReLU layers under Gaussian inputs, with the measured second
+      moment if there are inputs; spectral for the others.
+    - data: `data_whitened`, and the bias is moved. Units of ReLU layers are weighted by how often
+      they are positive, those of cross layers by the mean square of x0. This is the best choice for
+      trained layers. Spectral for layers that read none of the inputs.
 
-    Without data, the first cross layer, whose two inputs are the same, has its diagonal weighted.
+    Without data, `diagonal_weighted` is used for the first cross layer, whose two inputs are equal.
 
     Args:
-      model: built. A class of one's own needs `get_config` and `from_config`, and to hold its
+      model: a built model. Your own class needs `get_config` and `from_config`, and must hold its
         layers in attributes, lists or dicts.
-      ranks: one for all layers, or name of the layer to rank (see `factorizable_layers` and
-        `scheduled_ranks`); cross layers share one.
+      ranks: one rank for all layers, or names of layers to ranks (see `factorizable_layers` and
+        `scheduled_ranks`); cross layers share one rank.
       init: spectral, function or data.
       inputs: raw inputs of the model, name to array, or batches of them: some thousand examples,
-        of the training set. What each layer reads is measured on them, in the model as it was;
-        padding counts like any other step.
-      repair_scale: multiply the factors of each hidden layer by its measured gain (see
-        `activation_gain`), for models that are to be trained from here; `init="data"` needs none.
-      beyond_break_even: also factorise layers that do not get smaller by it.
-      say: takes a line for each layer that is skipped.
-      frobenius_decay: of the new dense layers, see `LowRankDense`; 0 for what the model has. A
-        `DCNv2` takes it for its `deep_decay`.
+        of the training set, on which the inputs of each layer are measured in the old model.
+        Padding counts like any other step.
+      repair_scale: multiply the factors of each dense layer by its measured gain (see
+        `activation_gain`), for models that are trained afterwards; not needed with `init="data"`.
+      beyond_break_even: also factorise layers that do not become smaller.
+      say: called with a line for each layer that is skipped.
+      frobenius_decay: decay of the new dense layers, see `LowRankDense`; 0 keeps that of the model.
+        It becomes the `deep_decay` of a `DCNv2`.
 
     Returns:
-      The new model, and a report of each dense and cross layer, those that were skipped among
-      them.
+      The new model, and a report of each dense and cross layer, skipped ones included.
 
     Raises:
-      ConfigError: another model, a rank below 1 or above the full one, an unknown layer or init,
-        cross layers with different ranks, or data to be measured and no inputs.
+      ConfigError: a model without layers in attributes, a rank below 1 or above the full one, an
+        unknown layer or init, cross layers with different ranks, or inputs that are missing.
     """
     require(init in INITS, "init", f"{init!r} is none of {', '.join(INITS)}")
     require(init != "data" or inputs is not None, "init", "data needs inputs to measure")
@@ -505,12 +508,17 @@ def factorize(
     for name, layer in old.items():
         report = _report(layer, fresh.get(name), errors.get(name), skipped.get(name, ""))
         if report.skipped and say is not None:
-            say(f"{name} stays as it is: {report.skipped}")
+            say(f"{name} stays full: {report.skipped}")
         reports.append(report)
     return new, tuple(reports)
 
 
-def _report(old: Any, new: Any, error: tuple[float, float] | None, skipped: str) -> LayerReport:
+def _report(
+    old: keras.layers.Layer,
+    new: keras.layers.Layer | None,
+    error: tuple[float, float] | None,
+    skipped: str,
+) -> LayerReport:
     before, after = int(old.count_params()), int((new or old).count_params())
     lost, full = 0.0, full_matrix(old)
     if new is not None and full is not None:
@@ -533,17 +541,17 @@ def _report(old: Any, new: Any, error: tuple[float, float] | None, skipped: str)
 
 def factorize_for_training(
     model: keras.Model, config: LowRankConfig, inputs: Inputs, where: str = "low_rank"
-) -> tuple[Any, tuple[LayerReport, ...]]:
-    """`factorize` as a configuration asks for it.
+) -> tuple[keras.Model, tuple[LayerReport, ...]]:
+    """Calls `factorize` with the settings of a configuration.
 
     Args:
       model: built.
-      config: which ranks, and where the factors start; enabled.
+      config: the ranks and the initial factors; `config.enabled` is true.
       inputs: some thousand examples of the training set, see `first_examples`.
-      where: what the ranks were asked for with, for messages.
+      where: the option that gave the ranks, for messages.
 
     Raises:
-      ConfigError: no layer gets smaller by it; or as of `factorize`.
+      ConfigError: no layer becomes smaller, or as in `factorize`.
     """
     ranks: int | dict[str, int] = config.layers if config.rank is None else config.rank
     shapes = factorizable_layers(model)
@@ -559,17 +567,17 @@ def factorize_for_training(
     )
     if not any(report.rank for report in reports):
         kept = "; ".join(f"{r.name}: {r.skipped}" for r in reports)
-        kept = kept or "it has no dense layer; embeddings, recurrent cells and attention stay whole"
+        kept = kept or "it has no dense layer; embeddings, recurrent cells and attention stay full"
         raise ConfigError(
-            f"{where}: no layer of this {type(model).__name__} gets smaller by it ({kept})"
+            f"{where}: no layer of this {type(model).__name__} becomes smaller ({kept})"
         )
     return new, reports
 
 
 def low_rank_config(model: keras.Model) -> LowRankConfig:
-    """With what, beside the model's own configuration, its structure is built again.
+    """The configuration that, with the one of the model, builds the same structure again.
 
-    It is off for a model whose own configuration tells the ranks of its layers.
+    It is off for a model whose own configuration describes the ranks of its layers.
     """
     layers = low_rank_layers(model).get("low_rank", {})
     decays = [values["frobenius_decay"] for values in layers.values()]

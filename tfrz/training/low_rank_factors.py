@@ -5,8 +5,8 @@ Plain mathematics, in NumPy float64. `W` is `[dim, units]`: column j makes unit 
 `Y = U V^T`.
 
 The numbers c1 to c10 are those of the specification that this was written from. The body of
-arXiv 2202.00834 was not at hand: what stands here is Gaussian calculus, not a claim about the
-paper's algorithm.
+arXiv 2202.00834 was not available: this is Gaussian calculus, not a claim about the algorithm of
+the paper.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def relu_kernel(rho: NDArray[np.float64] | float) -> NDArray[np.float64]:
     vectors with cosine rho, `E[relu(w x) relu(y x)] = |w| |y| h(rho) / 2`.
 
     Args:
-      rho: cosines; what is beyond -1 or 1 by rounding is taken as -1 or 1.
+      rho: cosines; values beyond -1 or 1 by rounding are taken as -1 or 1.
 
     Returns:
       float64, of the same shape: 0 at -1, `1 / pi` at 0, 1 at 1.
@@ -98,7 +98,7 @@ def relu_error(W: NDArray[np.float64], Y: NDArray[np.float64]) -> float:
 
     Args:
       W: `[dim, units]`.
-      Y: what stands in its place, of the same shape.
+      Y: its approximation, of the same shape.
 
     Raises:
       ConfigError: another shape.

@@ -1,4 +1,4 @@
-"""Starting from a model that was trained before, its vocabularies grown or shrunk since."""
+"""Starting from a trained model whose vocabularies may have grown or shrunk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class WarmStartReport:
-    """What a warm start took over.
+    """The weights that a warm start took over.
 
     Attributes:
-      copied: weights taken as they are.
-      remapped: weight -> (rows found by their term, rows of terms that are new).
-      fresh: weights that the old model lacks or has in another shape; they keep their initial
-        values.
+      copied: names of weights that were copied.
+      remapped: names of weights to (rows found by their term, rows of new terms).
+      fresh: names of weights that are missing from the old model or have another shape there; they
+        keep their initial values.
     """
 
     copied: tuple[str, ...]
@@ -35,19 +35,26 @@ class WarmStartReport:
     fresh: tuple[str, ...]
 
 
+class VocabularyTask(Protocol):
+    """A task that says which weights belong to which vocabulary."""
+
+    def vocabulary_weights(self, model: keras.Model) -> Mapping[str, Sequence[tf.Variable]]:
+        """Transformed feature names to the tables whose rows are the ids of their vocabulary."""
+
+
 def remap_rows(
     old: NDArray[Any], old_terms: Sequence[str], new_terms: Sequence[str], new_rows: int
 ) -> tuple[NDArray[Any], int]:
-    """Rows of an embedding laid out for another vocabulary.
+    """Rearranges the rows of an embedding for another vocabulary.
 
-    Row 0 is padding, rows 1..V the vocabulary, the rest out-of-vocabulary buckets. A term that the
-    old vocabulary lacks starts from the mean of the old out-of-vocabulary rows, which is what the
-    old model used for it. New buckets beyond the old number start from that mean as well.
+    Row 0 is padding, rows 1..V are the vocabulary, the rest out-of-vocabulary buckets. A term that
+    is missing from the old vocabulary starts from the mean of the old out-of-vocabulary rows, which
+    the old model used for it. Additional buckets start from that mean as well.
 
     Args:
       old: `[1 + len(old_terms) + buckets, ...]`.
       old_terms: terms in the order of their ids, from 1.
-      new_terms: likewise for the new vocabulary.
+      new_terms: terms of the new vocabulary in the order of their ids, from 1.
       new_rows: `1 + len(new_terms) + new buckets`.
 
     Returns:
@@ -70,15 +77,15 @@ def remap_rows(
 
 def warm_start(
     model: keras.Model,
-    task: Any,
+    task: VocabularyTask,
     vocabularies: Mapping[str, Sequence[str]],
     saved_model_directory: str | Path,
 ) -> WarmStartReport:
     """Copies the weights of a zoo SavedModel into `model`.
 
     Args:
-      model: freshly built.
-      task: says which weights are embeddings of which vocabulary.
+      model: newly built.
+      task: the task of `model`.
       vocabularies: of `model`: transformed name to terms in the order of their ids from 1.
       saved_model_directory: written by `tfrz.export.saved_model.export_model`.
 

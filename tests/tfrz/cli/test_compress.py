@@ -210,7 +210,7 @@ BAD = {
     "rank above full": (["--rank", "49"], "rank: 49 is not 1 to 48, the full rank"),
     "nothing gets smaller": (
         ["--rank", "40"],
-        "--rank: no layer of this DCNv2 gets smaller by it (cross_0: is of low rank already; "
+        "--rank: no layer of this DCNv2 becomes smaller (cross_0: is of low rank already; "
         "cross_1: is of low rank already; hidden_0: rank 40 is not below break-even, 27.43)",
     ),
     "no rank": ([], "--rank: give a rank, or --target-parameters"),

@@ -795,7 +795,7 @@ def test_layers_that_do_not_get_smaller_are_skipped_and_listed(trained):
     assert skipped["cross_0"] == "rank 10 is not below break-even, 9.5"
     assert skipped["hidden_2"] == "rank 10 is above 3, the full rank"
     assert set(skipped) == {"cross_0", "cross_1", "hidden_2"}
-    assert said == [f"{name} stays as it is: {why}" for name, why in skipped.items()]
+    assert said == [f"{name} stays full: {why}" for name, why in skipped.items()]
     assert new.config.cross == "full"
     again, reports = factorize(new, 4)
     skipped = {r.name: r.skipped for r in reports if r.skipped}

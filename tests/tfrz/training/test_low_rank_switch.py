@@ -174,7 +174,7 @@ def test_a_model_without_dense_layers_is_one_line(name, tmp_path, capsys):
     assert main(["train", name, "--out", str(tmp_path / "run"), *arguments, "--quiet"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "low_rank: no layer of this TopKReinforce gets smaller by it (it has no dense" in said
+    assert "low_rank: no layer of this TopKReinforce becomes smaller (it has no dense" in said
     assert not list((tmp_path / "run").iterdir())
 
 
@@ -291,12 +291,12 @@ def towers():
 
 
 REASONS = {
-    "shared": "is shared: it stands in two places",
-    "read": "its owner reads its weights by itself",
+    "shared": "is shared by two places",
+    "read": "has weights that another layer reads",
     "kept_small": "has a regulariser or constraint of its matrix",
     "inner": "is inside another layer",
     "narrow": "rank 3 is above 2, the full rank",
-    "logits": "gives the model's output",
+    "logits": "computes the model's output",
 }
 
 
