@@ -1,4 +1,4 @@
-"""The TF-Agents face of the zoo: agents, policies and environments. Needs the extra `agents`."""
+"""Agents, policies and environments for TF-Agents. They need the extra `agents`."""
 
 try:
     import tf_agents  # noqa: F401

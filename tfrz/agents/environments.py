@@ -1,4 +1,4 @@
-"""The bandits of `tfrz.data.simulators.bandits` as environments and logs of TF-Agents."""
+"""The bandits of `tfrz.data.simulators.bandits` as environments and logs for TF-Agents."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ Observation = Literal["id", "one_hot"]
 
 
 class BanditEnvironment(bandit_py_environment.BanditPyEnvironment):
-    """A simulated bandit that TF-Agents' drivers can act in.
+    """A simulated bandit for the drivers of TF-Agents.
 
-    An observation is the context, an action one item, numbered from 0. The reward is the item's
-    own (`BiasedLoggerBandit`, `PageOfTwoBandit`: without chance, in one context), or 1 for a click
-    drawn with the item's probability in the context (`ContextualSlates`).
+    An observation is the context, an action is one item, numbered from 0. The reward is that of the
+    item (`BiasedLoggerBandit`, `PageOfTwoBandit`: deterministic, in one context), or 1 for a click
+    drawn with the probability of the item in the context (`ContextualSlates`).
 
-    A page is stepped one item at a time: `page` steps in a row have the same context, and an item
-    that already stands on the page earns 0. Each step is an episode of its own, as everywhere in
-    TF-Agents' bandits, so a policy draws every place of the page from the same state: a page is
-    `page` draws of the policy without their repetitions, and the sum of its rewards has the
-    expectation `page_value(policy, page)` of the simulator. `page` above 1 is for judging a policy
-    so; train on steps of `page` = 1, whose rewards belong to the item alone.
+    A step adds one item to a page: `page` consecutive steps have the same context, and an item that
+    is on the page already earns 0. Each step is an episode, as in all bandits of TF-Agents, so a
+    policy draws every place of the page from the same state: a page is `page` draws of the policy
+    without repetitions, and the expected sum of its rewards is `page_value(policy, page)` of the
+    simulator. Use `page` above 1 for this evaluation of a policy; train with `page` = 1, where
+    rewards depend on the item only.
 
-    Not supported: actions that are whole slates, and the position of an item on its page.
+    Actions that are whole slates, and the position of an item on its page, are not supported.
 
     Args:
       simulator: one of `tfrz.data.simulators.bandits`.
-      batch_size: bandits side by side, each with contexts of its own.
-      page: items of a page.
-      observation: `id` (int32 scalar from 0, what `TopKReinforceAgent` reads), or `one_hot`
-        (float32 `[contexts]`, for the bandit agents of TF-Agents).
-      seed: of contexts and clicks.
-      name: of the environment.
+      batch_size: number of parallel bandits, each with its own contexts.
+      page: number of items on a page.
+      observation: `id` (int32 scalar from 0, for `TopKReinforceAgent`), or `one_hot` (float32
+        `[contexts]`, for the bandit agents of TF-Agents).
+      seed: seed of contexts and clicks.
+      name: name of the environment.
 
     Raises:
       ConfigError: an argument is out of its range, or an action is not one of the items.
@@ -89,7 +89,7 @@ class BanditEnvironment(bandit_py_environment.BanditPyEnvironment):
 
     @property
     def batch_size(self) -> int:
-        """Bandits side by side."""
+        """The number of parallel bandits."""
         return self._batch_size
 
     def _turn_page(self) -> None:
@@ -124,19 +124,19 @@ class BanditEnvironment(bandit_py_environment.BanditPyEnvironment):
 def logged_experience(
     simulator: Simulator, n: int, seed: int = 0, observation: Observation = "id"
 ) -> trajectory.Trajectory:
-    """A log of the simulator's own logger, as the experience that `agent.train` takes.
+    """A log of the logger of a simulator, as an experience for `agent.train`.
 
     Every row is one action in an episode of one step; `policy_info.log_probability` is the
-    logarithm of the logger's propensity.
+    logarithm of the propensity of the logger.
 
     Args:
       simulator: one of `tfrz.data.simulators.bandits`.
-      n: rows.
-      seed: equal seeds give equal logs.
-      observation: as for `BanditEnvironment`.
+      n: number of rows.
+      seed: equal seeds return equal logs.
+      observation: as in `BanditEnvironment`.
 
     Returns:
-      A `Trajectory` with tensors `[n, 1]` (`[n, 1, contexts]` for observations that are one-hot).
+      A `Trajectory` with tensors `[n, 1]` (`[n, 1, contexts]` for one-hot observations).
 
     Raises:
       ConfigError: an argument is out of its range.

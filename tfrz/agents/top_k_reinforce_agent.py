@@ -1,4 +1,4 @@
-"""Top-K off-policy REINFORCE as a TF-Agents agent: the math is that of the Keras model."""
+"""Top-K off-policy REINFORCE as a TF-Agents agent, with the losses of the Keras model."""
 
 from __future__ import annotations
 
@@ -25,25 +25,26 @@ from tfrz.losses.reinforce import (
 )
 from tfrz.models.topk_reinforce import TopKReinforce
 
-# The model's id of action 0: what lies below is padding.
+# The id of action 0 in the model; id 0 is padding.
 _FIRST_ID = 1
-# How far above 0 rounding may lift the logarithm of a probability.
+# Rounding of the logarithm of a probability of 1.
 _ROUNDING = 1e-4
 
 
 class TopKReinforceLossInfo(NamedTuple):
-    """What `agent.train` tells beside the loss, scalars over the steps that count.
+    """Further results of `agent.train`, scalars over the steps that count.
 
     Attributes:
-      policy_loss: of the policy, the mean of `-coef log pi`.
-      behavior_loss: of the logger's head, the mean of `-log beta`; before `behavior_weight`.
-      mean_weight: mean of `min(pi / beta, c)`; about 1 where the log covers the policy.
-      share_capped: share of steps at which the cap c was felt.
-      effective_sample_size: `(sum w)^2 / sum w^2` of these weights w: how many steps of the
-        policy's own the log is worth.
-      entropy: mean entropy of the policy in nats; NaN for a sampled softmax, which does not know.
+      policy_loss: mean of `-coef log pi`, the loss of the policy.
+      behavior_loss: mean of `-log beta`, the loss of the head of the logger, without
+        `behavior_weight`.
+      mean_weight: mean of `min(pi / beta, c)`; about 1 if the log covers the policy.
+      share_capped: share of the steps with a weight above c.
+      effective_sample_size: `(sum w)^2 / sum w^2` of these weights w: the number of steps of the
+        policy itself with the same information.
+      entropy: mean entropy of the policy in nats; NaN for a sampled softmax.
 
-    With `cap_after` the weights are those that are capped there: `lambda pi / beta`. They are told
+    With `cap_after` the weights are `lambda pi / beta`, which are capped then. They are reported
     whether or not the loss uses them (`weights`).
     """
 
@@ -63,30 +64,30 @@ class TopKReinforcePolicy(tf_policy.TFPolicy):
         a_t ~ softmax_a(h_t . v_a / T),  h_t = s_t + F[c_t]
         s_{t+1} = CFN(s_t, u_{a_t} + E[c_t])
 
-    The policy's state is s_t, float32 `[batch, units]`. `action` gives back s_{t+1}, which has seen
-    the action that was drawn: the observation need not repeat it. The observation is the context of
-    the action alone: ids and numbers by the names of the model's contexts, as scalars (a bare
-    tensor where the model has a single context, anything where it has none). Ids are rows of the
-    model's tables, without an offset; actions 0..A-1 are the model's ids 1..A.
+    The state of the policy is s_t, float32 `[batch, units]`. `action` returns s_{t+1}, which
+    includes the drawn action: the observation need not repeat it. The observation is the context of
+    the action only: ids and numbers by the names of the contexts of the model, as scalars (a single
+    tensor if the model has one context, anything if it has none). Ids are rows of the tables of the
+    model, without an offset; actions 0..A-1 are the ids 1..A of the model.
 
-    The state starts afresh at steps of type FIRST, and at those of type LAST: drivers of bandits
-    act on the latter, each an episode of its own, and other drivers ignore what is done there.
+    The state is reset at steps of type FIRST and LAST: drivers of bandits act on the latter, each
+    an episode of its own, and other drivers ignore actions there.
 
-    `policy_info.log_probability` is that of the action: log pi, or 0 for the greedy policy. A
-    policy saved by `PolicySaver` runs step by step too; loading it in Python needs
-    `import tf_agents` before.
+    `policy_info.log_probability` is log pi of the action, or 0 for the greedy policy. A policy
+    saved by `PolicySaver` also runs step by step; loading it in Python needs `import tf_agents`
+    before.
 
-    Not supported: `distribution` does not know the action, so its state is s_t as it came in
-    (`next_state` moves it on; it also tells the state of a user who did something else than was
-    drawn). Masks of actions, steps `[batch, time]`, and actions that are pages: pages are drawn by
-    `tfrz.layers.boltzmann_slate` from the logits of the Keras model, whose export serves them.
+    `distribution` does not know the action, so it returns the state s_t (`next_state` computes
+    s_{t+1}, also for another action than the drawn one). Masks of actions, steps `[batch, time]`
+    and actions that are pages are not supported: `tfrz.layers.boltzmann_slate` draws pages from the
+    logits of the Keras model, whose export serves them.
 
     Args:
-      time_step_spec: of the environment.
-      action_spec: BoundedTensorSpec, a whole number from 0 to A - 1.
+      time_step_spec: spec of the environment.
+      action_spec: BoundedTensorSpec, an integer from 0 to A - 1.
       model: the network.
-      greedy: take the action with the largest logit; of equals, the first.
-      name: of the policy.
+      greedy: take the action with the largest logit, the first one in a tie.
+      name: name of the policy.
 
     Raises:
       ConfigError: a spec does not fit the model.
@@ -112,7 +113,7 @@ class TopKReinforcePolicy(tf_policy.TFPolicy):
             name=name,
         )
         self._model, self._greedy = model, greedy
-        # PolicySaver has Keras save the model, which it only does with one that was called.
+        # PolicySaver saves the model by Keras, which only saves models that were called.
         model(_model_inputs(model, _zeros(model), tf.zeros([1, model.length], tf.int64)))
 
     def next_state(self, observation: Any, action: tf.Tensor, policy_state: tf.Tensor) -> tf.Tensor:
@@ -165,42 +166,41 @@ class TopKReinforcePolicy(tf_policy.TFPolicy):
 
 
 class TopKReinforceAgent(tf_agent.TFAgent):
-    """Trains `TopKReinforce` on trajectories of any loggers, corrected for pages of K.
+    """Trains `TopKReinforce` on trajectories of any logger, with the correction for pages of K.
 
     Formula, with the configuration of the model:
 
         coef = sg(min(pi / beta, c) K (1 - pi)^(K - 1) R)
         L    = mean_t(-coef log pi(a_t | s_t)) + behavior_weight mean_t(-log beta(a_t | sg(s_t)))
 
-    It is the loss that the Keras model is trained by. The experience is a `Trajectory` with tensors
-    `[B, T]`. A row is cut into its episodes: one starts at the row's first step and at every step
-    of type FIRST, from the state s_0. After a step whose `next_step_type` is LAST nothing counts
-    until the next FIRST; neither do steps that lead nowhere (`next_step_type` FIRST: between two
-    episodes, or padded with zeros). Returns end with the episode.
+    This is the loss of the Keras model. The experience is a `Trajectory` with tensors `[B, T]`. A
+    row is cut into episodes, which start from the state s_0 at the first step of the row and at
+    every step of type FIRST. After a step with `next_step_type` LAST no step counts until the next
+    FIRST, nor do steps with `next_step_type` FIRST (between two episodes, or zero padding). Returns
+    end with the episode.
 
-    Where a row begins in the middle of an episode, its first `warm_up` steps only bring the state
-    up to date; where it ends before the episode does, its last `look_ahead` steps only bring
-    rewards.
+    If a row begins in the middle of an episode, its first `warm_up` steps only update the state; if
+    it ends before the episode does, its last `look_ahead` steps only contribute rewards.
 
-    beta is `exp(policy_info.log_probability)` where that is given, else the logger's head's (always
-    with `propensities=False`). It is not given where it is NaN, where `policy_info` has no
-    such field (`()` for instance), and where it is 0: a logger without chance, of whom the head
-    knows the mixture over time, and 1 is nothing to weigh by.
+    beta is `exp(policy_info.log_probability)` if it is known, else that of the head of the logger
+    (always with `propensities=False`). It is unknown if it is NaN, if `policy_info` has no such
+    field (for example `()`), and if it is 0, from a deterministic logger: 1 is no weight, and the
+    head learns the mixture over time.
 
-    Not supported: the environment's own discounts (`config.gamma` alone discounts, and an episode
-    ends at LAST only), a learned s_0, a value baseline, and normalised returns. Without a context
-    the policy of an episode's first step is uniform and stays so, since s_0 = 0.
+    The discounts of the environment are not supported (only `config.gamma` discounts, and an
+    episode ends at LAST only), nor are a learned s_0, a value baseline and normalised returns.
+    Without a context the policy of the first step of an episode is always uniform, since s_0 = 0.
 
     Args:
-      time_step_spec: the observation as for `TopKReinforcePolicy`; the reward a scalar.
-      action_spec: BoundedTensorSpec, a whole number from 0 to A - 1.
-      model: the network, and in its `config` what it is trained by.
+      time_step_spec: the observation as in `TopKReinforcePolicy`; the reward is a scalar.
+      action_spec: BoundedTensorSpec, an integer from 0 to A - 1.
+      model: the network, with the settings of the loss in its `config`.
       optimizer: a Keras optimizer.
-      gradient_clipping: bound on the norm of each variable's gradient; None for none.
-      debug_summaries: write the loss's parts for TensorBoard.
+      gradient_clipping: bound on the norm of the gradient of each variable; None for none.
+      debug_summaries: write the parts of the loss for TensorBoard.
       summarize_grads_and_vars: write gradients and variables too.
-      train_step_counter: counts the calls of `train`; TF-Agents' global step if left out.
-      name: of the agent.
+      train_step_counter: counts the calls of `train`; the global step of TF-Agents by default.
+      name: name of the agent.
 
     Call arguments of `train` and `loss`:
       experience: a `Trajectory`, tensors `[B, T]`.
@@ -211,9 +211,9 @@ class TopKReinforceAgent(tf_agent.TFAgent):
 
     Raises:
       ConfigError: a spec does not fit the model.
-      InputError: in eager mode, a reward that is no finite number, a propensity of 0 or above 1, an
-        action outside its spec, among the steps that count. In a graph
-        `tf.errors.InvalidArgumentError` with the same line.
+      InputError: in eager mode, if a step that counts has a reward that is not finite, a propensity
+        of 0 or above 1, or an action outside its spec. In a graph
+        `tf.errors.InvalidArgumentError` with the same message.
 
     Example:
       >>> import keras
@@ -258,7 +258,7 @@ class TopKReinforceAgent(tf_agent.TFAgent):
         self._model, self._optimizer = model, optimizer
         self._gradient_clipping = gradient_clipping
         if hasattr(optimizer, "build"):
-            # Now, so that it may be trained in a tf.function and restored before.
+            # Now, so that it can be restored before training, and trained in a tf.function.
             optimizer.build(model.trainable_variables)
         super().__init__(
             time_step_spec,
@@ -318,7 +318,7 @@ class TopKReinforceAgent(tf_agent.TFAgent):
         actions = episodes.take(experience.action)
         log_propensities = episodes.take(experience.policy_info.log_probability)
         self._check(real, counted, rewards, actions, log_propensities)
-        # Of what is no step anything may be said.
+        # Padding may hold any action.
         actions = tf.where(real, actions, tf.zeros_like(actions))
         returns = discounted_returns(rewards, config.gamma, real)
 
@@ -367,7 +367,7 @@ class TopKReinforceAgent(tf_agent.TFAgent):
         actions: tf.Tensor,
         log_propensities: tf.Tensor,
     ) -> None:
-        """Refuses steps from which nothing can be learnt."""
+        """Refuses invalid actions, rewards and propensities."""
         last = self._model.num_items - 1
         _refuse(
             real & ((actions < 0) | (actions > last)),
@@ -387,7 +387,7 @@ class TopKReinforceAgent(tf_agent.TFAgent):
 
 
 class _Heads(NamedTuple):
-    """What both softmaxes say of the actions taken, `[batch, time]` each."""
+    """The outputs of both heads for the actions, `[batch, time]` each."""
 
     log_pi: tf.Tensor
     policy_loss: tf.Tensor
@@ -397,7 +397,7 @@ class _Heads(NamedTuple):
 
 
 def _heads(model: TopKReinforce, hidden: tf.Tensor, actions: tf.Tensor) -> _Heads:
-    """Log-probabilities of the actions, and what the heads are trained by.
+    """Log-probabilities of the actions, and the losses of the heads.
 
     Args:
       model: the network.
@@ -417,7 +417,7 @@ def _heads(model: TopKReinforce, hidden: tf.Tensor, actions: tf.Tensor) -> _Head
 def _told_weights(
     objective: TopKOffPolicyReinforce, log_pi: tf.Tensor, log_beta: tf.Tensor, mask: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """What the cap bounds, after it, 0 outside the mask; and 1 where it was felt."""
+    """The capped weights, 0 outside the mask, and 1 for each weight that the cap lowered."""
     k = objective.k if objective.cap_after else 1
 
     def weights(cap: float | None) -> tf.Tensor:
@@ -435,12 +435,12 @@ class _Episodes:
     """Rows `[B, T]` cut into episodes `[N, L]`, padded on the right.
 
     Attributes:
-      place: of each step in the flattened experience, int32 `[N, L]`; 0 where padded.
-      real: boolean `[N, L]`, False where padded.
-      rows: of each episode in the experience, int32 `[N]`.
-      lengths: steps of each, int32 `[N]`.
-      has_past: boolean `[N]`: it began before its row did.
-      has_future: boolean `[N]`: it did not come to its end.
+      place: index of each step in the flattened experience, int32 `[N, L]`; 0 for padding.
+      real: boolean `[N, L]`, False for padding.
+      rows: row of each episode in the experience, int32 `[N]`.
+      lengths: number of steps of each episode, int32 `[N]`.
+      has_past: boolean `[N]`: the episode began before its row.
+      has_future: boolean `[N]`: the episode continues after its row.
     """
 
     place: tf.Tensor
@@ -452,7 +452,7 @@ class _Episodes:
 
     @classmethod
     def of(cls, step_type: tf.Tensor, next_step_type: tf.Tensor) -> _Episodes:
-        """Those of an experience's step types, `[B, T]` each."""
+        """The episodes of an experience, from its step types `[B, T]`."""
         columns = tf.shape(step_type)[1]
         count = tf.size(step_type)
         everywhere = tf.range(count)
@@ -471,7 +471,7 @@ class _Episodes:
         shape = tf.stack([tf.size(begin), tf.maximum(tf.reduce_max(lengths), 1)])
         table = tf.scatter_nd(cells, steps + 1, shape)
         if step_type.shape[1] == 1:
-            # Bandits: known to be so, a graph needs no loop over time.
+            # Bandits: with a known length of 1, a graph needs no loop over time.
             table = tf.ensure_shape(table, [None, 1])
         last = begin + tf.maximum(lengths - 1, 0)
         return cls(
@@ -484,12 +484,12 @@ class _Episodes:
         )
 
     def take(self, values: tf.Tensor) -> tf.Tensor:
-        """The values `[B, T, ...]` of every step, `[N, L, ...]`; any where padded."""
+        """The values `[B, T, ...]` by episode, `[N, L, ...]`, with any values for padding."""
         flat = tf.reshape(values, tf.concat([[-1], tf.shape(values)[2:]], axis=0))
         return tf.gather(flat, self.place)
 
     def counted(self, warm_up: int, look_ahead: int) -> tf.Tensor:
-        """Steps on which losses are taken, boolean `[N, L]`."""
+        """The steps that contribute to the losses, boolean `[N, L]`."""
         time = tf.range(tf.shape(self.real)[1])[None, :]
         early = self.has_past[:, None] & (time < warm_up)
         late = self.has_future[:, None] & (time >= self.lengths[:, None] - look_ahead)
@@ -499,7 +499,7 @@ class _Episodes:
 def _model_inputs(
     model: TopKReinforce, observation: Any, actions: tf.Tensor, real: tf.Tensor | None = None
 ) -> dict[str, tf.Tensor]:
-    """What the model reads of steps: actions as its ids, and their contexts, `[batch, time]`.
+    """Inputs of the model for steps: the ids of actions and their contexts, `[batch, time]`.
 
     The context of the request is that of the last step.
     """
@@ -522,13 +522,13 @@ def _contexts(model: TopKReinforce, observation: Any) -> dict[str, Any]:
 
 
 def _zeros(model: TopKReinforce) -> dict[str, tf.Tensor]:
-    """Observations of nothing, `[1, length]`."""
+    """Observations of zeros, `[1, length]`."""
     kinds = {**dict.fromkeys(model.context, tf.int64), **dict.fromkeys(model.numeric, tf.float32)}
     return {name: tf.zeros([1, model.length], kind) for name, kind in kinds.items()}
 
 
 def _with_propensities(experience: trajectory.Trajectory) -> trajectory.Trajectory:
-    """The experience with `policy_info.log_probability` alone; NaN where it has none."""
+    """The experience with only `policy_info.log_probability`, NaN if it is missing."""
     given = policy_step.get_log_probability(experience.policy_info)
     if given is None:
         given = tf.fill(tf.shape(experience.reward), float("nan"))
@@ -537,7 +537,7 @@ def _with_propensities(experience: trajectory.Trajectory) -> trajectory.Trajecto
 
 
 def _refuse(wrong: tf.Tensor, line: str) -> None:
-    """Raises `line` if anything is wrong; in a graph when it runs."""
+    """Raises `line` if any value is wrong; in a graph at run time."""
     fine = ~tf.reduce_any(wrong)
     known = tf.get_static_value(fine)
     if known is None:
@@ -549,10 +549,10 @@ def _refuse(wrong: tf.Tensor, line: str) -> None:
 def _checked_specs(
     time_step_spec: Any, action_spec: Any, model: Any
 ) -> tuple[ts.TimeStep, tensor_spec.BoundedTensorSpec]:
-    """Both as specs of tensors, if they fit the model.
+    """Both as specs of tensors.
 
     Raises:
-      ConfigError: they do not.
+      ConfigError: they do not fit the model.
     """
     require(isinstance(model, TopKReinforce), "model", "must be a tfrz.models.TopKReinforce")
     require(isinstance(time_step_spec, ts.TimeStep), "time_step_spec", "must be a TimeStep")

@@ -1,4 +1,4 @@
-"""Encoders of published sequence models, causal at every step: what M3 is compared with."""
+"""Causal encoders of published sequence models, baselines of M3."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class CaserEncoder(Encoder):
     Args:
       units: width of the output.
       window: L.
-      horizontal_filters: of each height.
-      vertical_filters: how many.
-      kernel_initializer: of the kernels.
+      horizontal_filters: number of filters of each height.
+      vertical_filters: number of vertical filters.
+      kernel_initializer: initialiser of the kernels.
 
     Call arguments:
       z: inputs, `[batch, time, dim]`.
@@ -46,7 +46,7 @@ class CaserEncoder(Encoder):
 
     Reference:
       Tang and Wang, "Personalized Top-N Sequential Recommendation via Convolutional Sequence
-      Embedding", WSDM 2018, without its vector per user.
+      Embedding", WSDM 2018, without the vectors of users.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class CaserEncoder(Encoder):
             beside = tf.concat([before[:, j : j + length] for j in range(h)], axis=-1)
             matrix = tf.reshape(tf.convert_to_tensor(kernel), [-1, self.horizontal_filters])
             found = tf.nn.relu(tf.tensordot(beside, matrix, 1) + bias)
-            # The maximum of slices: XLA on a CPU has no fast gradient of pooling.
+            # Not pooling, whose gradient is slow in XLA on a CPU.
             places = self.window - h + 1
             best = found[:, :steps]
             for place in range(1, places):
@@ -138,7 +138,7 @@ class SelfAttentiveEncoder(Encoder):
     Args:
       units: width of the blocks and of the output.
       length: the longest history, for the table of positions.
-      num_blocks: how many blocks.
+      num_blocks: number of blocks.
 
     Call arguments:
       z: inputs, `[batch, time, dim]`, time at most `length`.

@@ -1,7 +1,7 @@
 """Cross layers of DCN-V2: full rank, low rank, and gated mixtures of low-rank experts.
 
-Weights are stored in the paper's orientation: the first axis of `W` and `U` is the coordinate of
-the output, the one that is multiplied with `x0`. (A Keras `Dense` kernel is the transpose.)
+Weights are stored in the orientation of the paper: the first axis of `W` and `U` is the coordinate
+of the output, which is multiplied by `x0`. (A Keras `Dense` kernel is the transpose.)
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ GATES = ("softmax", "sigmoid", "constant")
 def _experts(
     initializer: Any, num_experts: int, fan_in: int, fan_out: int, transpose: bool
 ) -> Callable[..., tf.Tensor]:
-    """Draws each expert's `[fan_in, fan_out]` matrix alone, and lays them side by side.
+    """Draws the `[fan_in, fan_out]` matrix of each expert separately, and concatenates them.
 
-    One draw of the whole array would give the initialiser the fans of the array: an expert of
-    rank 64 among 4 would start several times too small with Glorot's rule.
+    One draw of the whole array would use the fans of the array: with Glorot's rule an expert of
+    rank 64 among 4 would start several times too small.
 
     Args:
       initializer: of one matrix.
@@ -53,7 +53,7 @@ def _experts(
 
 
 class _CrossBase(keras.layers.Layer):
-    """What the three kinds share: `x0 * transform(x) + x`, bias, residual, penalty."""
+    """Base class of the three kinds: `x0 * transform(x) + x`, bias, residual, penalty."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class _CrossBase(keras.layers.Layer):
         return int(dim)
 
     def _inputs(self, x0: tf.Tensor, x: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        """Both in the compute dtype: Keras 2 casts the first argument of a call only."""
+        """Both in the compute dtype: Keras 2 casts only the first argument of a call."""
         x0 = tf.cast(x0, self.compute_dtype)
         return x0, x0 if x is None else tf.cast(x, self.compute_dtype)
 
@@ -283,12 +283,12 @@ class MixtureOfLowRankCross(_CrossBase):
         x_{l+1} = sum_i G_i(x_l) x0 * (U^i V^i^T x_l + b) + x_l
         x_{l+1} = sum_i G_i(x_l) x0 * (U^i g(C^i g(V^i^T x_l)) + b) + x_l
 
-    Computed as `x0 * ([U^1..U^K] (G . z) + (sum_i G_i) b) + x_l`: one product for all experts,
-    and nothing of shape `[batch, num_experts, dim]`.
+    It is computed as `x0 * ([U^1..U^K] (G . z) + (sum_i G_i) b) + x_l`: one product for all
+    experts, without a tensor `[batch, num_experts, dim]`.
 
     Args:
       num_experts: K.
-      rank: of one expert. (The paper's tables quote K times this.)
+      rank: rank of one expert. (The tables of the paper have K times this.)
       gate: "softmax" over the experts, "sigmoid" of each, or "constant".
       gate_constant: the value of every constant gate. The paper does not say whether its
         constant is 1 or 1 / K.
@@ -405,8 +405,8 @@ class MixtureOfLowRankCross(_CrossBase):
     def _split(self, x: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         """`V^T x` expert by expert, `[batch, rank]` each, and the gates `[batch, num_experts]`.
 
-        One product gives both: a second one for the scores would read `x`, and in the backward
-        pass write its gradient, once more.
+        Both are one product: a second one would read `x`, and in the backward pass write its
+        gradient, once more.
         """
         kernel = tf.convert_to_tensor(self.V)
         sizes = [self.rank] * self.num_experts
@@ -425,7 +425,7 @@ class MixtureOfLowRankCross(_CrossBase):
         codes, gates = self._split(x)
         codes = [self.expert_activation(code) for code in codes]
         if self.use_inner_map:
-            # Small products, one an expert: a block-diagonal C would multiply mostly zeros.
+            # Small products for each expert: a block-diagonal C would multiply mostly zeros.
             inner = tf.unstack(tf.convert_to_tensor(self.C))
             codes = [
                 self.expert_activation(tf.matmul(code, c, transpose_b=True))
@@ -435,7 +435,7 @@ class MixtureOfLowRankCross(_CrossBase):
         weighted = tf.concat([g * z for g, z in zip(weights, codes, strict=True)], axis=1)
         transformed = tf.matmul(weighted, self.U, transpose_b=True)
         if self.use_bias:
-            # Softmax gates sum to one: what is added is the bias itself.
+            # Softmax gates sum to one: the sum is the bias itself.
             if self.gate == "softmax":
                 transformed = tf.nn.bias_add(transformed, tf.convert_to_tensor(self.b))
             else:

@@ -1,4 +1,4 @@
-"""What a trained cross layer has learned: field interactions, spectrum, a low-rank equivalent."""
+"""Analysis of a trained cross layer: interactions of fields, spectrum, low-rank equivalent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tfrz.layers.low_rank import as_float64, spectral_factors
 
 
 def _mean_slope(layer: MixtureOfLowRankCross) -> float:
-    """The slope of g at 0; where it jumps there (ReLU), the mean of both sides."""
+    """The slope of g at 0, the mean of both sides if they differ (ReLU)."""
     step = 1e-3
     values = np.asarray(layer.expert_activation(tf.constant([-step, step], tf.float64)))
     return float((values[1] - values[0]) / (2 * step))
@@ -192,7 +192,7 @@ def numerical_rank(values: Sequence[float] | NDArray[np.float64], tolerance: flo
 
 @dataclasses.dataclass(frozen=True)
 class LowRankConversion:
-    """What `to_low_rank` returns.
+    """The result of `to_low_rank`.
 
     Attributes:
       layer: the low-rank layer.

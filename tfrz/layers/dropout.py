@@ -12,15 +12,15 @@ import tensorflow as tf
 class SeededDropout(keras.layers.Layer):
     """Dropout whose draws are a function of (seed, step), so that a resumed run repeats them.
 
-    Keras' own keeps the state of its generator outside the checkpoint.
+    The layer of Keras keeps the state of its generator outside the checkpoint.
 
     Args:
-      rate: share of the values dropped; the others are divided by `1 - rate`.
-      seed: of the draws.
+      rate: share of the values that are dropped; the others are divided by `1 - rate`.
+      seed: seed of the draws.
 
     Call arguments:
       inputs: any shape.
-      training: drop only if true.
+      training: whether values are dropped.
     """
 
     def __init__(self, rate: float, seed: int = 0, **kwargs: Any) -> None:

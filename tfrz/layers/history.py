@@ -1,8 +1,8 @@
-"""Histories of tens of thousands of events in a few vectors, and what a model does with them.
+"""Layers that summarise histories of tens of thousands of events in a few vectors.
 
 Slices of a history are pooled into one vector each (`MultiSlicePooling`), the vectors of all slices
-compressed into fewer (`FunnelSummarizer` beside `LinearCompression`), and the result is one more
-input of another model (`LongHistoryAdapter`). Here the tokens of a sequence are the slices.
+are compressed into fewer (`FunnelSummarizer` and `LinearCompression`), and the result is an
+additional input of another model (`LongHistoryAdapter`). The tokens of a sequence are the slices.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tfrz.layers.temporal import last_dim, policy_of
 
 
 def pooled_mean(sums: tf.Tensor, totals: tf.Tensor) -> tf.Tensor:
-    """Weighted means from weighted sums and the sums of weights; zeros where these are 0.
+    """Weighted means from weighted sums and sums of weights; zeros where the latter are 0.
 
     Args:
       sums: `[..., dim]`.
@@ -39,30 +39,30 @@ def pooled_mean(sums: tf.Tensor, totals: tf.Tensor) -> tf.Tensor:
 
 
 def _whole(values: tf.Tensor) -> tf.Tensor:
-    """Whole numbers that came as floats, cast as `keras.layers.Embedding` does."""
+    """Integers, cast from floats as in `keras.layers.Embedding`."""
     return values if values.dtype.is_integer else tf.cast(values, tf.int32)
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
 class MultiSlicePooling(keras.layers.Layer):
-    """One vector a slice: the weighted mean of the embeddings of the entries in it.
+    """One vector for each slice: the weighted mean of the embeddings of its entries.
 
     Formula: `x_f = sum_e w_e table[id_e] / sum_e w_e` over the entries e of slice f.
 
     All slices share one table. An event is an entry of every slice that it belongs to. Sums and
-    rows are float32 whatever the compute dtype is (float64 in a float64 layer): a sum of thousands
-    has no place in bfloat16.
+    rows are float32 (float64 in a float64 layer) even in a mixed policy: bfloat16 cannot hold a sum
+    of thousands of entries.
 
     Args:
       num_slices: N.
-      num_ids: V, rows of the table, that of the padding included.
+      num_ids: V, rows of the table, including that of the padding.
       dim: D.
-      embeddings_initializer: of the table.
+      embeddings_initializer: initialiser of the table.
 
     Call arguments:
-      ids: whole numbers `[batch, entries]`, 0 for padding.
-      slices: whole numbers `[batch, entries]`, the slice of each entry; entries of slices outside
-        0 to N - 1 are ignored as padding is.
+      ids: integers `[batch, entries]`, 0 for padding.
+      slices: integers `[batch, entries]`, the slice of each entry; entries of slices outside
+        0 to N - 1 are ignored like padding.
       weights: `[batch, entries]`, not negative.
 
     Returns:
@@ -93,13 +93,13 @@ class MultiSlicePooling(keras.layers.Layer):
         embeddings_initializer: Any = "uniform",
         **kwargs: Any,
     ) -> None:
-        # No casting of the inputs: counts and ids do not survive in bfloat16.
+        # Inputs are not cast: bfloat16 cannot hold counts and ids.
         super().__init__(autocast=False, **kwargs)
         for name, value in (("num_slices", num_slices), ("num_ids", num_ids), ("dim", dim)):
             require(value >= 1, name, "must be at least 1")
         self.num_slices, self.num_ids, self.dim = num_slices, num_ids, dim
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
-        # A layer of its own because its compute dtype is another.
+        # A separate layer because of its compute dtype.
         self.table = keras.layers.Embedding(
             num_ids,
             dim,
@@ -111,7 +111,7 @@ class MultiSlicePooling(keras.layers.Layer):
     def build(
         self, ids_shape: Any = None, slices_shape: Any = None, weights_shape: Any = None
     ) -> None:
-        """Makes the table, `embeddings` `[num_ids, dim]`, which needs none of the shapes."""
+        """Makes the table, `embeddings` `[num_ids, dim]`; the shapes are not used."""
         self.table.build((None,))
         self.built = True
 
@@ -121,7 +121,7 @@ class MultiSlicePooling(keras.layers.Layer):
         return self.table.embeddings
 
     def rows_of(self, ids: tf.Tensor) -> tf.Tensor:
-        """The table's rows of `ids` `[n]`, `[n, dim]`; also that of the padding."""
+        """The rows of the table for `ids` `[n]`, `[n, dim]`, including that of the padding."""
         return self.table(ids)
 
     def sums_of(
@@ -132,10 +132,10 @@ class MultiSlicePooling(keras.layers.Layer):
         weights: tf.Tensor,
         batch_size: Any,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Weighted sums and sums of weights of a chunk of entries, whose examples may be mixed.
+        """Weighted sums and sums of weights of a chunk of entries from any examples.
 
-        Sums of chunks add up to those of the whole, in any order; `pooled_mean` of them is what the
-        layer returns.
+        The sums of chunks add up to those of the whole, in any order; `pooled_mean` of the totals
+        is the output of the layer.
 
         Args:
           rows: whole numbers `[n]`, the example of each entry, 0 to `batch_size - 1`.
@@ -149,7 +149,7 @@ class MultiSlicePooling(keras.layers.Layer):
         """
         ids, slices = _whole(ids), _whole(slices)
         counts = tf.not_equal(ids, 0) & (slices >= 0) & (slices < self.num_slices)
-        # What does not count is in no segment, and reads the row and weight of nothing.
+        # Ignored entries are in no segment, and have the row of the padding and the weight 0.
         places = tf.cast(rows, tf.int32) * self.num_slices + tf.cast(slices, tf.int32)
         places = tf.where(counts, places, -1)
         vectors = wide(self.rows_of(tf.where(counts, ids, tf.zeros_like(ids))))
@@ -189,7 +189,7 @@ class MultiSlicePooling(keras.layers.Layer):
 
 
 def _means_of_neighbours(z: tf.Tensor, stride: int) -> tf.Tensor:
-    """Means of `stride` neighbours on the last axis of `[batch, rows, width]`; the last of less."""
+    """Means of `stride` neighbours on the last axis of `[batch, rows, width]`, fewer at its end."""
     rows, width = z.shape[1], z.shape[2]
     full = width // stride
     groups = tf.reshape(z[:, :, : full * stride], [tf.shape(z)[0], rows, full, stride])
@@ -211,7 +211,7 @@ def _sides(shape: Any, name: str) -> tuple[int, int]:
 
 @keras.saving.register_keras_serializable(package="tfrz")
 class FunnelSummarizer(keras.layers.Layer):
-    """Fewer tokens: blocks of transformer layers with a mean pooling of the tokens after each.
+    """Reduces tokens by blocks of transformer layers with mean pooling after each block.
 
     Formula, with `z = Xᵀ` `[dim, tokens]`:
 
@@ -219,18 +219,18 @@ class FunnelSummarizer(keras.layers.Layer):
         z <- z + W_2 gelu(W_1 LN(z) + b_1) + b_2       these two
         z <- means of `stride` neighbours on the last axis
 
-    and the output is `zᵀ`. The sequence of the attention are the `dim` rows of z, which share all
-    weights, and the model's width are the tokens: 200, then 100, then 50. MHA is the usual one,
-    with heads of `max(1, width // num_heads)`; nothing tells positions apart; LN is over the width.
-    Where the stride does not divide the tokens, the last mean is over what is left.
+    and the output is `zᵀ`. The attention is over the `dim` rows of z, which share all weights, and
+    its width is the number of tokens: 200, then 100, then 50. MHA is multi-head attention with
+    heads of `max(1, width // num_heads)`, without positions; LN is over the width. If the stride
+    does not divide the tokens, the last mean is over the rest.
 
     Args:
-      num_blocks: blocks, each with a pooling at its end.
+      num_blocks: number of blocks, each with a pooling at its end.
       layers_per_block: transformer layers of a block.
       num_heads: heads of each attention.
       stride: tokens that become one.
       attend_over: `dims` as above; `tokens` attends over the tokens, with `dim` as the width.
-      units: width of the feed-forward parts; twice the model's if left out.
+      units: width of the feed-forward parts; twice the width of the attention by default.
       dropout: share of the outputs of attention and feed-forward parts dropped in training.
       kernel_initializer: of the matrices.
 
@@ -251,9 +251,8 @@ class FunnelSummarizer(keras.layers.Layer):
       (TensorShape([3, 3, 4]), 50)
 
     Reference:
-      DV365 (arXiv 2506.00450), specification 3.4. Over what attention runs is read from the size
-      reported; blocks, heads, stride and that layers normalise first are choices of this
-      implementation.
+      DV365 (arXiv 2506.00450), specification 3.4. The axis of the attention is inferred from the
+      reported size; blocks, heads, stride and normalisation before each part are choices.
     """
 
     def __init__(
@@ -290,7 +289,7 @@ class FunnelSummarizer(keras.layers.Layer):
         ]
 
     def num_outputs(self, tokens: int) -> int:
-        """Tokens that are left of `tokens`."""
+        """The number of output tokens for a number of input tokens."""
         for _ in range(self.num_blocks):
             tokens = math.ceil(tokens / self.stride)
         return tokens
@@ -476,11 +475,11 @@ class LinearCompression(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tfrz")
 class LongHistoryAdapter(keras.layers.Layer):
-    """What a model reads of stored user vectors, with a learned stand-in where there are none.
+    """Projects stored vectors of a user, with a learned replacement for missing ones.
 
     Formula: `y = W vec(x) + b` for `linear`; for `gate` of `x_n * sigmoid(x_n G + g)` in place of
-    each vector `x_n`, element by element, with one G for all vectors. `y = m`, a weight, where the
-    vectors are missing: nothing of them is read, NaN included.
+    each vector `x_n`, element by element, with one G for all vectors. `y = m`, a weight, if the
+    vectors are missing: their values, NaN included, are not used.
 
     Args:
       units: width of the output.
@@ -489,7 +488,7 @@ class LongHistoryAdapter(keras.layers.Layer):
 
     Call arguments:
       vectors: x, `[batch, vectors, dim]`.
-      missing: boolean `[batch]`, True where there is no vector to read.
+      missing: boolean `[batch]`, True where the vectors are missing.
 
     Returns:
       `[batch, units]`, in the layer's compute dtype.
@@ -506,8 +505,8 @@ class LongHistoryAdapter(keras.layers.Layer):
        [0. 0.]]
 
     Reference:
-      DV365 (arXiv 2506.00450), specification 3.8; the gate follows GateNet, with weights shared
-      among the vectors by choice of this implementation.
+      DV365 (arXiv 2506.00450), specification 3.8; the gate follows GateNet, with weights that the
+      vectors share by choice.
     """
 
     def __init__(
@@ -536,16 +535,16 @@ class LongHistoryAdapter(keras.layers.Layer):
         self.built = True
 
     def call(self, vectors: tf.Tensor, missing: tf.Tensor) -> tf.Tensor:
-        """The vectors' projection, or the stand-in."""
+        """The projection of the vectors, or the replacement."""
         x, missing = tf.cast(vectors, self.compute_dtype), tf.cast(missing, tf.bool)
-        # Also before the maps: what is not chosen at the end still has a gradient, maybe NaN.
+        # Before the maps too: values that are not chosen at the end have a gradient, maybe NaN.
         x = tf.where(missing[:, None, None], tf.zeros_like(x), x)
         if self.kind == "gate":
             x = x * tf.sigmoid(tf.tensordot(x, tf.convert_to_tensor(self.G), 1) + self.g)
         flat = tf.reshape(x, [-1, x.shape[1] * x.shape[2]])
         projected = tf.matmul(flat, tf.convert_to_tensor(self.W)) + self.b
-        stand_in = tf.cast(tf.convert_to_tensor(self.missing), x.dtype)
-        return tf.where(missing[:, None], stand_in[None], projected)
+        replacement = tf.cast(tf.convert_to_tensor(self.missing), x.dtype)
+        return tf.where(missing[:, None], replacement[None], projected)
 
     def compute_output_shape(
         self, vectors_shape: Any, missing_shape: Any = None

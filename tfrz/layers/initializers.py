@@ -1,4 +1,4 @@
-"""Initialisers of several matrices from one that the user gives."""
+"""Initialisers of several matrices, derived from one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def independent(initializer: Any, index: int) -> Any:
-    """A copy of `initializer` whose draws are not those of its other copies."""
+    """A copy of `initializer` with draws that differ from those of its other copies."""
     config = initializer.get_config()
     if config.get("seed") is not None:
         config["seed"] = config["seed"] + index

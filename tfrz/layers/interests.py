@@ -1,4 +1,4 @@
-"""Several vectors for one user: attention with learned queries, and scores by the best of them.
+"""Several vectors for each user by attention with learned queries, and scores by the best one.
 
 Inputs are vectors of a user's events, `[batch, time, dim]`, with a boolean mask, True for real
 events. Padding, whatever it holds, changes no output or gradient; a history without any event has
@@ -23,8 +23,8 @@ from tfrz.layers.temporal import last_dim, policy_of, zero_padding
 def interest_scores(users: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
     """The score of every item with the best of a user's vectors.
 
-    Formula: `S(u, i) = max_h U_{u,h} . v_i`. The maximum is taken for every item by itself, and the
-    gradient of a score flows into its best vector alone: the first one of those that tie.
+    Formula: `S(u, i) = max_h U_{u,h} . v_i`. The maximum is taken for every item separately, and
+    the gradient of a score flows into its best vector only, the first one in a tie.
 
     Args:
       users: U, `[batch, interests, dim]`.
@@ -48,7 +48,7 @@ def interest_scores(users: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
     each = tf.reshape(flat, [shape[0], shape[1], -1])
     if users.shape[1] == 1:
         return each[:, 0]
-    # Not reduce_max, whose gradient is shared among those that tie.
+    # Not reduce_max, which shares the gradient among ties.
     best = tf.one_hot(tf.argmax(each, axis=1), shape[1], axis=1, dtype=each.dtype)
     return tf.reduce_sum(each * tf.stop_gradient(best), axis=1)
 
@@ -67,9 +67,9 @@ def sinusoids_from_end(length: Any, dim: int, dtype: Any) -> tf.Tensor:
 
 
 def _attended(scores: tf.Tensor, values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    """`softmax(scores) values`, `[..., queries, time]` by `[..., time, dim]`; masked times are out.
+    """`softmax(scores) values`, `[..., queries, time]` by `[..., time, dim]`, without masked times.
 
-    Queries without any time to attend to come out as zeros.
+    The output is zero for a query without any time to attend to.
     """
     scores = wide(scores)
     if mask is None:
@@ -82,15 +82,15 @@ def _attended(scores: tf.Tensor, values: tf.Tensor, mask: tf.Tensor | None) -> t
 
 @keras.saving.register_keras_serializable(package="tfrz")
 class MultiInterestAttention(keras.layers.Layer):
-    """Several summaries of a history, each the attention of a learned query.
+    """Several summaries of a history, each by attention with a learned query.
 
-    Formula: `U_h = sum_t softmax_t(c q_h . y_t) y_t`: convex combinations of the events' vectors,
-    which differ by their query alone.
+    Formula: `U_h = sum_t softmax_t(c q_h . y_t) y_t`: convex combinations of the vectors of events,
+    which differ only by their query.
 
     Args:
       num_interests: H.
-      query_initializer: of the queries; they must differ, or all interests are one.
-      scale_initializer: of c.
+      query_initializer: initialiser of the queries, which must differ from each other.
+      scale_initializer: initialiser of c.
 
     Call arguments:
       y: vectors of the events, `[batch, time, dim]`.
@@ -112,7 +112,7 @@ class MultiInterestAttention(keras.layers.Layer):
         [0.268941 0.731059]]]
 
     Reference:
-      Mehta et al. (arXiv 2308.01563), specification 3.1: read in the authors' code.
+      Mehta et al. (arXiv 2308.01563), specification 3.1, from the code of the authors.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class MultiInterestAttention(keras.layers.Layer):
         return self.attend(tf.tile(q[None], [tf.shape(y)[0], 1, 1]), y, mask)
 
     def disagreement(self) -> tf.Tensor:
-        """Sum of the cosines of different queries, a scalar: a penalty that keeps them apart.
+        """The sum of the cosines of different queries, a scalar: a penalty that separates them.
 
         Formula: `sum_{h != h'} q^_h . q^_h'` with `q^ = q / |q|`, the norm a constant to the
         gradient.
@@ -177,7 +177,7 @@ class MultiInterestAttention(keras.layers.Layer):
 
 
 class _InterestEncoder(keras.layers.Layer):
-    """What both towers share: a body `[batch, time, dim]`, then `MultiInterestAttention`."""
+    """Base class of both towers: a body `[batch, time, dim]`, then `MultiInterestAttention`."""
 
     def __init__(
         self, num_interests: int, query_initializer: Any = "random_normal", **kwargs: Any
@@ -201,13 +201,13 @@ class _InterestEncoder(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tfrz")
 class ShallowInterestEncoder(_InterestEncoder):
-    """Simple parametric attention: unprojected self-attention, then several summaries of it.
+    """Simple parametric attention: self-attention without projections, then several summaries.
 
     Formula: `y = softmax(c x xᵀ) x`, `U = softmax(c q yᵀ) y`, with the same scalar c.
 
     Args:
       num_interests: H.
-      query_initializer: of the queries q.
+      query_initializer: initialiser of the queries q.
 
     Call arguments:
       x: vectors of the events, `[batch, time, dim]`.
@@ -225,7 +225,7 @@ class ShallowInterestEncoder(_InterestEncoder):
       TensorShape([2, 3, 4])
 
     Reference:
-      Mehta et al. (arXiv 2308.01563), specification 3.1: read in the authors' code.
+      Mehta et al. (arXiv 2308.01563), specification 3.1, from the code of the authors.
     """
 
     def build(self, x_shape: Any) -> None:
@@ -257,17 +257,18 @@ class DeepInterestEncoder(_InterestEncoder):
         x <- x + ELU(MHA(x, x))          num_layers times; no layer norm, no feed-forward part
         U  = softmax(c q xᵀ) x
 
-    MHA is the usual one, its scores divided by the root of `units / num_heads`.
+    MHA is multi-head attention with scores divided by the root of `units / num_heads`.
 
     Args:
       num_interests: H.
       units: D, width of the representations.
       num_layers: residual layers.
-      num_heads: attention heads of each; they divide `units`.
-      dropout: share of the attention's outputs dropped in training.
-      positions: add fixed sinusoids, counted from the last event: histories are padded on the left.
-      query_initializer: of the queries q.
-      kernel_initializer: of the matrices.
+      num_heads: attention heads of each layer, a divisor of `units`.
+      dropout: share of the outputs of the attention dropped in training.
+      positions: add fixed sinusoids, counted from the last event (histories are padded on the
+        left).
+      query_initializer: initialiser of the queries q.
+      kernel_initializer: initialiser of the matrices.
 
     Call arguments:
       x: vectors of the events, `[batch, time, dim]`.
@@ -286,8 +287,8 @@ class DeepInterestEncoder(_InterestEncoder):
       TensorShape([2, 3, 8])
 
     Reference:
-      Mehta et al. (arXiv 2308.01563), specification 3.1: read in the authors' code; that positions
-      count from the end is a choice of this implementation.
+      Mehta et al. (arXiv 2308.01563), specification 3.1, from the code of the authors; counting
+      positions from the end is a choice.
     """
 
     def __init__(
@@ -361,7 +362,7 @@ class DeepInterestEncoder(_InterestEncoder):
     def contextualized(
         self, x: tf.Tensor, mask: tf.Tensor | None = None, training: bool = False
     ) -> tf.Tensor:
-        """The events' vectors after the residual layers, `[batch, time, units]`."""
+        """The vectors of events after the residual layers, `[batch, time, units]`."""
         x = zero_padding(tf.cast(x, self.compute_dtype), mask)
         x = tf.tensordot(x, tf.convert_to_tensor(self.W), 1) + self.b
         if self.positions:

@@ -122,23 +122,23 @@ def _(layer: keras.layers.Dense) -> FullMatrix:
 
 @keras.saving.register_keras_serializable(package="tfrz")
 class LowRankDense(keras.layers.Layer):
-    """A dense layer of low rank: nothing stands between the two factors.
+    """A dense layer of low rank, without an activation between the two factors.
 
     Formula: `y = act(x U V^T + b)`, with `U` `[dim, rank]` and `V` `[units, rank]`.
 
     The factors start as the nearest ones to the matrix that `kernel_initializer` draws for a dense
-    layer, with equal singular values (spectral initialisation). A low rank makes them smaller than
-    that matrix: `tfrz.training.low_rank` has other starts and repairs the scale.
+    layer, with equal singular values (spectral initialisation). Their product is smaller than that
+    matrix: `tfrz.training.low_rank` has other initial values and repairs the scale.
 
     Args:
       units: width of the output.
-      rank: of the matrix. Fewer parameters than a dense layer only below
-        `dim * units / (dim + units)`.
+      rank: rank of the matrix; below `dim * units / (dim + units)` there are fewer parameters than
+        in a dense layer.
       activation: any Keras activation; None for none.
       use_bias: add `b`.
       frobenius_decay: lambda of the penalty `lambda / 2 * ||U V^T||_F^2` that is added to the
-        model's losses. An L2 penalty on each factor would be one on the nuclear norm, which lowers
-        the rank.
+        losses of the model. An L2 penalty on each factor would be a penalty on the nuclear norm,
+        which lowers the rank.
       kernel_initializer: of the dense matrix `[dim, units]`.
       bias_initializer: of `b`.
 
@@ -197,7 +197,7 @@ class LowRankDense(keras.layers.Layer):
             "rank",
             f"{self.rank} is above {dim}, the width of {self.name}'s input",
         )
-        # A decomposition needs values, also where a graph is being built.
+        # The decomposition needs values, also while a graph is being built.
         with tf.init_scope():
             dtype = "float64" if self.dtype == "float64" else "float32"
             drawn = self.kernel_initializer((dim, self.units), dtype=dtype)
@@ -260,9 +260,9 @@ class LowRankDense(keras.layers.Layer):
 
 
 def frobenius_penalty(model: keras.Model) -> tf.Tensor:
-    """The penalties of a model's layers of low rank from their weights alone, a scalar.
+    """The penalties of the layers of low rank in a model, from their weights, a scalar.
 
-    For losses that do not add `model.losses`, which depends on what was called last, and where.
+    For losses that do not add `model.losses`, which depends on the last call.
     """
     layers = [m for m in model.submodules if isinstance(m, LowRankDense) and m.frobenius_decay]
     penalties = [tf.cast(m.frobenius_decay * m.squared_norm(), tf.float32) / 2 for m in layers]

@@ -1,9 +1,9 @@
 """A pointer network over a list of candidates: the layers of seq2slate.
 
 A list has a static length and a boolean mask `valid`, True for candidates. The encoder reads it in
-the order of the base ranker; the decoder points at one candidate after the other, each at most
-once, and reads what it chose before it chooses again. Every loop has a static number of steps, so
-all of it compiles under XLA, gradients included.
+the order of the base ranker. The decoder points at one candidate after the other, each at most
+once, and reads every chosen candidate before the next choice. Every loop has a static number of
+steps, so that XLA compiles all of it, gradients included.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from tfrz.layers.numerics import wide
 from tfrz.layers.temporal import last_dim, policy_of, zero_padding
 
 METHODS = ("greedy", "sample", "forced")
-# Not -inf: 0 times it is NaN in a loss. Scores are float32 or float64.
+# Not -inf, because 0 times -inf is NaN in a loss. Scores are float32 or float64.
 _NEVER = -1e9
-# Log-probabilities below this belong to beams that hold no slate.
+# Beams with a lower log-probability hold no slate.
 _NO_BEAM = -1e8
 
 
 class Slate(NamedTuple):
-    """What a decoder made of a batch of lists.
+    """The slates that a decoder built for a batch of lists.
 
     Attributes:
-      positions: int32 `[batch, slate]`: the row of the list at each position; -1 where no
-        candidate was left.
-      scores: `[batch, slate, list]`: the pointer's scores at each step, unmasked: those of padding,
-        and all at a step that has nothing to choose, mean nothing.
-      available: boolean `[batch, slate, list]`: what could be chosen at each step.
-      log_probabilities: `[batch, slate]`: of each choice given those before; 0 at -1. Their sum is
-        that of the slate.
+      positions: int32 `[batch, slate]`: the row of the list at each position; -1 if no candidate
+        remained.
+      scores: `[batch, slate, list]`: the unmasked scores of the pointer at each step. Those of
+        padding, and all of a step without an available candidate, have no meaning.
+      available: boolean `[batch, slate, list]`: the candidates available at each step.
+      log_probabilities: `[batch, slate]`: of each choice given the earlier ones; 0 at -1. Their sum
+        is the log-probability of the slate.
     """
 
     positions: tf.Tensor
@@ -49,8 +49,8 @@ class Beams(NamedTuple):
     """The most probable slates that a beam search found, the best first.
 
     Attributes:
-      positions: int32 `[batch, width, slate]`; -1 where no candidate was left, and all of a beam
-        that holds no slate.
+      positions: int32 `[batch, width, slate]`; -1 if no candidate remained, and everywhere in a
+        beam that holds no slate.
       log_probability: `[batch, width]`; -1e9 or less for a beam that holds no slate.
     """
 
@@ -59,17 +59,18 @@ class Beams(NamedTuple):
 
 
 class SlateConstraints(NamedTuple):
-    """What a slate must look like, beyond each candidate once.
+    """Constraints of a slate, in addition to each candidate at most once.
 
-    Where a constraint leaves nothing to choose though candidates are left, it gives way: a slate
-    holds every candidate that fits into it. What is fixed to a position stands there whatever its
-    category. A row that is fixed beyond the end of the list stays reserved to the last.
+    A constraint that would leave no choice although candidates remain is dropped at that step: a
+    slate holds as many candidates as fit. A row that is fixed to a position is placed there
+    whatever its category. A row that is fixed beyond the end of the list stays reserved to the
+    last.
 
     Attributes:
-      fixed: int32 `[batch, slate]`: the row that must stand at a position, -1 for any. A row that
-        is fixed to a later position is not chosen before.
-      categories: int32 `[batch, list]`: of each candidate; used with `max_per_category`.
-      max_per_category: at most this many of a category in a slate.
+      fixed: int32 `[batch, slate]`: the row for each position, -1 for any. A row that is fixed to a
+        later position is not chosen earlier.
+      categories: int32 `[batch, list]`: the category of each candidate, for `max_per_category`.
+      max_per_category: largest number of candidates of a category in a slate.
     """
 
     fixed: tf.Tensor | None = None
@@ -78,7 +79,7 @@ class SlateConstraints(NamedTuple):
 
 
 def availability(positions: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
-    """What was left at each step of given slates, without constraints.
+    """The candidates that are available at each step of given slates, without constraints.
 
     Args:
       positions: int32 `[batch, slate]`, -1 for nothing.
@@ -92,7 +93,7 @@ def availability(positions: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
 
 
 def masked(scores: tf.Tensor, available: tf.Tensor) -> tf.Tensor:
-    """`scores` where available, a very small number elsewhere; float32 or float64."""
+    """`scores` of available candidates, a very low number elsewhere; float32 or float64."""
     scores = wide(scores)
     return tf.where(available, scores, tf.constant(_NEVER, scores.dtype))
 
@@ -154,14 +155,14 @@ def rank(scores: tf.Tensor, valid: tf.Tensor, slate: int | None = None) -> tf.Te
 
 @keras.saving.register_keras_serializable(package="tfrz")
 class ListEncoder(keras.layers.Layer):
-    """Reads a list in its order with an LSTM; padding is passed over.
+    """Reads a list in its order with an LSTM, which skips padding.
 
-    Formula: `(c_i, e_i) = LSTM(x_i, (c_{i-1}, e_{i-1}))` from zeros; at a row that is not valid the
+    Formula: `(c_i, e_i) = LSTM(x_i, (c_{i-1}, e_{i-1}))` from zeros. At a row that is not valid the
     state stays and the output is zero.
 
     Args:
       units: H, the width of the state.
-      kernel_initializer: of the cell's kernels.
+      kernel_initializer: initialiser of the kernels of the cell.
 
     Call arguments:
       x: candidates, `[batch, list, dim]`.
@@ -180,7 +181,7 @@ class ListEncoder(keras.layers.Layer):
       TensorShape([2, 5, 4])
 
     Reference:
-      Seq2Slate (arXiv 1810.02019): an LSTM encoder; the treatment of padding is chosen here.
+      Seq2Slate (arXiv 1810.02019): an LSTM encoder; the treatment of padding is a choice.
     """
 
     def __init__(
@@ -191,7 +192,7 @@ class ListEncoder(keras.layers.Layer):
         self.units = units
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         policy = policy_of(self)
-        # Not the LSTM layer: it compiles anew at every training step under XLA.
+        # Not the LSTM layer, which XLA compiles again at every training step.
         self._rnn = keras.layers.RNN(
             keras.layers.LSTMCell(
                 units, kernel_initializer=self.kernel_initializer, dtype=policy, name="cell"
@@ -248,7 +249,7 @@ class PointerAttention(keras.layers.Layer):
       state: d, `[batch, units]`.
 
     Returns:
-      `[batch, list]`, float32 or float64. Padding is scored like anything else: mask it.
+      `[batch, list]`, float32 or float64. Padding is scored too: mask it.
 
     Raises:
       ValueError: `encoded` is not `units` wide.
@@ -260,7 +261,7 @@ class PointerAttention(keras.layers.Layer):
       [[1.5232 1.5232 1.5232]]
 
     Reference:
-      Seq2Slate (arXiv 1810.02019); the form is verified from a third party's summary.
+      Seq2Slate (arXiv 1810.02019); the form is verified in a summary by third parties.
     """
 
     def __init__(
@@ -283,7 +284,7 @@ class PointerAttention(keras.layers.Layer):
         self.built = True
 
     def keys(self, encoded: tf.Tensor) -> tf.Tensor:
-        """`W_enc e_i` of all candidates: the same at every step of a decoder."""
+        """`W_enc e_i` of all candidates, which is the same at every step of a decoder."""
         if encoded.shape[-1] != self.units:
             raise ValueError(
                 f"{self.name} has {self.units} units, the encoder's outputs {encoded.shape[-1]}"
@@ -292,7 +293,7 @@ class PointerAttention(keras.layers.Layer):
         return tf.tensordot(encoded, self._weight(self.W_enc), 1)
 
     def _weight(self, variable: Any) -> tf.Tensor:
-        # Also outside of a call, where Keras does not cast.
+        # Keras casts inside calls only.
         return tf.cast(tf.convert_to_tensor(variable), self.compute_dtype)
 
     def score(self, keys: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
@@ -323,7 +324,7 @@ class PointerAttention(keras.layers.Layer):
 def _allowed(
     free: tf.Tensor, step: tf.Tensor, valid: tf.Tensor, constraints: SlateConstraints | None
 ) -> tf.Tensor:
-    """What may be chosen now of what is free, `[batch, list]`."""
+    """The free candidates that the constraints allow at a step, `[batch, list]`."""
     if constraints is None:
         return free
     size, allowed = int(free.shape[1]), free
@@ -339,7 +340,7 @@ def _allowed(
         later = tf.reduce_any(wanted & (places > step), axis=1)
         unreserved = allowed & ~later
         allowed = tf.where(tf.reduce_any(unreserved, axis=1, keepdims=True), unreserved, allowed)
-        # A row that is fixed here stands here, whatever its category.
+        # A row that is fixed to this position is chosen whatever its category.
         here = free & tf.reduce_any(wanted & tf.equal(places, step), axis=1)
         allowed = tf.where(tf.reduce_any(here, axis=1, keepdims=True), here, allowed)
     return allowed
@@ -366,19 +367,19 @@ def roll(
         state and the scores `[batch, list]`.
       state: the first state, a structure of tensors.
       valid: boolean `[batch, list]`, its second dimension static.
-      slate: positions to fill; as many as the list is long if left out.
+      slate: positions to fill; the length of the list by default.
       method: `greedy`, `sample`, or `forced` along `positions`.
-      positions: int32 `[batch, slate]`, for `forced`; at -1 nothing is chosen. A row that is not
+      positions: int32 `[batch, slate]`, for `forced`; nothing is chosen at -1. A row that is not
         available gets a log-probability of about -1e9.
       seed: int32 `[2]`, for `sample`.
-      constraints: what the slate must look like.
-      dtype: of the scores.
+      constraints: constraints of the slate.
+      dtype: dtype of the scores.
 
     Returns:
       The slate.
 
     Raises:
-      ConfigError: an unknown method, or one without what it needs.
+      ConfigError: an unknown method, or `positions` or `seed` is missing.
     """
     require(method in METHODS, "method", f"must be one of {', '.join(METHODS)}")
     require(method != "forced" or positions is not None, "positions", "forced decoding needs them")
@@ -433,17 +434,17 @@ def beam_search(
     slate: int | None = None,
     constraints: SlateConstraints | None = None,
 ) -> Beams:
-    """The most probable slates, as far as a beam of prefixes finds them.
+    """The most probable slates that a beam search finds.
 
-    A wider beam may end below a narrower one, as greedy decoding itself is a beam of one.
+    A wider beam may find less probable slates than a narrower one (greedy decoding is a beam of 1).
 
     Args:
-      score: as of `roll`; called with `batch * width` rows.
+      score: as in `roll`; called with `batch * width` rows.
       state: the first state, tensors with `batch` rows.
       valid: boolean `[batch, list]`.
-      width: prefixes that are kept.
-      slate: as of `roll`.
-      constraints: as of `roll`.
+      width: number of prefixes that are kept.
+      slate: as in `roll`.
+      constraints: as in `roll`.
 
     Raises:
       ConfigError: `width` is below 1.
@@ -473,7 +474,7 @@ def beam_search(
     placed = tf.fill([batch * width, steps], -1)
     first = tf.where(tf.range(width) == 0, 0.0, _NEVER)
     totals = tf.tile(first[None, :], [batch, 1])
-    # A beam at its end is carried on by its first candidate alone.
+    # A beam that is complete continues with its first candidate only.
     carried = tf.where(tf.range(size) == 0, 0.0, _NEVER)[None, :]
 
     def step(j: Any, state: Any, last: Any, free: Any, placed: Any, totals: Any) -> tuple[Any, ...]:
@@ -505,11 +506,11 @@ def beam_search(
 
 @keras.saving.register_keras_serializable(package="tfrz")
 class PointerDecoder(keras.layers.Layer):
-    """Builds a slate with an LSTM that points at candidates and reads those it has chosen.
+    """Builds a slate with an LSTM that points at candidates and reads the chosen ones.
 
     Formula: `(c'_j, d_j) = LSTM(u_j, (c'_{j-1}, d_{j-1}))` from the encoder's last state, with
     `u_1` a trained vector and `u_j = x_{pi_{j-1}}`; `s^j = PointerAttention(E, d_j)`;
-    `p(pi_j = i | pi_<j) = softmax over the candidates that are left`.
+    `p(pi_j = i | pi_<j) = softmax over the remaining candidates`.
 
     Args:
       units: H, the width of encoder outputs and states.
@@ -523,8 +524,8 @@ class PointerDecoder(keras.layers.Layer):
       valid: boolean `[batch, list]`; all if left out.
 
     Returns:
-      The scores at each step of greedy decoding, `[batch, list, list]` (step, candidate),
-      unmasked, float32 or float64. `decode` and `beams` give slates.
+      The unmasked scores at each step of greedy decoding, `[batch, list, list]` (step, candidate),
+      float32 or float64. `decode` and `beams` return slates.
 
     Raises:
       ValueError: a dimension is unknown, or `encoded` is not `units` wide.
@@ -537,8 +538,8 @@ class PointerDecoder(keras.layers.Layer):
       [[ 0  1 -1]]
 
     Reference:
-      Seq2Slate (arXiv 1810.02019): decoder, pointer and trained first input are verified from a
-      third party's summary; that the encoder's last state starts the decoder is recalled.
+      Seq2Slate (arXiv 1810.02019): decoder, pointer and trained first input are verified in a
+      summary by third parties; starting from the last state of the encoder is recalled.
     """
 
     def __init__(
@@ -595,7 +596,7 @@ class PointerDecoder(keras.layers.Layer):
     def first_scores(
         self, x: tf.Tensor, encoded: tf.Tensor, hidden: tf.Tensor, carry: tf.Tensor
     ) -> tf.Tensor:
-        """s^1, `[batch, list]`: what the one-step decoder ranks by."""
+        """s^1, `[batch, list]`: the scores of the one-step decoder."""
         nothing = tf.zeros_like(hidden[:, 0], tf.int32) - 1
         every = tf.ones_like(x[..., 0], tf.bool)
         return self._stepper(x, encoded, every)(self._start(hidden, carry), nothing)[1]
@@ -613,7 +614,7 @@ class PointerDecoder(keras.layers.Layer):
         seed: tf.Tensor | None = None,
         constraints: SlateConstraints | None = None,
     ) -> Slate:
-        """A slate for each list; arguments as of the call and of `roll`."""
+        """A slate for each list; arguments as in the call and in `roll`."""
         if not self.built:
             self.build(x.shape)
         valid = self._valid(x, valid)
@@ -640,7 +641,7 @@ class PointerDecoder(keras.layers.Layer):
         slate: int | None = None,
         constraints: SlateConstraints | None = None,
     ) -> Beams:
-        """The most probable slates that a beam search finds; arguments as of `beam_search`."""
+        """The most probable slates that a beam search finds; arguments as in `beam_search`."""
         if not self.built:
             self.build(x.shape)
         state, valid = self._start(hidden, carry), self._valid(x, valid)

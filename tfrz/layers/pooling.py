@@ -1,4 +1,4 @@
-"""Pooling of vectors whose ids may be padding."""
+"""Pooling of vectors with padding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tensorflow as tf
 
 
 def mean_of_real(vectors: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
-    """The mean of the vectors of each row whose id is not 0; zeros where none is left.
+    """The mean of the vectors with an id other than 0 in each row; zeros if there are none.
 
     Args:
       vectors: `[batch, values, dim]`.

@@ -1,7 +1,7 @@
-"""Four bits a value: how vectors of users are kept in a key-value store.
+"""Four bits for each value: the code of vectors of users in a key-value store.
 
-A vector becomes 64-bit words: sixteen codes a word, the first in the lowest four bits, and one
-word more with two float32, the scale in its low half and the minimum in its high half. Bytes are
+A vector becomes 64-bit words with sixteen codes each, the first in the lowest four bits, and one
+more word with two float32, the scale in its low half and the minimum in its high half. Bytes are
 little-endian. `pack4(vectors).astype("<u8").tobytes()` is what `unpack4_strings` reads.
 """
 
@@ -17,7 +17,7 @@ from tfrz.errors import InputError
 
 _CODES_PER_WORD = 16
 _TOP = np.float32(15)
-# Ranges so small that codes would reach numbers which TensorFlow takes for 0 count as none.
+# Smaller ranges count as 0: their codes would be numbers that TensorFlow flushes to 0.
 _LEAST_SCALE = np.float32(2.0**-102)
 
 
@@ -42,14 +42,14 @@ def _in_20_bits(scale: NDArray[Any]) -> NDArray[Any]:
 
 
 def pack4(vectors: NDArray[Any]) -> NDArray[Any]:
-    """Codes each vector by the 16 steps between its least and its greatest value.
+    """Codes each vector by 16 steps between its minimum and its maximum.
 
-    Formula: `scale = (max - min) / 15`, `q = round((x - min) / scale)` in 0 to 15; what comes back
-    is `min + scale q`, at most `scale / 2` away.
+    Formula: `scale = (max - min) / 15`, `q = round((x - min) / scale)` in 0 to 15; the unpacked
+    value is `min + scale q`, at most `scale / 2` away.
 
-    The scale is rounded to 20 bits. Then `scale q` is exact, so that every machine unpacks the same
-    bits, fused multiply-add or not; and the scale of what was unpacked is the same again, so that
-    packing once more changes nothing. A range below 3e-30 is none: all values are the minimum.
+    The scale is rounded to 20 bits. `scale q` is then exact, so that every machine unpacks the same
+    bits, with or without fused multiply-add, and packing unpacked vectors again changes nothing.
+    In a range below 3e-30 all values become the minimum.
 
     Args:
       vectors: `[..., dim]`, taken as float32.
@@ -68,15 +68,14 @@ def pack4(vectors: NDArray[Any]) -> NDArray[Any]:
       True
 
     Reference:
-      DV365 (arXiv 2506.00450), specification 3.7; what the 17th word holds is a choice of this
-      implementation.
+      DV365 (arXiv 2506.00450), specification 3.7; the content of the last word is a choice.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         x = np.asarray(vectors).astype(np.float32)
         if x.ndim == 0 or x.shape[-1] == 0:
             raise InputError(f"vectors to pack: nothing to pack in the shape {list(x.shape)}")
         least, greatest = x.min(axis=-1), x.max(axis=-1)
-        # Numbers below float32's normal range, and -0, are 0: not every machine has them.
+        # Subnormal numbers and -0 become 0: not every machine has them.
         least = np.where(np.abs(least) < np.finfo(np.float32).tiny, np.float32(0), least)
         scale = _in_20_bits((greatest - least) / _TOP)
         coded = np.isfinite(least + _TOP * scale)
@@ -123,7 +122,7 @@ def unpack4(words: NDArray[Any], dim: int) -> NDArray[Any]:
 
 
 def unpack4_strings(packed: tf.Tensor, num_vectors: int, dim: int) -> tf.Tensor:
-    """`unpack4` in a graph, of the bytes of the words: equal to the bit.
+    """`unpack4` in a graph, from the bytes of the words, with equal bits.
 
     Args:
       packed: string `[batch]`, each `packed_bytes(num_vectors, dim)` long. Any other length, an

@@ -1,4 +1,4 @@
-"""The chaos-free recurrent network: a state that decays to zero when nothing happens."""
+"""The chaos-free recurrent network, whose state decays to zero without inputs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ChaosFreeCell(keras.layers.Layer):
         i   = sigmoid(U_i s + W_i u + b_i)
         s'  = z * tanh(s) + i * tanh(W_a u)
 
-    There is neither a bias nor a recurrent matrix inside the last tanh: without input the state
-    shrinks at every step.
+    There is neither a bias nor a recurrent matrix inside the last tanh, so that the state shrinks
+    at every step without input.
 
     Args:
       units: n, width of the state.
@@ -95,7 +95,7 @@ class ChaosFreeCell(keras.layers.Layer):
         self.built = True
 
     def of_inputs(self, u: tf.Tensor) -> tf.Tensor:
-        """What the inputs add to the two gates and the candidate, `[..., 3 * units]`."""
+        """The terms of the inputs in the two gates and the candidate, `[..., 3 * units]`."""
         u = tf.cast(u, self.compute_dtype)
         kernels = [
             tf.cast(tf.convert_to_tensor(w), u.dtype) for w in (self.W_z, self.W_i, self.W_a)
@@ -143,8 +143,8 @@ class ChaosFreeCell(keras.layers.Layer):
 class ChaosFreeRNN(keras.layers.Layer):
     """States of a user before each action, and after the last.
 
-    Formula: `s_{t+1} = CFN(s_t, u_t)`, see `ChaosFreeCell`; a padded step carries the state on.
-    Action t is to be scored with `s_t`, the state that has not seen it.
+    Formula: `s_{t+1} = CFN(s_t, u_t)`, see `ChaosFreeCell`; a padded step keeps the state. Score
+    action t with `s_t`, the state before it.
 
     Args:
       units: n, width of the state.
@@ -182,7 +182,7 @@ class ChaosFreeRNN(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        # In the layer's own dtype whatever the policy: a state is added up over many steps.
+        # Float32 even in a mixed policy: the state accumulates over many steps.
         self.cell = ChaosFreeCell(
             units,
             kernel_initializer,

@@ -1,4 +1,4 @@
-"""Slates drawn from a policy: the best few for certain, the others at random without repeats."""
+"""Slates drawn from a policy: the best few candidates, then others at random without repeats."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ def boltzmann_slate(
 ) -> dict[str, tf.Tensor]:
     """A page of k: the `deterministic` most probable candidates, the others drawn one by one.
 
-    The draws are Gumbel-top-k: without replacement, each in proportion to its probability among
-    those that are left (Plackett and Luce), so that never too few come back.
+    The draws are Gumbel-top-k: without replacement, each in proportion to its probability among the
+    remaining candidates (Plackett and Luce), so that the page is always full.
 
     Args:
       logits: of the candidates, `[batch, candidates]`; -inf for those that may not be shown.
       k: K, places of the page, at most the number of candidates.
       deterministic: K', places filled without chance, 0 to k.
       temperature: T of the draws.
-      seed: int `[2]`, of `tf.random.stateless_uniform`; drawn anew if left out.
+      seed: int `[2]`, for `tf.random.stateless_uniform`; other draws at every call by default.
 
     Returns:
       `positions` int32 `[batch, k]`, the candidates in the order of their places;
-      `log_probability` `[batch, k]`, that each place was filled as it was, given those before it
-      (0 for the deterministic ones): with K', T and the logits it is all that a log needs.
+      `log_probability` `[batch, k]`, of each draw given the earlier ones (0 for the deterministic
+      places). A log needs it, K', T and the logits.
 
     Raises:
       ConfigError: an argument is out of its range.
@@ -55,8 +55,8 @@ def boltzmann_slate(
     certain = order[:, :deterministic]
     rest = sorted_logits[:, deterministic:] / temperature
     if seed is None:
-        # Seeds of 0: drawn anew wherever the graph is loaded. tf.random.uniform would freeze the
-        # trainer's seed into a SavedModel, and every server would draw the same.
+        # Seeds of 0: other draws wherever the graph is loaded. tf.random.uniform would freeze the
+        # seed of the trainer into a SavedModel, and every server would draw the same.
         uniform = tf.raw_ops.RandomUniform(shape=tf.shape(rest), dtype=tf.float32, seed=0, seed2=0)
         uniform = tf.maximum(uniform, 1e-20)
     else:
@@ -64,7 +64,7 @@ def boltzmann_slate(
     noise = -tf.math.log(-tf.math.log(uniform))
     drawn = tf.math.top_k(rest + noise, k - deterministic).indices
     chosen = tf.gather(rest, drawn, batch_dims=1)
-    # What is left before each draw: everything but those drawn earlier.
+    # The candidates before each draw: all but those drawn earlier.
     taken = tf.cumsum(tf.one_hot(drawn, count - deterministic), axis=1, exclusive=True) > 0
     left = tf.where(taken, tf.constant(float("-inf")), rest[:, None, :])
     steps = chosen - tf.reduce_logsumexp(left, axis=-1)

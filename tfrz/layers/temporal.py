@@ -35,7 +35,7 @@ def last_dim(shape: Sequence[int | None], what: str) -> int:
 
 
 def policy_of(layer: keras.layers.Layer) -> Any:
-    """A layer's dtype policy by the name that Keras 2 and 3 both take."""
+    """The dtype policy of a layer, in a form that Keras 2 and 3 accept."""
     policy = getattr(layer, "dtype_policy", None)
     if policy is None:  # Keras 2.15
         return "mixed_bfloat16" if layer.compute_dtype != layer.dtype else layer.dtype
@@ -53,9 +53,9 @@ def zero_padding(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
 
 
 def windows(z: tf.Tensor, size: int, dilation: int = 1) -> tf.Tensor:
-    """Each step beside those before it: `[batch, time, dim]` to `[batch, time, size * dim]`.
+    """Each step with the steps before it: `[batch, time, dim]` to `[batch, time, size * dim]`.
 
-    Step t gives `[z_t, z_{t - dilation}, ..., z_{t - (size - 1) dilation}]`, zeros before the
+    Step t is `[z_t, z_{t - dilation}, ..., z_{t - (size - 1) dilation}]`, zeros before the
     first event.
     """
     reach, steps = (size - 1) * dilation, tf.shape(z)[1]
@@ -65,7 +65,7 @@ def windows(z: tf.Tensor, size: int, dilation: int = 1) -> tf.Tensor:
 
 
 class Encoder(keras.layers.Layer):
-    """What encoders share: `[batch, time, in]` to `[batch, time, units]`."""
+    """Base class of encoders: `[batch, time, in]` to `[batch, time, units]`."""
 
     def __init__(self, units: int | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -84,14 +84,14 @@ class Encoder(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tfrz")
 class TinyRangeEncoder(Encoder):
-    """Tiny range: the last event alone, as in item co-occurrence.
+    """Tiny range: the last event only, as in item co-occurrence.
 
     Formula: `SE_t^T = z_t W_T + b_T`, or `z_t` itself.
 
     Args:
       units: width of the output; None for the identity.
-      kernel_initializer: of `W_T`.
-      bias_initializer: of `b_T`.
+      kernel_initializer: initialiser of `W_T`.
+      bias_initializer: initialiser of `b_T`.
 
     Call arguments:
       z: projected inputs, `[batch, time, dim]`.
@@ -110,7 +110,7 @@ class TinyRangeEncoder(Encoder):
       [[[1. 2.]]]
 
     Reference:
-      M3 (arXiv 1902.08588); the form is recalled, not checked against the paper's text.
+      M3 (arXiv 1902.08588); the form is recalled, not verified in the paper.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class TinyRangeEncoder(Encoder):
         self.built = True
 
     def call(self, z: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
-        """Encodes every step by itself."""
+        """Encodes every step on its own."""
         z = zero_padding(tf.cast(z, self.compute_dtype), mask)
         if self.units is not None:
             z = tf.tensordot(z, tf.convert_to_tensor(self.W_T), 1) + self.b_T
@@ -161,7 +161,7 @@ class ShortRangeEncoder(Encoder):
       units: width of the output.
       kind: `gru` (with reset after the matrix product, as in Keras), `lstm` or `convolution`.
       kernel_size: `k` of the convolution.
-      dilations: one convolution for each, one behind the other; the range is
+      dilations: the dilations of consecutive convolutions; their range is
         `1 + (k - 1) * sum(dilations)` events.
       activation: of the convolution.
       kernel_initializer: of the kernels.
@@ -184,7 +184,7 @@ class ShortRangeEncoder(Encoder):
       [1. 3. 6.]
 
     Reference:
-      M3 (arXiv 1902.08588); which cell, which `k` and which activation are recalled or chosen.
+      M3 (arXiv 1902.08588); cell, `k` and activation are recalled or chosen.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class ShortRangeEncoder(Encoder):
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self._rnn: Any = None
         if kind != "convolution":
-            # Not the GRU and LSTM layers: those compile anew at every training step under XLA.
+            # Not the GRU and LSTM layers, which XLA compiles again at every training step.
             policy = policy_of(self)
             cell = keras.layers.GRUCell if kind == "gru" else keras.layers.LSTMCell
             self._rnn = keras.layers.RNN(
@@ -248,12 +248,12 @@ class ShortRangeEncoder(Encoder):
         self.built = True
 
     def call(self, z: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
-        """Encodes every step with the steps just before it."""
+        """Encodes every step with the steps right before it."""
         z = zero_padding(tf.cast(z, self.compute_dtype), mask)
         if self._rnn is not None:
             return zero_padding(self._rnn(z, mask=mask), mask)
         for kernel, bias, dilation in zip(self.kernels, self.biases, self.dilations, strict=True):
-            # As one matrix product: the CPU kernels have no gradient of a dilated convolution.
+            # One matrix product: the CPU kernels have no gradient of a dilated convolution.
             matrix = tf.reshape(tf.convert_to_tensor(kernel), [-1, self.units])
             z = tf.tensordot(windows(z, self.kernel_size, dilation), matrix, 1) + bias
             z = zero_padding(self.activation(z), mask)
@@ -281,10 +281,10 @@ class LongRangeEncoder(Encoder):
 
     Args:
       units: width of the output; None for that of the input.
-      key_dim: `d_k`; the input's width if left out.
-      projections: learn `W_Q` and `W_K`; without them queries and keys are the inputs.
-      learn_values: learn `W_V` also where the input is as wide as the output; otherwise it is
-        the identity there.
+      key_dim: `d_k`; the width of the input by default.
+      projections: learn `W_Q` and `W_K`; otherwise queries and keys are the inputs.
+      learn_values: learn `W_V` even if the input is as wide as the output; otherwise it is the
+        identity in this case.
       kernel_initializer: of the matrices.
 
     Call arguments:
@@ -305,7 +305,7 @@ class LongRangeEncoder(Encoder):
         [0.    1.888]]]
 
     Reference:
-      M3 (arXiv 1902.08588); the form is recalled, not checked against the paper's text.
+      M3 (arXiv 1902.08588); the form is recalled, not verified in the paper.
     """
 
     def __init__(
@@ -346,7 +346,7 @@ class LongRangeEncoder(Encoder):
         z = zero_padding(tf.cast(z, self.compute_dtype), mask)
         queries = z if self.W_Q is None else tf.tensordot(z, tf.convert_to_tensor(self.W_Q), 1)
         keys = z if self.W_K is None else tf.tensordot(z, tf.convert_to_tensor(self.W_K), 1)
-        # The softmax of a long history needs float32 whatever the compute dtype is.
+        # The softmax of a long history needs float32.
         scale = tf.sqrt(tf.cast(tf.shape(queries)[-1], tf.float32))
         scores = wide(tf.matmul(queries, keys, transpose_b=True))
         scores = scores / tf.cast(scale, scores.dtype)
@@ -390,7 +390,7 @@ class ContextualGate(keras.layers.Layer):
       bias_initializer: of `b_G`.
 
     Call arguments:
-      u: what decides, `[batch, time, dim]`: the contexts of the event and of the request
+      u: inputs of the gate, `[batch, time, dim]`: the contexts of the event and of the request
         (contextual), or the projected inputs (bottom switch).
 
     Returns:
@@ -406,7 +406,7 @@ class ContextualGate(keras.layers.Layer):
       [[[0.333 0.333 0.333]]]
 
     Reference:
-      M3 (arXiv 1902.08588); that context drives a learned gate is verified, its form recalled.
+      M3 (arXiv 1902.08588); the learned gate from the context is verified, its form recalled.
     """
 
     def __init__(
@@ -460,7 +460,7 @@ class ContextualGate(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tfrz")
 class MultiTemporalRangeMixture(keras.layers.Layer):
-    """M3's middle: encoders of several ranges on the same inputs, weighted by a gate.
+    """Encoders of several ranges on the same inputs, weighted by a gate: the core of M3.
 
     Formula: `z_t^mix = sum_k G_t^k SE_t^k` over the encoders k.
 
@@ -476,14 +476,14 @@ class MultiTemporalRangeMixture(keras.layers.Layer):
 
     Call arguments:
       z: projected inputs, `[batch, time, dim]`.
-      u: what decides the gates, `[batch, time, any]`; `z` if left out (bottom switch).
+      u: inputs of the gate, `[batch, time, any]`; `z` if left out (bottom switch).
       mask: boolean `[batch, time]`, True for real events; all if left out.
 
     Returns:
       `[batch, time, units]`, in the layer's compute dtype; zeros at padded steps.
 
     Raises:
-      ValueError: a last dimension is unknown, or `identity` is asked for and the widths differ.
+      ValueError: a last dimension is unknown, or `identity` is true and the widths differ.
       ConfigError: an argument is out of its range.
 
     Example:
@@ -492,8 +492,8 @@ class MultiTemporalRangeMixture(keras.layers.Layer):
       TensorShape([2, 7, 4])
 
     Reference:
-      M3 (arXiv 1902.08588); that such encoders are mixed by a contextual gate is verified, the
-      equations are recalled.
+      M3 (arXiv 1902.08588); the contextual gate over such encoders is verified, the equations are
+      recalled.
     """
 
     def __init__(
@@ -555,8 +555,8 @@ class MultiTemporalRangeMixture(keras.layers.Layer):
     def call(
         self, z: tf.Tensor, u: tf.Tensor | None = None, mask: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """Mixes what the encoders make of `z`."""
-        # Keras hands one mask for each argument where several tensors are called with.
+        """The gated sum of the encodings of `z`."""
+        # Keras passes a mask for each argument of a call with several tensors.
         if isinstance(mask, list | tuple):
             mask = mask[0]
         gates = self.gates(z, u, mask)

@@ -1,11 +1,11 @@
-"""Knowledge distillation: what a teacher's outputs become, and the losses of a student.
+"""Knowledge distillation: targets from the logits of a teacher, and losses of a student.
 
-A teacher is known by its logits, which never get a gradient. Its softened class probabilities, or a
-distribution that keeps only a part of what they say (`soft_targets`), are the targets of
-`distillation_loss`; one logit of a click needs neither (`binary_distillation_loss`). The weight
-lambda is that of the teacher's term: with 0 there is no teacher. Half of the literature uses the
-letter for the other term. All functions raise `InputError` for shapes other than those that they
-document.
+Logits of a teacher never receive a gradient. The targets of `distillation_loss` are the softened
+probabilities of the teacher, or a distribution that keeps a part of their information
+(`soft_targets`). The single logit of a click has a loss of its own (`binary_distillation_loss`).
+lambda is the weight of the teacher's term: 0 is training without a teacher. Half of the literature
+uses the letter for the other term. All functions raise `InputError` for shapes other than those
+that they document.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _checked_temperature(temperature: float) -> float:
 
 
 def _scale(weight: float, temperature: float, scale: str) -> float:
-    """s_T; checks the three arguments that all losses share."""
+    """s_T, after checking the three arguments that all losses share."""
     _checked_temperature(temperature)
     require(0 <= weight <= 1, "weight", f"must be 0 to 1, not {weight}")
     require(scale in SCALES, "scale", f"must be one of {', '.join(SCALES)}, not {scale!r}")
@@ -46,20 +46,19 @@ def _num_classes(values: tf.Tensor, where: str) -> int:
     require(
         count >= 2,
         where,
-        f"needs at least 2 classes, not {count}: one logit has no wrong classes to tell apart "
-        "(binary_distillation_loss takes it)",
+        f"needs at least 2 classes, not {count}: use binary_distillation_loss for one logit",
     )
     return count
 
 
 def _own(labels: tf.Tensor, classes: int) -> tf.Tensor:
-    """Where the true class is, boolean `[..., classes]`."""
+    """Whether a class is the true one, boolean `[..., classes]`."""
     labels = tf.convert_to_tensor(labels)
     return tf.equal(labels[..., None], tf.range(classes, dtype=labels.dtype))
 
 
 def _placed(own: tf.Tensor, probabilities: tf.Tensor, shares: Any) -> tf.Tensor:
-    """The true class as it is; what the others have together, in the given shares."""
+    """The probability of the true class, and that of all others split by the given shares."""
     others = tf.where(own, tf.zeros_like(probabilities), probabilities)
     missed = tf.reduce_sum(others, axis=-1, keepdims=True)
     return tf.where(own, probabilities, missed * shares)
@@ -70,7 +69,7 @@ def _alike(class_vectors: Any, sharpness: float | None, classes: int, dtype: Any
     require(
         class_vectors is not None,
         "class_vectors",
-        "needed for class relations: the teacher's last layer, one row a class",
+        "needed for class relations: the last layer of the teacher, one row for each class",
     )
     require(
         sharpness is not None and 0 < sharpness < math.inf,
@@ -81,14 +80,14 @@ def _alike(class_vectors: Any, sharpness: float | None, classes: int, dtype: Any
     require(
         vectors.shape.rank == 2 and vectors.shape[0] in (None, classes),
         "class_vectors",
-        f"must be [{classes}, dim], one row a class, not {vectors.shape}",
+        f"must be [{classes}, dim], one row for each class, not {vectors.shape}",
     )
     vectors = tf.math.l2_normalize(tf.cast(vectors, dtype), axis=-1, epsilon=1e-30)
     return tf.matmul(vectors, vectors, transpose_b=True) / tf.constant(sharpness, dtype)
 
 
 def _largest(values: tf.Tensor, k: int) -> tf.Tensor:
-    """Where the k largest are, boolean; of equal ones those that come first."""
+    """Whether a value is among the k largest; the first ones among equal values."""
     least = tf.math.top_k(values, k, sorted=True).values[..., -1:]
     above = values > least
     ties = tf.equal(values, least)
@@ -105,27 +104,27 @@ def soft_targets(
     class_vectors: Any = None,
     sharpness: float | None = None,
 ) -> tf.Tensor:
-    """What a student learns from: the teacher's distribution, or one that keeps a part of it.
+    """The distribution of a teacher, or one that keeps a part of its information.
 
     Formula, with q = softmax(v / T), t the true class and K classes:
 
         full                q
-        label_smoothing     1 / K                                  nothing of the teacher
-        partial             q_t; (1 - q_t) / (K - 1) elsewhere     how sure it is of the example
-        similarity          sim_k = softmax_k(cos(w_t, w_k) / alpha)     which classes are alike
+        label_smoothing     1 / K                                  none of the teacher's
+        partial             q_t; (1 - q_t) / (K - 1) elsewhere     its confidence in the example
+        similarity          sim_k = softmax_k(cos(w_t, w_k) / alpha)     relations of classes
         partial_similarity  q_t; (1 - q_t) sim_k / sum_{j != t} sim_j elsewhere
         topk                q on its k largest, equal shares of the rest elsewhere
 
-    The temperature is applied to q alone, before anything is made of it.
+    The temperature is applied to q, before the other formulas.
 
     Args:
       kind: one of the six.
       teacher_logits: v, `[..., classes]`.
-      labels: t, whole numbers `[...]`. A label outside the k largest gets the shared rest.
+      labels: t, integers `[...]`. With `topk`, a label outside the k largest has the shared rest.
       temperature: T.
-      k: of `topk`; equal values are taken in the order of the classes. With all classes, or all
+      k: number of classes for `topk`, the first ones among equal values. With all classes, or all
         but one, it is `full`.
-      class_vectors: w, the teacher's, `[classes, dim]`: the kernel of its last layer, transposed.
+      class_vectors: w of the teacher, `[classes, dim]`: the transposed kernel of its last layer.
       sharpness: alpha of the two kinds with class relations.
 
     Returns:
@@ -189,18 +188,18 @@ def distillation_loss(
     Formula: `(1 - lambda) CE(y, softmax(z)) + lambda s_T CE(rho, softmax(z / T))`.
 
     The gradient is `(1 - lambda)(p - y) + lambda (s_T / T)(softmax(z / T) - rho)`: with s_T = T^2
-    the teacher's part keeps its size at high temperatures, with s_T = 1 it falls as 1 / T^2.
+    the teacher's term keeps its size at high temperatures, with s_T = 1 it falls as 1 / T^2.
 
     Args:
       student_logits: z, `[..., classes]`.
       labels: whole numbers `[...]`.
-      targets: rho, `[..., classes]`, of `soft_targets` at the same temperature.
+      targets: rho, `[..., classes]`, from `soft_targets` at the same temperature.
       weight: lambda of the teacher's term, 0 to 1.
       temperature: T.
       scale: s_T: `squared` for T^2, or `one`.
 
     Returns:
-      `[...]`, float32 (float64 for logits of float64): one loss an example, not their mean.
+      `[...]`, float32 (float64 for logits of float64): a loss for each example, not their mean.
 
     Raises:
       ConfigError: a temperature of 0 or less, a weight outside 0 to 1, an unknown scale.
@@ -219,7 +218,7 @@ def distillation_loss(
     require_shape(logits.shape[:-1], labels=labels)
     require_shape(logits.shape, targets=targets)
     hard = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-    if weight == 0:  # Not multiplied by 0: a teacher without a number changes nothing either.
+    if weight == 0:  # Without a product: 0 times NaN is NaN.
         return hard
     rho = tf.stop_gradient(tf.cast(targets, logits.dtype))
     soft = -tf.reduce_sum(rho * tf.nn.log_softmax(logits / temperature), axis=-1)
@@ -239,13 +238,13 @@ def binary_distillation_loss(
     Formula: `(1 - lambda) BCE(y, sigma(s)) + lambda s_T BCE(sigma(u / T), sigma(s / T))`.
 
     At T = 1 this is the log loss of the soft label `(1 - lambda) y + lambda sigma(u)`: the student
-    inherits the teacher's bias, times lambda. At other temperatures it is not calibrated either.
+    inherits lambda times the bias of the teacher. Other temperatures do not calibrate it either.
 
     Args:
       student_logits: s, `[...]`, one logit an example.
-      labels: y, `[...]`, 0 to 1; whole numbers or not.
-      teacher_logits: u, `[...]`, on the scale of s: if either model saw negatives sampled at rate
-        w, add log w to its logits first.
+      labels: y, `[...]`, 0 to 1, also fractions.
+      teacher_logits: u, `[...]`, on the scale of s: if a model was trained on negatives sampled at
+        rate w, add log w to its logits first.
       weight: lambda of the teacher's term, 0 to 1.
       temperature: T.
       scale: s_T: `squared` for T^2, or `one`.
@@ -278,7 +277,7 @@ def binary_distillation_loss(
 
 
 def _log_missed(logits: tf.Tensor, own: tf.Tensor) -> tf.Tensor:
-    """`log(1 - p_t)` of softmax, exact for the surest of students."""
+    """`log(1 - p_t)` of softmax, exact also for p_t near 1."""
     logs = tf.nn.log_softmax(logits)
     return tf.reduce_logsumexp(tf.where(own, tf.constant(_FAR, logs.dtype), logs), axis=-1)
 
@@ -291,12 +290,12 @@ def rescaling_factor(
     temperature: float = 1.0,
     scale: Scale = "squared",
 ) -> tf.Tensor:
-    """How much a teacher changes the push on each example's true class.
+    """How much a teacher changes the gradient of the true class of each example.
 
     Formula: `omega = (1 - lambda) + lambda (s_T / T) (rho_t - softmax(z / T)_t) / (1 - p_t)`, the
     gradient of `distillation_loss` by z_t over that of the cross-entropy. At T = 1 it is
-    `1 - lambda (1 - rho_t) / (1 - p_t)`: it rises with the teacher's confidence, is 1 for a teacher
-    without doubt, and negative for one that is much less sure than the student. Clip it before
+    `1 - lambda (1 - rho_t) / (1 - p_t)`: it rises with the confidence of the teacher, is 1 for full
+    confidence, and negative if the teacher is much less confident than the student. Clip it before
     using it as a weight.
 
     Args:
@@ -311,7 +310,7 @@ def rescaling_factor(
       omega, `[...]`, without a gradient.
 
     Raises:
-      ConfigError: as `distillation_loss`, and logits of a single class.
+      ConfigError: as in `distillation_loss`, and for logits of a single class.
 
     Example:
       >>> z, v = tf.constant([[1.0, 0.2, -0.5, 0.1]]), tf.constant([[2.5, 1.5, -1.0, 0.0]])
@@ -329,7 +328,7 @@ def rescaling_factor(
     rho = tf.stop_gradient(tf.cast(targets, logits.dtype))
     own = _own(labels, _num_classes(logits, "student_logits"))
     missed = _log_missed(logits, own)
-    # Of the probabilities that are not the true class': 1 - p_t of a sure student has no digits.
+    # From the other classes: 1 - p_t has no digits left for p_t near 1.
     taught = tf.math.log(tf.reduce_sum(tf.where(own, tf.zeros_like(rho), rho), axis=-1))
     relative = tf.exp(_log_missed(logits / temperature, own) - missed) - tf.exp(taught - missed)
     return (1 - weight) + weight * factor / temperature * relative
@@ -343,7 +342,7 @@ def binary_rescaling_factor(
     temperature: float = 1.0,
     scale: Scale = "squared",
 ) -> tf.Tensor:
-    """`rescaling_factor` of models with one logit.
+    """`rescaling_factor` for models with one logit.
 
     Formula, at T = 1: `1 - lambda (1 - q) / (1 - p)` for clicks, `1 - lambda q / p` for others.
 
@@ -359,7 +358,7 @@ def binary_rescaling_factor(
       omega, `[...]`, without a gradient.
 
     Raises:
-      ConfigError: as `binary_distillation_loss`.
+      ConfigError: as in `binary_distillation_loss`.
 
     Example:
       >>> s, u, y = tf.constant([0.4]), tf.constant([-1.2]), tf.constant([1.0])
@@ -389,11 +388,11 @@ class SplitDivergence(NamedTuple):
 def split_divergence(
     student_logits: tf.Tensor, labels: tf.Tensor, targets: tf.Tensor
 ) -> SplitDivergence:
-    """What of KL(rho || p) is about the true class, and what about the others' shares.
+    """Splits KL(rho || p) into a part of the true class and a part of the other classes.
 
     Formula: `KL(rho || p) = KL((rho_t, 1 - rho_t) || (p_t, 1 - p_t)) + (1 - rho_t) KL(rho^ || p^)`
-    with rho^ and p^ over the wrong classes alone. The first part knows label smoothing and
-    re-weighting, the second class relations, weighted by the teacher's doubt.
+    with rho^ and p^ over the wrong classes alone. Label smoothing and re-weighting change the first
+    part, relations of classes the second, which is weighted by the teacher's doubt.
 
     Args:
       student_logits: z, `[..., classes]`; both parts have a gradient by them.
@@ -433,17 +432,17 @@ def split_divergence(
 
 
 def position_weights(length: int, decay: float, dtype: Any = tf.float32) -> tf.Tensor:
-    """Weights of a teacher's list: the first places count most.
+    """Weights of the places of a teacher's list, falling from the first.
 
     Formula: `w_r = exp(-r / decay) / sum_s exp(-s / decay)`, r from 1.
 
     Args:
       length: places of the list.
-      decay: lambda of the paper, above 0; large for equal weights.
-      dtype: of the result.
+      decay: lambda of the paper, above 0; large for nearly equal weights.
+      dtype: dtype of the result.
 
     Returns:
-      `[length]`, of sum 1.
+      `[length]`, with sum 1.
 
     Raises:
       ConfigError: a length below 1, a decay of 0 or less.
@@ -453,7 +452,7 @@ def position_weights(length: int, decay: float, dtype: Any = tf.float32) -> tf.T
       [0.6364 0.2341 0.0861 0.0317 0.0117]
 
     Reference:
-      Tang and Wang, "Ranking Distillation" (KDD 2018), as its public code has it.
+      Tang and Wang, "Ranking Distillation" (KDD 2018), after its public code.
     """
     require(length >= 1, "length", "must be at least 1")
     require(0 < decay < math.inf, "decay", f"must be above 0, not {decay}")
@@ -463,21 +462,22 @@ def position_weights(length: int, decay: float, dtype: Any = tf.float32) -> tf.T
 def discrepancy_weights(
     candidate_scores: tf.Tensor, sampled_scores: tf.Tensor, num_items: int, sharpness: float
 ) -> tf.Tensor:
-    """Weights of a teacher's list by how far down the student still has each item.
+    """Weights of the places of a teacher's list by the distance of the student's ranks.
 
     Formula: `max(0, tanh(mu (rank_r - (r - 1))))` for the places r from 1, where
     `rank_r = floor((num_items - 1) * share of the sampled items that the student scores above r)`.
-    An item that stands high enough already has the weight 0.
+    The weight is 0 for an item that the student already ranks high enough.
 
     Args:
-      candidate_scores: the student's, of the teacher's list in its order, `[..., length]`.
-      sampled_scores: the student's, of items drawn at random, `[..., n]`.
-      num_items: of the catalogue.
+      candidate_scores: scores of the student for the teacher's list in its order,
+        `[..., length]`.
+      sampled_scores: scores of the student for items drawn at random, `[..., n]`.
+      num_items: number of items in the catalogue.
       sharpness: mu.
 
     Returns:
-      `[..., length]`, float32 or float64, 0 to 1, without a gradient. To be multiplied with
-      `position_weights`; the product is not normalised, so that the teacher's part shrinks as the
+      `[..., length]`, float32 or float64, 0 to 1, without a gradient. Multiply them by
+      `position_weights`; the product is not normalised, so that the teacher's term shrinks as the
       student improves.
 
     Raises:
@@ -489,7 +489,7 @@ def discrepancy_weights(
       [[0.     0.3799]]
 
     Reference:
-      Tang and Wang, "Ranking Distillation" (KDD 2018), as its public code has it: places count
+      Tang and Wang, "Ranking Distillation" (KDD 2018), after its public code, where places count
       from 0 here and from 1 in `position_weights`.
     """
     require(num_items >= 1, "num_items", "must be at least 1")
@@ -498,7 +498,7 @@ def discrepancy_weights(
     require_shape([*scores.shape[:-1], None], sampled_scores=others)
     above = tf.cast(others[..., None, :] > scores[..., :, None], tf.int64)
     drawn = tf.shape(others, tf.int64)[-1]
-    # In whole numbers, so that floor never falls short of a whole rank.
+    # In integers, so that floor never falls below an integer rank.
     rank = (num_items - 1) * tf.reduce_sum(above, axis=-1) // tf.maximum(drawn, 1)
     place = tf.range(tf.shape(scores, tf.int64)[-1])
     ahead = tf.cast(rank - place, scores.dtype)
@@ -508,15 +508,15 @@ def discrepancy_weights(
 def ranking_distillation_loss(
     candidate_scores: tf.Tensor, weights: tf.Tensor, mask: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """The items that a teacher ranks highest count as weighted positives.
+    """Log loss with the items that a teacher ranks highest as weighted positives.
 
-    Formula: `- sum_r w_r log sigma(s_r)`, to be added, times alpha, to the loss of the labels.
+    Formula: `- sum_r w_r log sigma(s_r)`; add it, times alpha, to the loss of the labels.
 
     Args:
-      candidate_scores: s, the student's, of the teacher's best unobserved items in its order,
-        `[..., length]`.
-      weights: w, `[length]` or `[..., length]`: `position_weights`, from some epoch on times
-        `discrepancy_weights`.
+      candidate_scores: s, scores of the student for the teacher's best unobserved items in its
+        order, `[..., length]`.
+      weights: w, `[length]` or `[..., length]`: `position_weights`, multiplied by
+        `discrepancy_weights` from some epoch on.
       mask: boolean `[..., length]`, False for padding.
 
     Returns:
@@ -528,7 +528,7 @@ def ranking_distillation_loss(
       [0.6931]
 
     Reference:
-      Tang and Wang, "Ranking Distillation" (KDD 2018), as its public code has it.
+      Tang and Wang, "Ranking Distillation" (KDD 2018), after its public code.
     """
     scores = wide(candidate_scores)
     require_fit(scores.shape, weights=weights)
@@ -547,13 +547,13 @@ def relaxed_ranking_loss(
     mask: tf.Tensor | None = None,
     uninteresting_mask: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Negative log-likelihood of a teacher's order, in which the uninteresting only come last.
+    """Negative log-likelihood of a teacher's order of interesting items before all others.
 
-    Formula: `- sum_i [ S1_i - log( sum_{j >= i} exp S1_j + sum_l exp S2_l ) ]`: Plackett-Luce of
-    the interesting items ahead of all others, whose own order is left open.
+    Formula: `- sum_i [ S1_i - log( sum_{j >= i} exp S1_j + sum_l exp S2_l ) ]`: Plackett-Luce for
+    the interesting items before all others, whose order does not count.
 
     Args:
-      interesting: S1, the student's scores in the teacher's order, `[..., length]`.
+      interesting: S1, scores of the student in the order of the teacher, `[..., length]`.
       uninteresting: S2, `[..., n]`; None or n = 0 for none.
       mask: boolean `[..., length]`, False for padding.
       uninteresting_mask: boolean `[..., n]`, False for padding.
@@ -567,7 +567,7 @@ def relaxed_ranking_loss(
       [2.3505]
 
     Reference:
-      Kang et al., "DE-RRD" (CIKM 2020), through logarithms: its code overflows for scores from 88.
+      Kang et al., "DE-RRD" (CIKM 2020), in logarithms: its code overflows for scores from 88 on.
     """
     first = wide(tf.convert_to_tensor(interesting))
     far = tf.constant(_FAR, first.dtype)

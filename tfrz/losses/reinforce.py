@@ -1,4 +1,4 @@
-"""REINFORCE from logs of other policies: returns, importance weights, the top-K multiplier.
+"""REINFORCE from logs of other policies: returns, importance weights, top-K multiplier.
 
 All functions raise `InputError` for shapes other than those that they document.
 """
@@ -14,14 +14,14 @@ import tensorflow as tf
 from tfrz.config import require
 from tfrz.shapes import require_fit, require_shape, shape_of
 
-# Of the paper: e^3.
+# e^3, as in the paper.
 DEFAULT_CAP = math.exp(3.0)
 
 
 def discounted_returns(
     rewards: tf.Tensor, gamma: float, mask: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """The discounted reward from each step on.
+    """The discounted sum of rewards from each step on.
 
     Formula: `R_t = sum_{t' >= t} gamma^(t' - t) r_t'`.
 
@@ -51,7 +51,7 @@ def discounted_returns(
 
 
 def top_k_multiplier(log_pi: tf.Tensor, k: int) -> tf.Tensor:
-    """What turns the gradient for one draw into that for a page of K draws.
+    """The factor from the gradient of one draw to the gradient of a page of K draws.
 
     Formula: `lambda_K = d alpha / d pi = K (1 - pi)^(K - 1)` with `alpha = 1 - (1 - pi)^K`.
 
@@ -60,7 +60,7 @@ def top_k_multiplier(log_pi: tf.Tensor, k: int) -> tf.Tensor:
       k: K.
 
     Returns:
-      As `log_pi`; ones for K = 1.
+      Of the shape of `log_pi`; ones for K = 1.
 
     Example:
       >>> log_pi = tf.math.log(tf.constant([0.01, 0.1, 0.5]))
@@ -73,7 +73,7 @@ def top_k_multiplier(log_pi: tf.Tensor, k: int) -> tf.Tensor:
     require(k >= 1, "k", "must be at least 1")
     if k == 1:
         return tf.ones_like(log_pi)
-    # (1 - pi)^(K - 1) through the logarithm: it is far below the smallest float for pi near 1.
+    # (1 - pi)^(K - 1) from its logarithm: it is far below the smallest float for pi near 1.
     miss = -tf.math.expm1(tf.minimum(log_pi, 0.0))
     power = (k - 1) * tf.math.log(tf.maximum(miss, tf.constant(1e-30, log_pi.dtype)))
     return tf.where(miss > 0, k * tf.exp(power), tf.zeros_like(power))
@@ -82,17 +82,17 @@ def top_k_multiplier(log_pi: tf.Tensor, k: int) -> tf.Tensor:
 def importance_weights(
     log_pi: tf.Tensor, log_beta: tf.Tensor, cap: float | None = None
 ) -> tf.Tensor:
-    """How much likelier the policy takes the logged action than the logger did.
+    """The probability of the logged action under the policy, divided by that of the logger.
 
-    Formula: `omega = min(pi / beta, c)`, no cap for None.
+    Formula: `omega = min(pi / beta, c)`.
 
     Args:
       log_pi: log-probability of the action under the policy, any shape.
       log_beta: the same under the logger.
-      cap: c.
+      cap: c; None for no cap.
 
     Returns:
-      As `log_pi`, without a gradient.
+      Of the shape of `log_pi`, without a gradient.
 
     Example:
       >>> pi, beta = tf.math.log([0.05, 0.2]), tf.math.log([0.001, 0.4])
@@ -109,16 +109,16 @@ def importance_weights(
 
 
 def normalized_weights(weights: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
-    """Normalised importance sampling: weights that sum to 1 over the batch.
+    """Normalised importance weights, which sum to 1 over the batch.
 
     Formula: `omega_i / sum_j omega_j`.
 
     Args:
       weights: omega, any shape.
-      mask: boolean, as `weights`; False for what does not count.
+      mask: boolean, of the shape of `weights`; False for weights that do not count.
 
     Returns:
-      As `weights`.
+      Of the shape of `weights`.
 
     Example:
       >>> print(normalized_weights(tf.constant([0.5, 2.0, 0.1, 1.4])).numpy().round(4))
@@ -144,16 +144,17 @@ def sampled_log_prob(
     log_expected: Any = 0.0,
     hits: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """The log-probability of an action by a sampled softmax: what importance weights may use.
+    """The log-probability of an action by a sampled softmax, for importance weights.
 
     Formula: `log pi^ = l_a - log(exp(l_a) + sum_j exp(l_j - log(S q_j)))`: the positive is not
-    corrected, so that the sum estimates the whole partition function. Few negatives over-estimate
-    pi. The loss of `sampled_policy_loss`, read as a probability, would be many times too large.
+    corrected, so that the sum estimates the full partition function. With few negatives pi is
+    over-estimated. (`sampled_policy_loss`, taken as a probability, is many times too large.)
 
     Args:
       positive_logit: l_a, `[...]`.
       negative_logits: l_j, `[..., S]`.
-      log_expected: `log(S q_j)`, how often each negative is expected, `[S]` or `[..., S]`.
+      log_expected: `log(S q_j)`, the log of the expected count of each negative, `[S]` or
+        `[..., S]`.
       hits: boolean `[..., S]`, True where a negative is the action itself.
 
     Returns:
@@ -180,7 +181,7 @@ def sampled_policy_loss(
     log_expected: Any = 0.0,
     hits: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """The negative log-likelihood of an action by a sampled softmax: what a head is trained by.
+    """The negative log-likelihood of an action by a sampled softmax, for training a head.
 
     Formula: with `o = l - log(S q)` for the action and for the negatives alike,
     `-o_a + log(exp(o_a) + sum_j exp(o_j))`. It is not the logarithm of a probability.
@@ -215,16 +216,16 @@ class TopKOffPolicyReinforce:
         coef = sg(min(pi / beta, c) K (1 - pi)^(K - 1) R)
         L_pi = -coef log pi(a | s)
 
-    Its gradient is that of the expected reward of a page of K draws, to first order in how far the
-    policy is from the logger. The logger's head gets no gradient from it.
+    Its gradient is that of the expected reward of a page of K draws, to first order in the distance
+    of the policy from the logger. The head of the logger gets no gradient from it.
 
     Args:
       k: K, draws of a page; 1 for one recommendation.
       cap: c; None for none.
       weights: `capped` (pi / beta, capped), `normalized` (the same divided by their sum and times
         the number of steps), or `none` (the naive gradient of the logs, biased).
-      multiplier: `lambda`, or `alpha` (alpha / pi: what public code uses; not the gradient of the
-        page's reward).
+      multiplier: `lambda`, or `alpha` (alpha / pi as in public code, which is not the gradient of
+        the reward of the page).
       cap_after: cap the product of weight and multiplier instead of the weight.
 
     Raises:
@@ -263,11 +264,11 @@ class TopKOffPolicyReinforce:
         returns: tf.Tensor,
         mask: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        """What multiplies the gradient of each log-probability; has no gradient itself.
+        """The coefficients of the gradients of log-probabilities, without a gradient.
 
         Args:
-          log_pi: of the logged actions, `[batch, time]`.
-          log_beta: the same under the logger, a head's or the logged propensity's.
+          log_pi: log-probability of the logged actions, `[batch, time]`.
+          log_beta: the same under the logger, from a head or from logged propensities.
           returns: R, `[batch, time]`.
           mask: boolean `[batch, time]`, True for steps that count; all if left out.
         """
@@ -289,7 +290,7 @@ class TopKOffPolicyReinforce:
             rare = pi < 1e-30
             limit = tf.fill(tf.shape(pi), tf.constant(self.k, pi.dtype))
             factor = tf.where(rare, limit, hit / tf.where(rare, tf.ones_like(pi), pi))
-        # An uncapped weight may be infinite where nothing is to be learnt.
+        # An uncapped weight may be infinite where the factor is 0.
         omega = tf.math.multiply_no_nan(omega, factor)
         if self.cap_after and self.cap is not None:
             omega = tf.minimum(omega, tf.constant(self.cap, omega.dtype))
@@ -313,13 +314,13 @@ class TopKOffPolicyReinforce:
           log_beta: the same under the logger.
           returns: R, `[batch, time]`.
           mask: boolean `[batch, time]`, True for steps that count; all if left out.
-          losses: what the coefficients multiply, `-log pi` if left out; the loss form of a sampled
-            softmax goes here.
+          losses: the losses to multiply by the coefficients; `-log pi` by default. Pass
+            `sampled_policy_loss` for a sampled softmax.
         """
         require_shape(shape_of(log_pi), losses=losses)
         coefficients = self.coefficients(log_pi, log_beta, returns, mask)
         losses = -log_pi if losses is None else losses
-        # Where nothing is weighed, whatever stands there (a padded step's -inf) is not looked at.
+        # A loss without weight, for example -inf at a padded step, must not become 0 times -inf.
         counted = tf.not_equal(coefficients, 0)
         safe = tf.where(counted, losses, tf.zeros_like(losses))
         return coefficients * safe
@@ -336,10 +337,10 @@ class TopKOffPolicyReinforce:
 
 
 def behavior_loss(log_beta: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
-    """Negative log-likelihood of every action that was shown, rewarded or not, `[batch, time]`.
+    """Negative log-likelihood of every logged action, rewarded or not, `[batch, time]`.
 
     Args:
-      log_beta: log-probability under the logger's head, whose state has its gradient stopped.
+      log_beta: log-probability under the head of the logger, which stops the gradient of its state.
       mask: boolean `[batch, time]`, True for real steps; all if left out.
 
     Reference:

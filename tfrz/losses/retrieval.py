@@ -1,4 +1,4 @@
-"""Softmax over items, whole or sampled: the losses of next-item prediction.
+"""Full and sampled softmax over items: the losses of next-item prediction.
 
 Items have ids 1..V by falling frequency; id 0 is padding and never a candidate. All functions
 raise `InputError` for shapes other than those that they document.
@@ -29,9 +29,9 @@ def softmax_loss(
 
     Args:
       hidden: h, `[..., dim]`.
-      items: Q of the ids 1..V, `[V, dim]`.
+      items: Q of ids 1..V, `[V, dim]`.
       bias: b, `[V]`.
-      targets: ids, `[...]`; any loss where it is not one of 1..V is meaningless but finite.
+      targets: ids, `[...]`; the loss of an id outside 1..V is meaningless but finite.
 
     Returns:
       `[...]`, float32.
@@ -42,7 +42,7 @@ def softmax_loss(
       [0.6931]
 
     Reference:
-      M3 (arXiv 1902.08588), the training objective as recalled.
+      M3 (arXiv 1902.08588); the training objective is recalled.
     """
     require_shape([None, None], items=items)
     require_shape(shape_of(items)[:1], bias=bias)
@@ -70,7 +70,7 @@ def sampled_softmax_loss(
     Args:
       target_logits: `[...]`.
       negative_logits: `[..., n]`.
-      hits: boolean `[..., n]`, True where a negative is the target; it is left out.
+      hits: boolean `[..., n]`, True where a negative is the target and is left out.
       target_correction: subtracted from the target's logit; `log(n q(y))`, or 0.
       negative_correction: subtracted from each negative's logit, `[n]` or `[..., n]`.
 
@@ -101,12 +101,12 @@ def candidate_softmax_loss(
 ) -> tf.Tensor:
     """Negative log-likelihood of each row's target among candidates that all rows share.
 
-    The first candidates are the targets of the batch, in its order; further ones may follow. With
-    the targets alone this is the in-batch softmax, with more of them mixed negative sampling.
+    The first candidates are the targets of the batch in its order; others may follow. With the
+    targets alone this is the in-batch softmax, with other candidates mixed negative sampling.
 
     Formula: with `o_bj = S(u_b, i_j) - log q_j`,
     `l_b = -o_bb + logsumexp_j o_bj`. A candidate that is the row's target again (an accidental hit)
-    is left out. If q is how often a candidate is expected, `sum_j exp(o_bj)` is an unbiased
+    is left out. If q is the expected count of a candidate, `sum_j exp(o_bj)` is an unbiased
     estimate of the sum of `exp(S)` over all items; the target is corrected like the others.
 
     Args:
@@ -143,7 +143,7 @@ def candidate_logits(
 ) -> tf.Tensor:
     """The corrected scores of `candidate_softmax_loss`, -1e9 for candidates that are left out.
 
-    The class of row b is b. A teacher's scores of the same candidates must go through it too.
+    The class of row b is b. Apply it to the scores of a teacher for the same candidates too.
 
     Args:
       scores: S, `[batch, candidates]`.
@@ -178,7 +178,7 @@ def candidate_logits(
 def log_expected_counts(
     counts: tf.Tensor, batch_size: Any, num_uniform: int = 0, floor: float = 1e-6
 ) -> tf.Tensor:
-    """How often each item is expected among the candidates of `candidate_softmax_loss`, as log q.
+    """The log of the expected count of each item, for `candidate_softmax_loss`.
 
     Formula: `log(B clip(p_i, floor, 1) + n / V)` with `p_i = counts_i / sum counts`: B targets
     drawn by frequency, n further candidates drawn uniformly from V items.
@@ -187,7 +187,7 @@ def log_expected_counts(
       counts: how often each item is a target in training, `[V]`.
       batch_size: B.
       num_uniform: n.
-      floor: least frequency.
+      floor: lowest frequency.
 
     Returns:
       `[V]`, float32.
@@ -200,14 +200,14 @@ def log_expected_counts(
 
 
 def focal_loss(losses: tf.Tensor, gamma: float) -> tf.Tensor:
-    """Losses of which the easy ones count less: `(1 - p)^gamma l` with `p = exp(-l)`.
+    """Losses with less weight for easy examples: `(1 - p)^gamma l` with `p = exp(-l)`.
 
     Args:
       losses: negative log-likelihoods, any shape.
       gamma: 0 changes nothing.
 
     Returns:
-      As `losses`.
+      Of the shape of `losses`.
 
     Example:
       >>> print(focal_loss(tf.constant([0.6931472, 4.0]), 2.0).numpy().round(4))
@@ -218,18 +218,18 @@ def focal_loss(losses: tf.Tensor, gamma: float) -> tf.Tensor:
     """
     if not gamma:
         return losses
-    # Away from 0, where a power below 1 has no slope.
+    # Not 0, where a power below 1 has no finite slope.
     miss = tf.maximum(-tf.math.expm1(-losses), tf.constant(1e-12, losses.dtype))
     return miss**gamma * losses
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
 class NegativeSampler(keras.layers.Layer):
-    """Draws item ids, the same for a whole batch, and knows how often each is expected.
+    """Draws item ids for a whole batch, with their expected counts.
 
     Formula: uniform `q(i) = 1/V`; log-uniform over the rank of popularity k = i - 1:
-    `q(i) = ln((k + 2)/(k + 1)) / ln(V + 1)`. With replacement, so that `n q(i)` is the expected
-    count. Draws are a function of (seed, step), made of operations that XLA compiles.
+    `q(i) = ln((k + 2)/(k + 1)) / ln(V + 1)`. Draws are with replacement, so that `n q(i)` is the
+    expected count. They are a function of (seed, step), in operations that XLA compiles.
 
     Args:
       num_items: V.
@@ -290,7 +290,7 @@ class NegativeSampler(keras.layers.Layer):
             return tf.random.stateless_uniform(
                 [self.num_sampled], seed, 1, self.num_items + 1, tf.int64, alg="philox"
             )
-        # From whole numbers: XLA makes other fractions of the same bits.
+        # From integers: XLA computes other fractions from the same bits.
         bits = tf.random.stateless_uniform(
             [self.num_sampled], seed, 0, 1 << 24, tf.int64, alg="philox"
         )

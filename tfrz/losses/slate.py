@@ -1,4 +1,4 @@
-"""Losses and rewards of slates: what a pointer network that re-ranks is trained by.
+"""Losses and rewards of slates, for training a pointer network that re-ranks.
 
 `scores` and `available` are those of `tfrz.layers.pointer.Slate`: `[batch, slate, list]`, a row of
 scores for each step. The one-step decoder has a single step, at which all candidates are available.
@@ -28,7 +28,7 @@ def _require_steps(scores: tf.Tensor, available: tf.Tensor, labels: tf.Tensor) -
 
 
 def _at_steps(labels: tf.Tensor, available: tf.Tensor) -> tf.Tensor:
-    """The labels of what is available at each step, zero elsewhere."""
+    """The labels of the candidates available at each step, zero elsewhere."""
     labels = wide(labels)[:, None, :]
     return tf.where(available, labels, tf.zeros_like(labels))
 
@@ -36,15 +36,15 @@ def _at_steps(labels: tf.Tensor, available: tf.Tensor) -> tf.Tensor:
 def step_cross_entropy(
     scores: tf.Tensor, available: tf.Tensor, labels: tf.Tensor, normalizer: str = "remaining"
 ) -> tf.Tensor:
-    """Cross-entropy of each step against the labels that are left.
+    """Cross-entropy of each step against the remaining labels.
 
-    Formula: `l_j = - sum_{i in A_j} (y_i / Z) log p^j_i`, 0 where no positive is left.
+    Formula: `l_j = - sum_{i in A_j} (y_i / Z) log p^j_i`, 0 if no positive remains.
 
     Args:
       scores: `[batch, slate, list]`.
       available: boolean A, `[batch, slate, list]`.
       labels: y at least 0, `[batch, list]`: clicks or grades.
-      normalizer: what Z sums the labels over: those `remaining` in A_j, or `all` of the list.
+      normalizer: Z is the sum of the labels `remaining` in A_j, or of `all` in the list.
 
     Returns:
       `[batch, slate]`, float32 or float64.
@@ -77,7 +77,7 @@ def step_cross_entropy(
 def step_hinge(
     scores: tf.Tensor, available: tf.Tensor, labels: tf.Tensor, smooth: bool = False
 ) -> tf.Tensor:
-    """Margin between the worst positive and the best negative that are left at each step.
+    """Margin between the worst remaining positive and the best remaining negative at each step.
 
     Formula: `max(0, 1 - min_{y_i > 0} s_i + max_{y_i = 0} s_i)` over A_j, 0 where either is empty;
     smooth: `softplus(1 + logsumexp_{y_i > 0}(-s_i) + logsumexp_{y_i = 0}(s_i))`.
@@ -86,7 +86,7 @@ def step_hinge(
       scores: `[batch, slate, list]`.
       available: boolean A, `[batch, slate, list]`.
       labels: `[batch, list]`; above 0 is positive.
-      smooth: every score gets a gradient, not two of a step.
+      smooth: use the smooth form, in which every score of a step gets a gradient.
 
     Returns:
       `[batch, slate]`, float32 or float64.
@@ -154,8 +154,8 @@ def ndcg_reward(labels: tf.Tensor, positions: tf.Tensor, n: int) -> tf.Tensor:
 
     Args:
       labels: `[batch, list]`.
-      positions: int32 `[batch, slate]`, -1 for nothing.
-      n: cut.
+      positions: int32 `[batch, slate]`, -1 for an empty place.
+      n: number of positions that count.
 
     Returns:
       `[batch]`.
@@ -196,7 +196,7 @@ def average_precision_reward(labels: tf.Tensor, positions: tf.Tensor) -> tf.Tens
 def clicks_reward(labels: tf.Tensor, positions: tf.Tensor, n: int) -> tf.Tensor:
     """Clicks among the first n positions of slates, each worth `1 / log2(position + 1)`.
 
-    Not normalised: lists with more clicks weigh more.
+    It is not normalised: lists with more clicks have more weight.
 
     Example:
       >>> labels, slate = tf.constant([[0.0, 1.0]]), tf.constant([[1, 0]])
@@ -210,14 +210,14 @@ def clicks_reward(labels: tf.Tensor, positions: tf.Tensor, n: int) -> tf.Tensor:
 def policy_gradient_loss(
     log_probability: tf.Tensor, reward: tf.Tensor, baseline: tf.Tensor | float = 0.0
 ) -> tf.Tensor:
-    """The loss whose gradient is REINFORCE's estimate, for slates that were sampled.
+    """The loss whose gradient is the estimate of REINFORCE, for sampled slates.
 
-    Formula: `-(R - b) log p(pi | x)`, nothing passing through R and b.
+    Formula: `-(R - b) log p(pi | x)`, without a gradient of R and b.
 
     Args:
       log_probability: of the sampled slates, `[batch]`.
       reward: R, `[batch]`.
-      baseline: b, anything that the slate itself does not decide.
+      baseline: b, which must not depend on the slate itself; `[batch]` or a number.
 
     Returns:
       `[batch]`.
@@ -232,7 +232,7 @@ def policy_gradient_loss(
 
 
 def mean_of_others(reward: tf.Tensor) -> tf.Tensor:
-    """For each row the mean reward of the batch's other rows: a baseline that stays unbiased.
+    """For each row the mean reward of the other rows of the batch, an unbiased baseline.
 
     0 in a batch of one.
 

@@ -722,7 +722,7 @@ Y2 = tf.constant([0, 1])
                 "sharpness": 1.0,
                 "teacher_logits": tf.zeros([2, 1]),
             },
-            "one logit has no wrong classes",
+            "use binary_distillation_loss for one logit",
         ),
         ({"teacher_logits": tf.constant(1.0), "labels": tf.constant(0)}, "number of classes"),
     ],
