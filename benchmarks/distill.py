@@ -85,7 +85,7 @@ def make_steps(
     rows = len(next(iter(columns.values())))
     config = load_run_config(name, "default", [*overrides, f"trainer.batch_size={rows}"])
     entry = registry.get(name)
-    task = entry.load("task")(entry, config)
+    task = entry.new_task(config)
     if teacher is not None:
         task.teacher = teacher
     model = build_model(lambda: task.build(inputs), config.trainer)
@@ -146,7 +146,7 @@ def make_history_steps(
     if not taught:
         return make_steps("m3", shape(dim), inputs, columns, steps)
     entry = registry.get("m3")
-    task = entry.load("task")(entry, load_run_config("m3", "default", shape(2 * dim)))
+    task = entry.new_task(load_run_config("m3", "default", shape(2 * dim)))
     teacher = LiveTeacher(Path(), task, task.build(inputs))
     overrides = [*shape(dim), "distill.teacher=live"]
     return make_steps("m3", overrides, inputs, columns, steps, teacher)
@@ -295,7 +295,7 @@ def export_ranks(data: str, overrides: Sequence[str], ranks: Sequence[int], out:
     wanted = [*settings(TEACHER_MODEL), *overrides]
     config = load_run_config("dcn_v2", data.partition(":")[0], wanted)
     entry = registry.get("dcn_v2")
-    task = entry.load("task")(entry, config)
+    task = entry.new_task(config)
     prepared = task.prepare(open_source(data, None, entry.record_type, **config.data.options))
     dense = build_model(lambda: task.build(prepared.inputs), config.trainer)
     models = {DENSE: dense, **{f"rank {rank}": factorize(dense, rank)[0] for rank in ranks}}

@@ -55,7 +55,7 @@ def make_step(
 
     config = load_run_config(name, "default", [*overrides, f"trainer.xla={'on' if xla else 'off'}"])
     entry = registry.get(name)
-    task = entry.load("task")(entry, config)
+    task = entry.new_task(config)
     keras.utils.set_random_seed(0)
     model = task.build(inputs)
     tensors = {key: tf.constant(value) for key, value in columns.items()}

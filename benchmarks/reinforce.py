@@ -126,7 +126,7 @@ def measure_bias(options: Options) -> Section:
         config = load_run_config(
             "topk_reinforce", "default", _overrides(loss, negatives, length, units)
         )
-        task = entry.load("task")(entry, config)
+        task = entry.new_task(config)
         keras.utils.set_random_seed(0)
         return task.build(_inputs(items, length)), task
 

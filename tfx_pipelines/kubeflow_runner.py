@@ -28,13 +28,13 @@ def compile_pipeline(
       InputError: bad input.
     """
     config = pinned(config)
-    reader = open_checked(config, data, features)
+    run = open_checked(config, data, features)
     # TFX loads slowly, and a refusal does not need it.
     from tfx import v1 as tfx
 
     from tfx_pipelines.pipeline import create_pipeline
 
-    pipeline = create_pipeline(config, data, features, reader, Places(root.rstrip("/")), here=False)
+    pipeline = create_pipeline(run, Places(root.rstrip("/")), here=False)
     part = Path(out).with_name(Path(out).name + ".part.json")
     runner = tfx.orchestration.experimental.KubeflowV2DagRunner(
         config=tfx.orchestration.experimental.KubeflowV2DagRunnerConfig(default_image=image),

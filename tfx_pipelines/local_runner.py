@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tfrz.config import require
-from tfrz.data.records import open_source
-from tfrz.data.sources.reader import Reader
 from tfrz.files import require_writable_directory
-from tfrz.zoo import registry
-from tfrz.zoo.long_history import pinned, with_long_history
+from tfrz.zoo.long_history import pinned
+from tfrz.zoo.run import Run, open_run
 from tfrz.zoo.run_config import RunConfig
-from tfrz.zoo.teacher import with_teacher
 from tfx_pipelines.configs import Places, config_to_json
 
 logger = logging.getLogger(__name__)
@@ -137,24 +134,21 @@ def _checks(places: Places) -> dict[str, dict[str, Any]]:
     return reports
 
 
-def open_checked(config: RunConfig, data: str, features: str | None) -> Reader:
-    """The reader of `data`, after every check that is possible before a run.
+def open_checked(config: RunConfig, data: str, features: str | None) -> Run:
+    """The resolved run, after every check that is possible before it starts.
 
     Raises:
       InputError: the data are missing, in another format, or have no records of the model's type;
         or the store of embeddings does not exist or has another version than the run.
       ConfigError: `evaluator.slices` names a feature that the data do not have.
     """
-    entry = registry.get(config.name)
-    reader = open_source(data, features, entry.record_type, **config.data.options)
-    reader.shards()
-    spec, _ = with_long_history(config.features, reader.feature_spec())
-    with_teacher(config.distill, spec)
-    names = {f.name for f in spec.features if f.kind != "opaque"}
-    names |= set(entry.load("task").slice_features)
+    run = open_run(config, data, features)
+    run.source.reader.shards()
+    names = {f.name for f in run.source.spec.features if f.kind != "opaque"}
+    names |= set(run.task.slice_features)
     for key in itertools.chain.from_iterable(config.evaluator.slices):
         require(key in names, "evaluator.slices", f"the data has no feature {key!r}")
-    return reader
+    return run
 
 
 def run_pipeline(
@@ -177,7 +171,7 @@ def run_pipeline(
       InputError: bad input; before anything runs where possible.
     """
     config = pinned(config)
-    reader = open_checked(config, data, features)
+    run = open_checked(config, data, features)
     places = Places(str(require_writable_directory(root).resolve()))
     Path(places.logs).mkdir(exist_ok=True)
     log = Path(places.logs) / time.strftime("%Y%m%d-%H%M%S.log")
@@ -208,7 +202,7 @@ def run_pipeline(
 
         logger.info("configuration: %s", config_to_json(config))
         before = _versions(places.serving(config.name))
-        pipeline = create_pipeline(config, data, features, reader, places)
+        pipeline = create_pipeline(run, places)
         try:
             WatchedDagRunner(places.metadata, begin, finish).run(pipeline)
         except Exception as error:

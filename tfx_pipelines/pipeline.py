@@ -7,16 +7,13 @@ from tfx import v1 as tfx
 from tfx.types.standard_artifacts import Model, ModelBlessing
 
 from tfrz.config import require, to_mapping
-from tfrz.data.sources.reader import Reader
 from tfrz.data.spec import Spec
-from tfrz.data.timelines.spec import example_spec
 from tfrz.errors import InputError
 from tfrz.operations import load_scann
 from tfrz.zoo import registry
-from tfrz.zoo.long_history import with_long_history
+from tfrz.zoo.run import Run
 from tfrz.zoo.run_config import RunConfig, run_config_to_mapping
 from tfrz.zoo.search_space import check_search
-from tfrz.zoo.teacher import with_teacher
 from tfx_pipelines.components.blessing import LatestPassedModelStrategy
 from tfx_pipelines.components.evaluator import Evaluator
 from tfx_pipelines.components.example_gen import ExampleGen
@@ -52,40 +49,30 @@ def _imported_schema(spec: Spec, folder: str) -> str:
 
 
 def create_pipeline(
-    config: RunConfig,
-    data: str,
-    features: str | None,
-    reader: Reader,
+    run: Run,
     places: Places,
     here: bool = True,
 ) -> tfx.dsl.Pipeline:
     """ExampleGen to Pusher for one model.
 
     Args:
-      config: the run's configuration.
-      data: as `--data` of the command line.
-      features: feature spec of a file of the user's own.
-      reader: what `data` opens.
+      run: the resolved run.
       places: where things go.
       here: whether it runs on this machine, with its metadata in a file.
     """
+    config = run.config
     if config.export.index.kind == "scann":
         load_scann()  # The Evaluator loads the model in this process.
-    entry = registry.get(config.name)
-    task = entry.load("task")(entry, config)
-    spec, _ = with_long_history(config.features, reader.feature_spec())
-    if config.data.timeline is not None:
-        spec = example_spec(spec, config.data.timeline)
-    spec = with_teacher(config.distill, spec)
+    entry, task, spec = run.entry, run.task, run.source.spec
+    data, features, reader = run.data, run.features, run.source.reader
     teacher = None
     if config.distill.teacher is not None:
         teacher = TeacherNodes(config, places, here)
-    fingerprint = reader.fingerprint()
     example_gen = ExampleGen(
         data,
         features,
         reader,
-        fingerprint,
+        run.fingerprint,
         config.data,
         places.corrupt_lines,
         config.features,
@@ -122,7 +109,7 @@ def create_pipeline(
         "feature_spec": to_mapping(spec),
         "data": data,
         "features": features,
-        "fingerprint": fingerprint,
+        "fingerprint": run.fingerprint,
     }
     if teacher is not None:
         custom_config["teacher"] = teacher.saved_model
@@ -169,7 +156,9 @@ def create_pipeline(
     model = trainer.outputs["model"]
     stages = None
     if entry.stages is not None:
-        stages = registry.resolve(entry.stages)(config, data, features, reader, fingerprint, places)
+        stages = registry.resolve(entry.stages)(
+            config, data, features, reader, run.fingerprint, places
+        )
         model, more = stages.after_training(model)
         components += more
     evaluator = Evaluator(

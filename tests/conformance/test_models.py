@@ -41,7 +41,7 @@ class Built:
         entry = registry.get(case.model)
         overrides = (_size(case), "trainer.batch_size=64", f"trainer.dtype={dtype}")
         config = load_run_config(case.model, "simulated", (*overrides, *case.overrides))
-        self.task = entry.load("task")(entry, config)
+        self.task = entry.new_task(config)
         reader = open_source("simulated", None, entry.record_type, **config.data.options)
         self.prepared = self.task.prepare(reader)
         keras.utils.set_random_seed(7)
@@ -199,7 +199,7 @@ def test_the_exported_model_answers_in_a_fresh_process_as_the_trainer_did(case, 
     # The trainer's own output, from its checkpoint's data: the same rows through the same model.
     entry = registry.get(case.model)
     config = load_run_config(case.model, "simulated", overrides)
-    task = entry.load("task")(entry, config)
+    task = entry.new_task(config)
     reader = open_source("simulated", None, entry.record_type, **config.data.options)
     prepared = task.prepare(reader)
     from tfrz.training.warm_start import warm_start

@@ -83,12 +83,9 @@ registry.register(
         name="tiny",
         title="Logistic regression, registered by a test",
         paper=registry.Paper("None", "Nobody", "Nowhere", "https://example.com"),
-        record_type="impression",
+        task=registry.CLICK,
         model="tests.plugins.tiny:LogisticRegression",
         config="tests.plugins.tiny:LogisticRegressionConfig",
-        task="tfrz.zoo.tasks.click:ClickTask",
-        signatures=("serving_default", "serving_raw"),
-        metrics=("auc", "log_loss", "calibration"),
         configs=str(Path(__file__).parent / "configs"),
     )
 )

@@ -48,7 +48,7 @@ def _stored(folder: Path, frame: pd.DataFrame, *settings: str) -> Path:
     config = load_run_config("dcn_v2", "simulated", fixed)
     entry = registry.get("dcn_v2")
     spec = FeatureSpec(label="clicked", features=(Feature("group"),))
-    judged = entry.load("task")(entry, config).eval_config(spec, has_baseline=False)
+    judged = entry.new_task(config).eval_config(spec, has_baseline=False)
     judged.model_specs[0].ClearField("signature_name")
     tfma.analyze_raw_data(frame, judged, output_path=str(folder))
     return folder
@@ -194,10 +194,9 @@ def test_every_bounded_metric_that_labels_can_leave_undefined_has_a_reason():
 
 def test_the_auc_of_mixed_labels_is_tfmas():
     assert issubclass(metrics_module.AreaUnderCurve, tfma.metrics.AUC)
-    task = registry.get("dcn_v2").load("task")
     config = load_run_config("dcn_v2", "simulated", [])
     spec = FeatureSpec(label="clicked", features=(Feature("group"),))
-    judged = task(registry.get("dcn_v2"), config).eval_config(spec, has_baseline=True)
+    judged = registry.get("dcn_v2").new_task(config).eval_config(spec, has_baseline=True)
     (auc,) = (m for m in judged.metrics_specs[0].metrics if m.class_name == "AreaUnderCurve")
     assert json.loads(f"{{{auc.config}}}") == {"num_thresholds": 10000}
 

@@ -108,10 +108,8 @@ def test_logged_actions_become_a_pushed_policy(first):
 
 
 def test_rewards_and_propensities_of_the_log_are_told_in_the_examples(first):
-    reader = open_checked(
-        load_run_config("topk_reinforce", "simulated", PIPELINE), "simulated", None
-    )
-    world = reader.world
+    run = open_checked(load_run_config("topk_reinforce", "simulated", PIPELINE), "simulated", None)
+    world = run.source.reader.world
     log = _log(first)
     assert 0.2 * 3000 < len(log) < 0.4 * 3000
     for example in log[:100]:
@@ -276,8 +274,8 @@ def test_a_refused_policy_is_not_the_one_to_compare_with_or_to_start_from(
     from tfx_pipelines.pipeline import create_pipeline
 
     config, places = load_run_config("topk_reinforce", "simulated", PIPELINE), Places(first.root)
-    reader = open_checked(config, "simulated", None)
-    compiled = Compiler().compile(create_pipeline(config, "simulated", None, reader, places))
+    run = open_checked(config, "simulated", None)
+    compiled = Compiler().compile(create_pipeline(run, places))
     substitute_runtime_parameter(compiled, {"pipeline-run-id": "next"})
     nodes = [node.pipeline_node for node in compiled.nodes]
     (resolver,) = (node for node in nodes if node.node_info.id == "Resolver")
@@ -311,7 +309,7 @@ def test_a_threshold_on_more_items_than_are_listed_is_refused_or_held():
         config = load_run_config("topk_reinforce", "simulated", settings)
         open_checked(config, "simulated", None)
         entry = registry.get("topk_reinforce")
-        judged = entry.load("task")(entry, config).eval_config(HistorySpec(), False)
+        judged = entry.new_task(config).eval_config(HistorySpec(), False)
     except InputError as error:
         assert "recall_at_20" in str(error) and "top_k" in str(error)
         return

@@ -148,7 +148,7 @@ def test_a_threshold_on_more_items_than_are_listed_is_refused_or_held(place):
         config = load_run_config("multi_interest", "file", settings)
         open_checked(config, data, spec)
         entry = registry.get("multi_interest")
-        judged = entry.load("task")(entry, config).eval_config(HistorySpec(), False)
+        judged = entry.new_task(config).eval_config(HistorySpec(), False)
     except InputError as error:
         assert "a threshold on recall_at_" in str(error) and "top_k" in str(error)
         return
@@ -212,7 +212,7 @@ def test_a_model_that_was_refused_for_its_index_is_not_the_one_to_compare_with(
 
     _, data, spec = place
     config, places = load_run_config("multi_interest", "file", PIPELINE), Places(first.root)
-    pipeline = create_pipeline(config, data, spec, open_checked(config, data, spec), places)
+    pipeline = create_pipeline(open_checked(config, data, spec), places)
     compiled = Compiler().compile(pipeline)
     substitute_runtime_parameter(compiled, {"pipeline-run-id": "next"})
     nodes = [node.pipeline_node for node in compiled.nodes]

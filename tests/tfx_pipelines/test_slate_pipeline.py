@@ -19,7 +19,8 @@ from tfrz.data.lists.examples import build_lists
 from tfrz.data.records import open_source
 from tfrz.data.sources.reader import read_table
 from tfrz.metrics.slates import of_slate
-from tfrz.zoo.run_config import SLATE_METRICS, load_run_config
+from tfrz.zoo import registry
+from tfrz.zoo.run_config import load_run_config
 
 SETTINGS = (
     "data.validation_fraction=0.3",
@@ -93,7 +94,7 @@ def refused(tmp_path_factory) -> Run:
 def _means(slates: list[np.ndarray], max_grade: float) -> dict[str, float]:
     return {
         name: float(np.nanmean([of_slate(name, slate, max_grade) for slate in slates]))
-        for name in SLATE_METRICS
+        for name in registry.SLATE.metrics
     }
 
 
@@ -140,7 +141,7 @@ def test_the_evaluators_metrics_are_the_training_loops(pushed):
     folders = (pushed.root / "artifacts" / "Trainer" / "model_run").glob("*/history.json")
     history = json.loads(max(folders, key=lambda p: int(p.parent.name)).read_text())
     best = max(history, key=lambda row: row["ndcg_at_10"])
-    for name in SLATE_METRICS:
+    for name in registry.SLATE.metrics:
         assert pushed.result["metrics"][name] == pytest.approx(best[name], abs=1e-6), name
 
 
@@ -149,7 +150,7 @@ def test_metrics_are_sliced_by_length_and_by_frequency(pushed):
     # No query of the eval split was seen in training.
     assert set(slices) == {"list_length=2-9", "query_frequency=unknown"}
     for values in slices.values():
-        for name in SLATE_METRICS:
+        for name in registry.SLATE.metrics:
             assert values[name] == pytest.approx(pushed.result["metrics"][name], abs=1e-9)
 
 

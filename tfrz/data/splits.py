@@ -1,9 +1,8 @@
-"""Random splits: of a table that is in memory, and of keys by a hash."""
+"""Splits that depend on the example and the seed alone: the same in this process and under Beam."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +16,98 @@ def share_of(key: bytes, seed: int) -> float:
     return int.from_bytes(digest, "big") / 2.0**64
 
 
-def split_table(table: pa.Table, fractions: Sequence[float], seed: int) -> list[pa.Table]:
-    """Cuts the rows at random into parts of the given shares; the same seed, the same parts.
+def _mixed(bits: np.ndarray) -> np.ndarray:
+    """Spreads each bit of unsigned 64-bit integers over all (the finaliser of SplitMix64)."""
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Sums of unsigned integers, modulo 2^64, between consecutive offsets."""
+    total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values, dtype=np.uint64)])
+    return total[offsets[1:]] - total[offsets[:-1]]
+
+
+def _places(offsets: np.ndarray) -> np.ndarray:
+    """The place of each value in its list."""
+    return np.arange(offsets[-1] - offsets[0]) - np.repeat(
+        offsets[:-1] - offsets[0], np.diff(offsets)
+    )
+
+
+def _bits_of_text(values: pa.Array) -> np.ndarray:
+    """A polynomial hash of the bytes of each text."""
+    values = values.cast(pa.large_binary())
+    offsets = np.frombuffer(values.buffers()[1], np.int64)
+    offsets = offsets[values.offset : values.offset + len(values) + 1]
+    data = values.buffers()[2]
+    text = np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
+    text = text[offsets[0] : offsets[-1]].astype(np.uint64) + np.uint64(1)
+    longest = int(np.diff(offsets).max(initial=0))
+    powers = np.cumprod(np.full(longest + 1, 0x9E3779B97F4A7C15, np.uint64), dtype=np.uint64)
+    return _sums(text * powers[_places(offsets)], offsets - offsets[0])
+
+
+def _bits(values: pa.Array) -> np.ndarray:
+    """Each value as an unsigned 64-bit integer; nulls are told from all values."""
+    missing = np.asarray(values.is_null())
+    if pa.types.is_floating(values.type):
+        # Adding 0 makes -0 and 0 equal.
+        numbers = values.to_numpy(zero_copy_only=False).astype(np.float64) + 0.0
+        numbers[np.isnan(numbers)] = np.nan
+        bits = numbers.view(np.uint64)
+    elif pa.types.is_integer(values.type) or pa.types.is_boolean(values.type):
+        whole = values.cast(pa.int64()).fill_null(0)
+        bits = whole.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64)
+    else:
+        coded = values.fill_null(b"" if pa.types.is_binary(values.type) else "").dictionary_encode()
+        bits = _bits_of_text(coded.dictionary)[coded.indices.to_numpy()]
+    return np.where(missing, np.uint64(0xA5A5A5A5A5A5A5A5), _mixed(bits))
+
+
+def shares_of_rows(batch: pa.RecordBatch | pa.Table, seed: int) -> np.ndarray:
+    """A number in [0, 1) for each row, `[rows]`, that depends on its values and the seed alone.
+
+    Neither the order of the columns nor the rows around it matter.
 
     Args:
-      table: the rows.
-      fractions: shares that sum to 1; the last part takes what rounding leaves.
-      seed: of the permutation.
+      batch: columns of texts, numbers, or lists of them.
+      seed: of the split.
     """
-    order = np.random.default_rng(seed).permutation(table.num_rows)
-    bounds = np.round(np.cumsum(fractions)[:-1] * table.num_rows).astype(int)
-    # Sorted within a part: taking rows in order is faster, and training shuffles anyway.
-    return [table.take(pa.array(np.sort(part))) for part in np.split(order, bounds)]
+    total = np.full(batch.num_rows, _mixed(np.array([seed], np.int64).view(np.uint64))[0])
+    for name in batch.schema.names:
+        column = batch.column(name)
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks()
+        if isinstance(column, pa.ChunkedArray):
+            column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([])
+        salt = _bits_of_text(pa.array([name]))[0]
+        if pa.types.is_list(column.type):
+            offsets = column.offsets.to_numpy().astype(np.int64)
+            values = _bits(column.values[offsets[0] : offsets[-1]])
+            offsets = offsets - offsets[0]
+            placed = _mixed(values + _places(offsets).astype(np.uint64))
+            row = _sums(placed, offsets) + np.diff(offsets).astype(np.uint64)
+        else:
+            row = _bits(column)
+        total = total + _mixed(row ^ salt)
+    return (_mixed(total) >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+def split_rows(
+    batch: pa.RecordBatch | pa.Table, held_out: tuple[float, float], seed: int
+) -> dict[str, np.ndarray]:
+    """Split to the numbers of its rows; each row alone decides where it is.
+
+    Args:
+      batch: records.
+      held_out: shares of validation and test.
+      seed: of the split.
+    """
+    shares, (validation, test) = shares_of_rows(batch, seed), held_out
+    return {
+        "train": np.flatnonzero(shares >= test + validation),
+        "validation": np.flatnonzero((shares >= test) & (shares < test + validation)),
+        "test": np.flatnonzero(shares < test),
+    }

@@ -52,7 +52,7 @@ def task_of(model: str, dataset: str, overrides: Iterable[str] = ()) -> Any:
       overrides: of the configuration, as `--set` takes them.
     """
     entry = registry.get(model)
-    return entry.load("task")(entry, load_run_config(model, dataset, overrides))
+    return entry.new_task(load_run_config(model, dataset, overrides))
 
 
 def prepared(task: Any, data: str, **options: Any) -> Any:

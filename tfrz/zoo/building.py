@@ -18,12 +18,13 @@ from tfrz.training.low_rank import LayerReport, factorize_for_training, first_ex
 
 if TYPE_CHECKING:
     from tfrz.zoo.run_config import RunConfig
+    from tfrz.zoo.task import Task
 
 logger = logging.getLogger(__name__)
 
 
 def build_for_training(
-    task: Any, inputs: Any, config: RunConfig, train: Batches
+    task: Task[Any, Any], inputs: Any, config: RunConfig, train: Batches
 ) -> tuple[keras.Model, tuple[LayerReport, ...]]:
     """A task's model, its layers of low rank where the configuration asks for it.
 
@@ -63,7 +64,7 @@ def build_for_training(
     return model, reports
 
 
-def build_like(task: Any, inputs: Any, config: RunConfig) -> keras.Model:
+def build_like(task: Task[Any, Any], inputs: Any, config: RunConfig) -> keras.Model:
     """A model of the structure that `build_for_training` gives, to load trained weights into."""
     model = task.build(inputs)
     if config.low_rank.enabled:

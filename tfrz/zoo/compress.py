@@ -13,21 +13,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import keras
 
 from tfrz.config import read_yaml, require, to_mapping, write_yaml
-from tfrz.data.records import open_source
 from tfrz.files import atomic_write
 from tfrz.metrics import distance_to_best
 from tfrz.training.config import LowRankConfig, TrainerConfig
 from tfrz.training.distillation import DistillConfig
 from tfrz.training.fit import evaluate, fit, make_strategy, objective_of
 from tfrz.training.low_rank import factorize_for_training, first_examples, low_rank_config
-from tfrz.zoo import registry
 from tfrz.zoo.building import layers_as_values
+from tfrz.zoo.run import open_run
 from tfrz.zoo.run_config import RunConfig, TunerConfig, run_config_to_mapping
-from tfrz.zoo.teacher import StudentData, Words, find_teacher, load_trained, trained_config
-from tfrz.zoo.train import export_run, refuse_other_run
+from tfrz.zoo.teacher import Words, find_teacher, load_trained, trained_config
+from tfrz.zoo.train import finish_run, refuse_other_run
 
 if TYPE_CHECKING:
-    from tfrz.zoo.tasks.prepared import Prepared
+    from tfrz.zoo.task import Prepared, Task
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +51,9 @@ class Quality:
     dense_parameters: int
 
 
-def _quality(stage: str, model: keras.Model, task: Any, prepared: Prepared) -> Quality:
+def _quality(
+    stage: str, model: keras.Model, task: Task[Any, Any], prepared: Prepared[Any, Any]
+) -> Quality:
     tables = {
         id(weight)
         for layer in model.submodules
@@ -61,7 +62,7 @@ def _quality(stage: str, model: keras.Model, task: Any, prepared: Prepared) -> Q
     }
     sizes = {id(w): int(w.shape.num_elements()) for w in model.trainable_weights}
     metrics = {"validation": evaluate(model, task, prepared.validation)}
-    if prepared.test.num_examples:
+    if prepared.test is not None:
         metrics["test"] = evaluate(model, task, prepared.test)
     dense = sum(size for weight, size in sizes.items() if weight not in tables)
     return Quality(stage, metrics, sum(sizes.values()), dense)
@@ -75,18 +76,18 @@ def _data_of(source: Path) -> str:
     return str(data)
 
 
-def _better(task: Any, trainer: TrainerConfig, new: Quality, old: Quality) -> bool:
+def _better(task: Task[Any, Any], trainer: TrainerConfig, new: Quality, old: Quality) -> bool:
     """Whether the validation set prefers one model to another, by what training goes by."""
     name = objective_of(task, trainer)
     after, before = (distance_to_best(name, q.metrics["validation"][name]) for q in (new, old))
     return after < before
 
 
-def _described(config: RunConfig, model: Any) -> RunConfig:
+def _described(config: RunConfig, model: keras.Model) -> RunConfig:
     """The configuration from which the compressed model is built again."""
     return dataclasses.replace(
         config,
-        model=getattr(model, "config", config.model),
+        model=model.config,
         low_rank=low_rank_config(model),
         # Its names and values are of the model as it was searched for.
         tuner=TunerConfig(),
@@ -153,9 +154,9 @@ def compress(
         max_steps=fine_tune_steps or None,
         learning_rate=config.trainer.learning_rate if learning_rate is None else learning_rate,
     )
-    entry = registry.get(config.name)
     data = _data_of(source) if data is None else data
-    reader = open_source(data, features, entry.record_type, **config.data.options)
+    run = open_run(config, data, features)
+    task = run.task
     out = Path(out)
     described = {
         "data_source": data,
@@ -170,12 +171,11 @@ def compress(
     }
     refuse_other_run(out, described)
     started = time.perf_counter()
-    task = entry.load("task")(entry, config)
-    prepared = task.prepare(reader)
+    prepared = run.prepare()
     with make_strategy(trainer.strategy).scope():
-        loaded = load_trained(source, task, StudentData.of(prepared), _WORDS)
+        loaded = load_trained(source, task, prepared, _WORDS)
         original = loaded.model
-        if distill and hasattr(task, "teacher"):
+        if distill and task.live_teacher:
             task.teacher = loaded
         examples = first_examples(prepared.train)
         model, layers = factorize_for_training(original, wanted, examples, name)
@@ -198,7 +198,7 @@ def compress(
     metrics = dict(kept.metrics)
     metrics |= {f"before, {name}": values for name, values in stages[0].metrics.items()}
     final = _described(config, model)
-    export_run(out, model, task, final, prepared, data, metrics, layers)
+    finish_run(out, model, task, final, prepared, data, metrics, layers)
     result = {
         "model": str(out / "model" / "1"),
         "source": str(source),

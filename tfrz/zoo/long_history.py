@@ -119,3 +119,19 @@ def with_long_history(features: FeaturesConfig, spec: Any) -> tuple[Any, Embeddi
         spec, features=(*spec.features, *described.features), long_history=described
     )
     return wider, EmbeddingJoin(store, features.long_history, features.user)
+
+
+def adapter_arguments(
+    features: FeaturesConfig, long_history: UserEmbedding | None, units: bool = False
+) -> dict[str, Any]:
+    """What a model that reads stored embeddings is constructed with; nothing without any.
+
+    Args:
+      features: says how a model reads them.
+      long_history: the embedding that comes with an example.
+      units: whether the width of what is read is the configuration's to set.
+    """
+    if long_history is None:
+        return {}
+    width = {"adapter_units": features.adapter_units} if units else {}
+    return {"long_history": long_history, "adapter": features.adapter, **width}

@@ -3,6 +3,9 @@
 A row names its parts by dotted path (`module:attribute`), so that listing the zoo imports neither
 TensorFlow nor TFX. The command line, the pipeline, the conformance battery, the benchmarks, the
 reproductions and the documentation pages find a system through its row and nowhere else.
+
+What a system shares with others of its kind is in the row of its task: the record type it learns
+from, what its SavedModel answers to, what it is measured by.
 """
 
 from __future__ import annotations
@@ -11,10 +14,14 @@ import dataclasses
 import importlib
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tfrz.config import did_you_mean, require
 from tfrz.errors import InputError
+
+if TYPE_CHECKING:
+    from tfrz.zoo.run_config import RunConfig
+    from tfrz.zoo.task import Task
 
 PLAIN_RECIPE = "tfrz.training.fit:fit"
 
@@ -32,6 +39,28 @@ class Paper:
 
 
 @dataclasses.dataclass(frozen=True)
+class TaskEntry:
+    """What systems that learn the same task have in common.
+
+    Attributes:
+      task: `module:class` of the `tfrz.zoo.task.Task`.
+      record_type: what one training record is (see `tfrz.data.records`).
+      evaluator: `module:class` of the configuration section `evaluator`.
+      signatures: what a SavedModel of the task answers to.
+      metrics: what the Evaluator reports.
+      taught: which settings of `distill` apply: those of yes-or-no labels (`clicks`), of slates
+        (`lists`), of one item out of all (`items`), or out of those of a batch (`batch`).
+    """
+
+    task: str
+    record_type: RecordType
+    evaluator: str
+    signatures: tuple[str, ...]
+    metrics: tuple[str, ...]
+    taught: Literal["clicks", "lists", "items", "batch"]
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelEntry:
     """One system of the zoo.
 
@@ -39,20 +68,18 @@ class ModelEntry:
       name: the word that users type.
       title: one line for `tfrz list`.
       paper: the publication.
-      record_type: what one training record is (see `tfrz.data.records`).
+      task: the row of what it learns (`CLICK`, `NEXT_ITEM`, ...).
       model: `module:class` of the `keras.Model`.
       config: `module:class` of its configuration dataclass.
-      task: `module:class` of the record type's recipe (the pipeline's hook).
       layers: `module:class` of the layers it brings; each passes the conformance battery.
       losses: `module:class` of the losses it brings.
-      datasets: the words of `--data` that have a configuration of their own.
-      signatures: what its SavedModel answers to.
-      metrics: what the Evaluator reports.
       bench: suites of `tfrz bench`.
       reproduce: modules of `tfrz reproduce`.
       recipe: `module:function` that trains it, called like `tfrz.training.fit:fit`, the plain loop.
+      report: `module:function` that writes what is worth seeing of a trained model into the folder
+        of its run; called with the task, the model, what was prepared and the folder.
       stages: `module:class` of what its pipeline has beyond the others'; None for nothing.
-      long_history: whether it can read the offline embeddings of users (`features.long_history`).
+      long_history: whether it can read stored embeddings of users (`features.long_history`).
       distillation: whether a teacher can train it (`distill.teacher`).
       notes: what a user must know of how far the implementation can be trusted.
       configs: folder of the YAML files `<dataset>.yaml`; the package's own if not given.
@@ -61,27 +88,50 @@ class ModelEntry:
     name: str
     title: str
     paper: Paper
-    record_type: RecordType
+    task: TaskEntry
     model: str
     config: str
-    task: str
     layers: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
-    datasets: tuple[str, ...] = ("simulated",)
-    signatures: tuple[str, ...] = ()
-    metrics: tuple[str, ...] = ()
     bench: tuple[str, ...] = ()
     reproduce: tuple[str, ...] = ()
     recipe: str = PLAIN_RECIPE
+    report: str | None = None
     stages: str | None = None
     long_history: bool = False
     distillation: bool = False
     notes: str = ""
     configs: str | None = None
 
-    def load(self, part: str) -> Any:
-        """What the row's field `part` ("model", "config", "task" or "recipe") names."""
+    def load(self, part: Literal["model", "config", "recipe"]) -> Any:
+        """The object that the row's field `part` names."""
         return resolve(getattr(self, part))
+
+    def new_task(self, config: RunConfig) -> Task[Any, Any]:
+        """The task of one run."""
+        task: Task[Any, Any] = resolve(self.task.task)(self, config)
+        return task
+
+    @property
+    def record_type(self) -> RecordType:
+        """What one training record is."""
+        return self.task.record_type
+
+    @property
+    def signatures(self) -> tuple[str, ...]:
+        """What its SavedModel answers to."""
+        return self.task.signatures
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What the Evaluator reports."""
+        return self.task.metrics
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The words of `--data` that have a configuration of their own, `simulated` first."""
+        found = {path.stem for path in self.config_directory.glob("*.yaml")} - {"default"}
+        return tuple(sorted(found, key=lambda name: (name != "simulated", name)))
 
     @property
     def config_directory(self) -> Path:
@@ -98,28 +148,10 @@ def resolve(path: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-_DCN_V2 = ModelEntry(
-    name="dcn_v2",
-    title="Deep & Cross Network V2 with mixtures of low-rank cross layers",
-    paper=Paper(
-        title=(
-            "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale "
-            "Learning to Rank Systems"
-        ),
-        authors="Wang, Shivanna, Cheng, Jain, Lin, Hong, Chi",
-        venue="WWW 2021",
-        url="https://arxiv.org/abs/2008.13535",
-    ),
-    record_type="impression",
-    model="tfrz.models.dcn_v2:DCNv2",
-    config="tfrz.models.dcn_v2:DCNv2Config",
+CLICK = TaskEntry(
     task="tfrz.zoo.tasks.click:ClickTask",
-    layers=(
-        "tfrz.layers.cross:Cross",
-        "tfrz.layers.cross:LowRankCross",
-        "tfrz.layers.cross:MixtureOfLowRankCross",
-    ),
-    datasets=("simulated", "movielens-1m", "movielens-100k", "criteo", "avazu"),
+    record_type="impression",
+    evaluator="tfrz.zoo.run_config:EvaluatorConfig",
     signatures=(
         "serving_default",
         "serving_raw",
@@ -129,120 +161,31 @@ _DCN_V2 = ModelEntry(
         "transform_features",
     ),
     metrics=("auc", "log_loss", "calibration"),
-    bench=("cross", "serving"),
-    reproduce=("tfrz.reproduce.dcn_v2",),
-    long_history=True,
-    distillation=True,
+    taught="clicks",
 )
 
-_M3 = ModelEntry(
-    name="m3",
-    title="Mixture of temporal ranges with a contextual gate: next items from long histories",
-    paper=Paper(
-        title="Towards Neural Mixture Recommender for Long Range Dependent User Sequences",
-        authors="Tang, Belletti, Jain, Chen, Beutel, Xu, Chi",
-        venue="WWW 2019",
-        url="https://arxiv.org/abs/1902.08588",
-    ),
-    record_type="history",
-    model="tfrz.models.m3:M3",
-    config="tfrz.models.m3:M3Config",
+NEXT_ITEM = TaskEntry(
     task="tfrz.zoo.tasks.history:HistoryTask",
-    layers=(
-        "tfrz.layers.temporal:TinyRangeEncoder",
-        "tfrz.layers.temporal:ShortRangeEncoder",
-        "tfrz.layers.temporal:LongRangeEncoder",
-        "tfrz.layers.temporal:ContextualGate",
-        "tfrz.layers.temporal:MultiTemporalRangeMixture",
-        "tfrz.layers.baseline_encoders:CaserEncoder",
-        "tfrz.layers.baseline_encoders:SelfAttentiveEncoder",
-    ),
-    losses=("tfrz.losses.retrieval:NegativeSampler",),
-    datasets=(
-        "simulated",
-        "movielens-1m",
-        "movielens-100k",
-        "sessions",
-        "amazon-seq",
-        "completejourney",
-    ),
+    record_type="history",
+    evaluator="tfrz.zoo.run_config:RankingEvaluatorConfig",
     signatures=("serving_default", "serving_raw", "recommend", "transform_features"),
     metrics=("map_at_20", "precision_at_20", "recall_at_10", "recall_at_20", "ndcg_at_20"),
-    bench=("temporal",),
-    notes=(
-        "The paper's full text was not at hand. Verified are: a mixture of encoders of different "
-        "temporal ranges, and a learned gate that the context drives. Recalled, not checked: the "
-        "equations of encoders, gate and objective, and that the recurrent variant is M3R and the "
-        "convolutional one M3C. Chosen here: the cell, the kernel size, widths, the sampled "
-        "softmax, the cold start. Each choice is a switch of the configuration. No figure of the "
-        "paper's tables is quoted."
-    ),
-    reproduce=("tfrz.reproduce.m3",),
-    long_history=True,
-    distillation=True,
+    taught="items",
 )
 
-_SEQ2SLATE = ModelEntry(
-    name="seq2slate",
-    title="Pointer network that re-ranks a list, each choice depending on those before it",
-    paper=Paper(
-        title="Seq2Slate: Re-ranking and Slate Optimization with RNNs",
-        authors="Bello, Kulkarni, Jain, Boutilier, Chi, Eban, Luo, Mackey, Meshi",
-        venue="arXiv 2018",
-        url="https://arxiv.org/abs/1810.02019",
-    ),
-    record_type="list",
-    model="tfrz.models.seq2slate:Seq2Slate",
-    config="tfrz.models.seq2slate:Seq2SlateConfig",
+SLATE = TaskEntry(
     task="tfrz.zoo.tasks.slate:SlateTask",
-    layers=(
-        "tfrz.layers.pointer:ListEncoder",
-        "tfrz.layers.pointer:PointerAttention",
-        "tfrz.layers.pointer:PointerDecoder",
-    ),
-    datasets=("simulated", "letor"),
+    record_type="list",
+    evaluator="tfrz.zoo.run_config:SlateEvaluatorConfig",
     signatures=("serving_default", "serving_raw", "rerank", "rerank_elwc", "transform_features"),
     metrics=("ndcg_at_5", "ndcg_at_10", "map", "err_at_10"),
-    bench=("pointer",),
-    notes=(
-        "The paper's full text was not at hand. Verified are: the factorisation, two LSTMs, the "
-        "form of the pointer, the trained first input of the decoder, and that a cross-entropy and "
-        "a hinge loss per step exist. Corroborated by re-implementations: the weights of the "
-        "steps, the one-step decoder, diverse clicks. Recalled, not checked: REINFORCE as used, "
-        "the decoder's start from the encoder's last state, similar clicks, widths. Chosen here: "
-        "how padding is treated, the normalisation of the cross-entropy, that candidates beyond "
-        "the model's length keep the base order. No figure of the paper's tables is quoted."
-    ),
-    reproduce=("tfrz.reproduce.seq2slate",),
-    distillation=True,
+    taught="lists",
 )
 
-_MULTI_INTEREST = ModelEntry(
-    name="multi_interest",
-    title="Two-tower retrieval with several vectors a user, trained so that the tail is served too",
-    paper=Paper(
-        title="Density Weighting for Multi-Interest Personalized Recommendation",
-        authors="Mehta, Singh, Yi, Jain, Hong, Chi",
-        venue="arXiv 2023",
-        url="https://arxiv.org/abs/2308.01563",
-    ),
-    record_type="history",
-    model="tfrz.models.multi_interest:MultiInterest",
-    config="tfrz.models.multi_interest:MultiInterestConfig",
+RETRIEVAL = TaskEntry(
     task="tfrz.zoo.tasks.retrieval:RetrievalTask",
-    layers=(
-        "tfrz.layers.interests:MultiInterestAttention",
-        "tfrz.layers.interests:ShallowInterestEncoder",
-        "tfrz.layers.interests:DeepInterestEncoder",
-    ),
-    datasets=(
-        "simulated",
-        "movielens-1m",
-        "movielens-100k",
-        "amazon-seq",
-        "gowalla",
-        "completejourney",
-    ),
+    record_type="history",
+    evaluator="tfrz.zoo.run_config:RankingEvaluatorConfig",
     signatures=(
         "serving_default",
         "serving_raw",
@@ -260,6 +203,147 @@ _MULTI_INTEREST = ModelEntry(
         "coverage_at_20",
         "gini_at_20",
     ),
+    taught="batch",
+)
+
+POLICY = TaskEntry(
+    task="tfrz.zoo.tasks.reinforce:ReinforceTask",
+    record_type="logged_action",
+    evaluator="tfrz.zoo.run_config:PolicyEvaluatorConfig",
+    signatures=("serving_default", "serving_raw", "recommend", "judge_log", "transform_features"),
+    metrics=("recall_at_10", "recall_at_20", "ndcg_at_20", "coverage_at_20", "gini_at_20"),
+    taught="items",
+)
+
+USER_VECTORS = TaskEntry(
+    task="tfrz.zoo.tasks.timeline:TimelineTask",
+    record_type="timeline",
+    evaluator="tfrz.zoo.run_config:TimelineEvaluatorConfig",
+    signatures=(
+        "serving_default",
+        "serving_raw",
+        "encode",
+        "score",
+        "pool",
+        "summarize",
+        "transform_features",
+    ),
+    metrics=("normalized_entropy", "auc", "mse"),
+    taught="clicks",
+)
+
+_DCN_V2 = ModelEntry(
+    name="dcn_v2",
+    title="Deep & Cross Network V2 with mixtures of low-rank cross layers",
+    paper=Paper(
+        title=(
+            "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale "
+            "Learning to Rank Systems"
+        ),
+        authors="Wang, Shivanna, Cheng, Jain, Lin, Hong, Chi",
+        venue="WWW 2021",
+        url="https://arxiv.org/abs/2008.13535",
+    ),
+    task=CLICK,
+    model="tfrz.models.dcn_v2:DCNv2",
+    config="tfrz.models.dcn_v2:DCNv2Config",
+    layers=(
+        "tfrz.layers.cross:Cross",
+        "tfrz.layers.cross:LowRankCross",
+        "tfrz.layers.cross:MixtureOfLowRankCross",
+    ),
+    bench=("cross", "serving"),
+    reproduce=("tfrz.reproduce.dcn_v2",),
+    long_history=True,
+    distillation=True,
+)
+
+_M3 = ModelEntry(
+    name="m3",
+    title="Mixture of temporal ranges with a contextual gate: next items from long histories",
+    paper=Paper(
+        title="Towards Neural Mixture Recommender for Long Range Dependent User Sequences",
+        authors="Tang, Belletti, Jain, Chen, Beutel, Xu, Chi",
+        venue="WWW 2019",
+        url="https://arxiv.org/abs/1902.08588",
+    ),
+    task=NEXT_ITEM,
+    model="tfrz.models.m3:M3",
+    config="tfrz.models.m3:M3Config",
+    layers=(
+        "tfrz.layers.temporal:TinyRangeEncoder",
+        "tfrz.layers.temporal:ShortRangeEncoder",
+        "tfrz.layers.temporal:LongRangeEncoder",
+        "tfrz.layers.temporal:ContextualGate",
+        "tfrz.layers.temporal:MultiTemporalRangeMixture",
+        "tfrz.layers.baseline_encoders:CaserEncoder",
+        "tfrz.layers.baseline_encoders:SelfAttentiveEncoder",
+    ),
+    losses=("tfrz.losses.retrieval:NegativeSampler",),
+    bench=("temporal",),
+    notes=(
+        "The paper's full text was not at hand. Verified are: a mixture of encoders of different "
+        "temporal ranges, and a learned gate that the context drives. Recalled, not checked: the "
+        "equations of encoders, gate and objective, and that the recurrent variant is M3R and the "
+        "convolutional one M3C. Chosen here: the cell, the kernel size, widths, the sampled "
+        "softmax, the cold start. Each choice is a switch of the configuration. No figure of the "
+        "paper's tables is quoted."
+    ),
+    reproduce=("tfrz.reproduce.m3",),
+    long_history=True,
+    distillation=True,
+    report="tfrz.zoo.reports.gates:gate_report",
+)
+
+_SEQ2SLATE = ModelEntry(
+    name="seq2slate",
+    title="Pointer network that re-ranks a list, each choice depending on those before it",
+    paper=Paper(
+        title="Seq2Slate: Re-ranking and Slate Optimization with RNNs",
+        authors="Bello, Kulkarni, Jain, Boutilier, Chi, Eban, Luo, Mackey, Meshi",
+        venue="arXiv 2018",
+        url="https://arxiv.org/abs/1810.02019",
+    ),
+    task=SLATE,
+    model="tfrz.models.seq2slate:Seq2Slate",
+    config="tfrz.models.seq2slate:Seq2SlateConfig",
+    layers=(
+        "tfrz.layers.pointer:ListEncoder",
+        "tfrz.layers.pointer:PointerAttention",
+        "tfrz.layers.pointer:PointerDecoder",
+    ),
+    bench=("pointer",),
+    notes=(
+        "The paper's full text was not at hand. Verified are: the factorisation, two LSTMs, the "
+        "form of the pointer, the trained first input of the decoder, and that a cross-entropy and "
+        "a hinge loss per step exist. Corroborated by re-implementations: the weights of the "
+        "steps, the one-step decoder, diverse clicks. Recalled, not checked: REINFORCE as used, "
+        "the decoder's start from the encoder's last state, similar clicks, widths. Chosen here: "
+        "how padding is treated, the normalisation of the cross-entropy, that candidates beyond "
+        "the model's length keep the base order. No figure of the paper's tables is quoted."
+    ),
+    reproduce=("tfrz.reproduce.seq2slate",),
+    distillation=True,
+    report="tfrz.zoo.reports.rerank:rerank_report",
+)
+
+_MULTI_INTEREST = ModelEntry(
+    name="multi_interest",
+    title="Two-tower retrieval with several vectors a user, trained so that the tail is served too",
+    paper=Paper(
+        title="Density Weighting for Multi-Interest Personalized Recommendation",
+        authors="Mehta, Singh, Yi, Jain, Hong, Chi",
+        venue="arXiv 2023",
+        url="https://arxiv.org/abs/2308.01563",
+    ),
+    task=RETRIEVAL,
+    model="tfrz.models.multi_interest:MultiInterest",
+    config="tfrz.models.multi_interest:MultiInterestConfig",
+    layers=(
+        "tfrz.layers.interests:MultiInterestAttention",
+        "tfrz.layers.interests:ShallowInterestEncoder",
+        "tfrz.layers.interests:DeepInterestEncoder",
+    ),
     bench=("retrieval",),
     reproduce=("tfrz.reproduce.multi_interest",),
     long_history=True,
@@ -274,6 +358,7 @@ _MULTI_INTEREST = ModelEntry(
         "bound on weights, the split of the data (the authors' windows overlap those of the test). "
         "No figure of the paper's tables is quoted."
     ),
+    report="tfrz.zoo.reports.interests:interest_report",
 )
 
 _TOPK_REINFORCE = ModelEntry(
@@ -285,21 +370,11 @@ _TOPK_REINFORCE = ModelEntry(
         venue="WSDM 2019",
         url="https://arxiv.org/abs/1812.02353",
     ),
-    record_type="logged_action",
+    task=POLICY,
     model="tfrz.models.topk_reinforce:TopKReinforce",
     config="tfrz.models.topk_reinforce:TopKReinforceConfig",
-    task="tfrz.zoo.tasks.reinforce:ReinforceTask",
     layers=("tfrz.layers.recurrent:ChaosFreeRNN",),
     losses=("tfrz.losses.reinforce:TopKOffPolicyReinforce",),
-    datasets=("simulated", "movielens-1m", "movielens-100k", "obd"),
-    signatures=(
-        "serving_default",
-        "serving_raw",
-        "recommend",
-        "judge_log",
-        "transform_features",
-    ),
-    metrics=("recall_at_10", "recall_at_20", "ndcg_at_20", "coverage_at_20", "gini_at_20"),
     bench=("reinforce",),
     reproduce=("tfrz.reproduce.topk_reinforce",),
     stages="tfx_pipelines.components.off_policy:OffPolicyStages",
@@ -311,6 +386,7 @@ _TOPK_REINFORCE = ModelEntry(
         "results; live results are not claimed."
     ),
     distillation=True,
+    report="tfrz.zoo.reports.importance:importance_report",
 )
 
 _DV365 = ModelEntry(
@@ -325,27 +401,15 @@ _DV365 = ModelEntry(
         venue="KDD 2025",
         url="https://arxiv.org/abs/2506.00450",
     ),
-    record_type="timeline",
+    task=USER_VECTORS,
     model="tfrz.models.dv365:DV365",
     config="tfrz.models.dv365:DV365Config",
-    task="tfrz.zoo.tasks.timeline:TimelineTask",
     layers=(
         "tfrz.layers.history:MultiSlicePooling",
         "tfrz.layers.history:FunnelSummarizer",
         "tfrz.layers.history:LinearCompression",
         "tfrz.layers.history:LongHistoryAdapter",
     ),
-    datasets=("simulated", "vcs-edits", "movielens-1m", "movielens-100k", "completejourney"),
-    signatures=(
-        "serving_default",
-        "serving_raw",
-        "encode",
-        "score",
-        "pool",
-        "summarize",
-        "transform_features",
-    ),
-    metrics=("normalized_entropy", "auc", "mse"),
     bench=("history",),
     reproduce=("tfrz.reproduce.dv365",),
     stages="tfx_pipelines.components.embeddings:EmbeddingStages",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from tfrz.config import apply_overrides, from_mapping, merge, read_yaml, require, to_mapping
 from tfrz.data.histories.spec import HistoryConfig
 from tfrz.data.lists.spec import ListConfig
+from tfrz.data.records import RECORD_TYPES
 from tfrz.data.timelines.slicing import load_slices
 from tfrz.data.timelines.spec import TimelineConfig
 from tfrz.errors import ConfigError
@@ -19,9 +20,6 @@ from tfrz.training.config import LowRankConfig, TrainerConfig
 from tfrz.training.density_weighting import WeightingConfig
 from tfrz.training.distillation import DistillConfig
 from tfrz.zoo import registry
-
-# What slates are judged by; see `tfrz.metrics.slates`.
-SLATE_METRICS = ("ndcg_at_5", "ndcg_at_10", "map", "err_at_10")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -385,11 +383,11 @@ def _check_distillation(entry: registry.ModelEntry, distill: DistillConfig) -> N
         "distill.teacher",
         f"{entry.name} cannot be taught; {', '.join(able)} can",
     )
-    if entry.record_type in ("impression", "timeline"):
+    if entry.task.taught == "clicks":
         distill.check_clicks()
-    elif entry.record_type == "list":
+    elif entry.task.taught == "lists":
         distill.check_lists()
-    elif entry.recipe != registry.PLAIN_RECIPE:
+    elif entry.task.taught == "batch":
         require(
             distill.factor == "full",
             "distill.factor",
@@ -416,19 +414,15 @@ def run_config_from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
     values = _with_slices(mapping)
     entry = registry.get(str(values.get("name", "")))
     model = from_mapping(entry.load("config"), values.pop("model", None), "model")
-    kinds: dict[str, type] = {
-        "history": RankingEvaluatorConfig,
-        "list": SlateEvaluatorConfig,
-        "logged_action": PolicyEvaluatorConfig,
-        "timeline": TimelineEvaluatorConfig,
-    }
-    judged = kinds.get(entry.record_type, EvaluatorConfig)
+    judged = registry.resolve(entry.task.evaluator)
     evaluator: Any = from_mapping(judged, values.pop("evaluator", None), "evaluator")
     config = from_mapping(RunConfig, {**values, "model": model, "evaluator": evaluator})
-    for bounds in ("min_metrics", "max_drops"):
-        for metric in getattr(config.evaluator, bounds, ()):
-            known = ", ".join(entry.metrics)
-            require(metric in entry.metrics, f"evaluator.{bounds}.{metric}", f"is none of {known}")
+    if isinstance(config.evaluator, RankingEvaluatorConfig):
+        for bounds in ("min_metrics", "max_drops"):
+            for metric in getattr(config.evaluator, bounds):
+                known = ", ".join(entry.metrics)
+                where = f"evaluator.{bounds}.{metric}"
+                require(metric in entry.metrics, where, f"is none of {known}")
     require(
         config.weighting.kind == "none" or entry.recipe != registry.PLAIN_RECIPE,
         "weighting.kind",
@@ -441,17 +435,12 @@ def run_config_from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
         "features.long_history",
         f"{entry.name} reads no embeddings of users; {', '.join(able)} do",
     )
-    for section, records, what in (
-        ("history", ("history", "logged_action"), "histories"),
-        ("lists", ("list",), "lists"),
-        ("timeline", ("timeline",), "timelines"),
-    ):
-        wanted = entry.record_type in records
-        require(
-            wanted == (getattr(config.data, section) is not None),
-            f"data.{section}",
-            "must be given" if wanted else f"{entry.name} does not learn from {what}",
-        )
+    own = RECORD_TYPES[entry.record_type].section
+    for section in sorted({row.section for row in RECORD_TYPES.values() if row.section}):
+        given = getattr(config.data, section) is not None
+        what = {"history": "histories", "timeline": "timelines"}.get(section, section)
+        why = "must be given" if section == own else f"{entry.name} does not learn from {what}"
+        require(given == (section == own), f"data.{section}", why)
     for dotted, choices in config.tuner.search_space.items():
         # A misspelt name must not cost an evening of trials: build one configuration with each.
         for value in choices:

@@ -23,16 +23,17 @@ import tensorflow as tf
 from tfrz.config import read_yaml
 from tfrz.data.columns import one_each, raw_sparse, to_examples
 from tfrz.data.impressions.spec import FeatureSpec
-from tfrz.data.spec import MISSING, Spec, transformed_name
+from tfrz.data.spec import MISSING, transformed_name
 from tfrz.errors import InputError
 from tfrz.training.batches import Batches
 from tfrz.training.distillation import DistillConfig
-from tfrz.training.fit import evaluate, make_strategy
+from tfrz.training.fit import make_strategy
 from tfrz.training.warm_start import warm_start
 from tfrz.zoo.building import build_like
 
 if TYPE_CHECKING:
     from tfrz.zoo.run_config import RunConfig
+    from tfrz.zoo.task import Prepared, Task
 
 logger = logging.getLogger(__name__)
 
@@ -84,13 +85,13 @@ def logits_of(scores: tf.Tensor) -> tf.Tensor:
     return tf.math.log(p) - tf.math.log1p(-p)
 
 
-def with_teacher(distill: DistillConfig, spec: Any) -> Any:
+def with_teacher(distill: DistillConfig, spec: FeatureSpec) -> FeatureSpec:
     """The spec of impressions that come with what their teacher says.
 
     Raises:
       ConfigError: the data have a feature of that name.
     """
-    if distill.teacher is None or not isinstance(spec, FeatureSpec):
+    if distill.teacher is None:
         return spec
     return dataclasses.replace(spec, outcomes=(*spec.outcomes, TEACHER_SCORE))
 
@@ -252,33 +253,8 @@ class LiveTeacher:
     """
 
     directory: Path
-    task: Any
+    task: Task[Any, Any]
     model: keras.Model
-
-
-@dataclasses.dataclass(frozen=True)
-class StudentData:
-    """What a live teacher must fit.
-
-    Attributes:
-      inputs: what the student's `build` takes.
-      vocabularies: transformed name to terms in the order of their ids from 1.
-      transform: raw sparse features to transformed ones.
-      spec: the raw features.
-      examples: some serialised raw examples: on them the teacher must answer as its SavedModel
-        does.
-    """
-
-    inputs: Any
-    vocabularies: Mapping[str, Sequence[str]]
-    transform: Any
-    spec: Spec
-    examples: Sequence[bytes]
-
-    @classmethod
-    def of(cls, prepared: Any) -> StudentData:
-        """What a task prepared of a source in this process."""
-        return cls(*(getattr(prepared, field.name) for field in dataclasses.fields(cls)))
 
 
 class Words(NamedTuple):
@@ -293,7 +269,7 @@ class Words(NamedTuple):
 _WORDS = Words()
 
 
-def load_teacher(place: str, student: Any, data: StudentData) -> LiveTeacher:
+def load_teacher(place: str, student: Task[Any, Any], data: Prepared[Any, Any]) -> LiveTeacher:
     """A trained model of the zoo, built anew for a student's inputs.
 
     Args:
@@ -313,11 +289,10 @@ def load_teacher(place: str, student: Any, data: StudentData) -> LiveTeacher:
             f"distill.teacher: {directory} holds {config.name}, whose outputs are not those of "
             f"{own.name}: take a {own.name}"
         )
-    task = student.entry.load("task")(own, config)
-    return load_trained(directory, task, data)
+    return load_trained(directory, own.new_task(config), data)
 
 
-def trained_config(directory: Path, where: str) -> Any:
+def trained_config(directory: Path, where: str) -> RunConfig:
     """The configuration that a SavedModel was trained with.
 
     Args:
@@ -336,7 +311,7 @@ def trained_config(directory: Path, where: str) -> Any:
 
 
 def load_trained(
-    directory: Path, task: Any, data: StudentData, words: Words = _WORDS
+    directory: Path, task: Task[Any, Any], data: Prepared[Any, Any], words: Words = _WORDS
 ) -> LiveTeacher:
     """A trained model of the zoo, built anew for the same data or such with its vocabularies.
 
@@ -389,7 +364,7 @@ def _check_vocabularies(
 
 
 def _check_answers(
-    directory: Path, task: Any, model: keras.Model, data: StudentData, where: str
+    directory: Path, task: Task[Any, Any], model: keras.Model, data: Prepared[Any, Any], where: str
 ) -> None:
     """Holds the model, on these transformed features, to what its SavedModel says."""
     if not data.examples:
@@ -412,7 +387,9 @@ def _check_answers(
             )
 
 
-def attach_teacher(task: Any, data: StudentData, place: str | None = None) -> None:
+def attach_teacher(
+    task: Task[Any, Any], data: Prepared[Any, Any], place: str | None = None
+) -> None:
     """Gives a task its live teacher, if its run has one.
 
     Args:
@@ -425,25 +402,11 @@ def attach_teacher(task: Any, data: StudentData, place: str | None = None) -> No
       ConfigError: k is above the number of classes.
     """
     distill = task.config.distill
-    if not distill.active or not hasattr(task, "teacher"):
+    if not distill.active or not task.live_teacher:
         return
-    if hasattr(data.inputs, "num_items"):
-        distill.check_classes(data.inputs.num_items)
+    classes = task.num_classes(data.inputs)
+    if classes is not None:
+        distill.check_classes(classes)
     if distill.teacher is not None:
         with make_strategy(task.config.trainer.strategy).scope():
             task.teacher = load_teacher(place or distill.teacher, task, data)
-
-
-def teacher_metrics(task: Any, batches: Batches) -> dict[str, float] | None:
-    """The teacher's metrics on a set of examples; None without a teacher."""
-    if task.config.distill.teacher is None:
-        return None
-    if hasattr(task, "teacher"):
-        return evaluate(task.teacher.model, task.teacher.task, batches)
-    rows = [
-        (batch[task.label].numpy(), logits_of(batch[transformed_name(TEACHER_SCORE)]).numpy())
-        for batch in batches.once()
-    ]
-    labels, logits = (np.concatenate(column) for column in zip(*rows, strict=True))
-    found: dict[str, float] = task.metrics({"label": labels, "logits": logits})
-    return found

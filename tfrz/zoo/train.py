@@ -16,7 +16,10 @@ from tfrz.zoo import registry
 from tfrz.zoo.run_config import RunConfig, load_run_config, run_config_to_mapping
 
 if TYPE_CHECKING:
+    import keras
+
     from tfrz.training.low_rank import LayerReport
+    from tfrz.zoo.task import Prepared, Task
 
 logger = logging.getLogger(__name__)
 
@@ -53,51 +56,35 @@ def refuse_other_run(out: Path, described: dict[str, Any], result: str = "metric
             )
 
 
-def export_run(
+def finish_run(
     out: Path,
-    model: Any,
-    task: Any,
+    model: keras.Model,
+    task: Task[Any, Any],
     config: RunConfig,
-    prepared: Any,
+    prepared: Prepared[Any, Any],
     data: str,
     metrics: Mapping[str, Mapping[str, float]],
     layers: Sequence[LayerReport] = (),
-) -> int:
-    """Writes `out/model/1`, `out/card.md` and the task's own reports; gives the parameters.
+) -> None:
+    """Writes `out/model/1`, `out/card.md` and the report of the model's row.
 
     Args:
       out: folder of the run.
       model: the trained model.
       task: of the run.
       config: that the SavedModel is to carry.
-      prepared: what the task made of the data.
+      prepared: what the model was trained on.
       data: as `--data` of the command line.
       metrics: set name to metric names and values.
       layers: what became of each layer, where some are of low rank.
     """
-    from tfrz.export.card import render_card
-    from tfrz.export.saved_model import export_model
+    from tfrz.zoo.run import export
 
-    entry = registry.get(config.name)
-    parameters = sum(int(w.shape.num_elements()) for w in model.trainable_weights)
-    card = render_card(entry, config, prepared.spec, data, metrics, parameters, layers)
     version = out / "model" / "1"
-    # Left by a run that was stopped between the export and the metrics: the export is whole.
-    if not version.exists():
-        export_model(
-            version,
-            model,
-            task,
-            prepared.transform,
-            prepared.spec,
-            config,
-            prepared.vocabularies,
-            card,
-            prepared.examples[: config.export.warmup_examples],
-        )
+    card = export(version, model, task, prepared, config, data, metrics, layers)
     atomic_write(out / "card.md", card)
-    task.report(model, prepared, out)
-    return parameters
+    if task.entry.report is not None:
+        registry.resolve(task.entry.report)(task, model, prepared, out)
 
 
 def train(
@@ -115,8 +102,8 @@ def train(
       model: a name of the registry.
       data: as `--data` of the command line.
       out: takes `config.yaml`, `metrics.json`, `curves.png`, `card.md`, `history.json`,
-        `checkpoints/`, `tensorboard/`, `model/<version>/` and the task's own reports. An
-        unfinished run is resumed. `low_rank.json` tells of layers of low rank, if asked for.
+        `checkpoints/`, `tensorboard/`, `model/<version>/` and the model's own reports. An
+        unfinished run is resumed. `low_rank.json` describes layers of low rank, if there are any.
       features: feature spec of a file of the user's own.
       overrides: `section.key=value`.
       progress: show a bar on standard error.
@@ -128,74 +115,61 @@ def train(
     Raises:
       InputError: bad input of any kind, before anything is written where possible.
     """
-    # These pull in TensorFlow: a misspelt option above should be told in no time.
-    from tfrz.data.records import open_source
-    from tfrz.training.fit import evaluate, measured
-    from tfrz.training.warm_start import warm_start
-    from tfrz.zoo.building import build_for_training, layers_as_values, write_layers
-    from tfrz.zoo.long_history import check_warm_start, pinned
-    from tfrz.zoo.tasks.teaching import teaching_report
-    from tfrz.zoo.teacher import StudentData, attach_teacher, pinned_teacher, teacher_metrics
-
-    entry = registry.get(model)
+    # These load TensorFlow: a misspelt option fails before the slow import.
     config = load_run_config(model, data.partition(":")[0], overrides, config_file)
-    reader = open_source(data, features, entry.record_type, **config.data.options)
     if config.trainer.warm_start == "latest_blessed":
         raise ConfigError(
             "trainer.warm_start: latest_blessed needs the pipeline; name a SavedModel directory"
         )
+    from tfrz.training.fit import evaluate, measured
+    from tfrz.zoo.building import layers_as_values, write_layers
+    from tfrz.zoo.long_history import check_warm_start, pinned
+    from tfrz.zoo.reports.teaching import teaching_report
+    from tfrz.zoo.run import num_parameters, open_run, train_prepared
+    from tfrz.zoo.teacher import pinned_teacher
+
     out = Path(out)
-    config = pinned(config, out)
-    config = pinned_teacher(config)
+    config = pinned_teacher(pinned(config, out))
     if config.trainer.warm_start is not None:
         check_warm_start(config, config.trainer.warm_start)
+    run = open_run(config, data, features)
     resolved = {"data_source": data, **run_config_to_mapping(config)}
     refuse_other_run(out, resolved)
-    task = entry.load("task")(entry, config)
+    task = run.task
     seconds: dict[str, float] = {}
-
     started = time.perf_counter()
-    prepared = task.prepare(reader)
+    prepared = run.prepare()
     seconds["data"] = time.perf_counter() - started
-    logger.info(
-        "%s: %s training, %s validation, %s test examples (%.1f s)",
-        data,
-        *(f"{s.num_examples:,}" for s in (prepared.train, prepared.validation, prepared.test)),
-        seconds["data"],
-    )
+    logger.info("read and transformed in %.1f s", seconds["data"])
 
-    attach_teacher(task, StudentData.of(prepared))
-    keras_model, layers = build_for_training(task, prepared.inputs, config, prepared.train)
-    # Not before the model is known to exist: who corrects a rank may keep the folder.
-    atomic_write(out / "config.yaml", write_yaml(resolved))
-    write_layers(layers, out)
-    if config.trainer.warm_start is not None:
-        warm_start(keras_model, task, prepared.vocabularies, config.trainer.warm_start)
+    def starting(layers: Sequence[LayerReport]) -> None:
+        # Not before the model is known to exist: who corrects a rank may keep the folder.
+        atomic_write(out / "config.yaml", write_yaml(resolved))
+        write_layers(layers, out)
+
     started = time.perf_counter()
-    result = entry.load("recipe")(
-        keras_model, task, prepared.train, prepared.validation, config.trainer, out, progress
+    trained = train_prepared(
+        task, prepared, out, progress, config.trainer.warm_start, starting=starting
     )
+    keras_model, layers, result = trained.model, trained.layers, trained.result
     seconds["fit"] = time.perf_counter() - started
-    metrics = {"validation": measured(result.best)}
     sets = {"validation": prepared.validation}
-    if prepared.test.num_examples:
+    metrics = {"validation": measured(result.best)}
+    if prepared.test is not None:
         sets["test"] = prepared.test
         metrics["test"] = evaluate(keras_model, task, prepared.test)
-    for name, batches in sets.items():
-        taught = teacher_metrics(task, batches)
-        if taught is not None:
-            metrics[f"teacher, {name}"] = taught
-
+    if config.distill.teacher is not None:
+        metrics |= {f"teacher, {name}": task.teacher_metrics(some) for name, some in sets.items()}
     teaching = teaching_report(task, keras_model, prepared.validation, out)
 
     started = time.perf_counter()
-    parameters = export_run(out, keras_model, task, config, prepared, data, metrics, layers)
+    finish_run(out, keras_model, task, config, prepared, data, metrics, layers)
     seconds["export"] = time.perf_counter() - started
     steps = result.steps_run - result.resumed_from
     described = {
         "model": str(out / "model" / "1"),
         "metrics": metrics,
-        "parameters": parameters,
+        "parameters": num_parameters(keras_model),
         "steps": result.steps_run,
         "epochs": result.epochs_run,
         "resumed_from": result.resumed_from,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import tempfile
 from collections.abc import Iterable
@@ -14,16 +13,13 @@ from typing import TYPE_CHECKING, Any
 from tfrz.config import write_yaml
 from tfrz.errors import ConfigError, InputError
 from tfrz.files import atomic_write
-from tfrz.zoo import registry
 from tfrz.zoo.run_config import RunConfig, load_run_config, run_config_to_mapping, with_values
 from tfrz.zoo.search_space import check_search, combinations
 from tfrz.zoo.train import refuse_other_run
 
 if TYPE_CHECKING:
-    from tfrz.zoo.tasks.prepared import Prepared
-    from tfrz.zoo.tuning import TrialResult, TrialSets
-
-logger = logging.getLogger(__name__)
+    from tfrz.zoo.task import Prepared, Task
+    from tfrz.zoo.tuning import TrialResult
 
 
 class PreparedSets:
@@ -37,51 +33,36 @@ class PreparedSets:
     def __init__(self, data: str, features: str | None) -> None:
         self._data, self._features = data, features
         self._reads: dict[str, Any] | None = None
-        self._prepared: Prepared | None = None
+        self._prepared: Prepared[Any, Any] | None = None
 
-    def __call__(self, config: RunConfig) -> TrialSets:
+    def __call__(self, config: RunConfig) -> tuple[Task[Any, Any], Prepared[Any, Any]]:
         """What `config` is trained with.
 
         Raises:
           InputError: as of the task's `prepare`.
         """
         from tfrz.training.batches import ArrayBatches
-        from tfrz.zoo.teacher import StudentData, attach_teacher
-        from tfrz.zoo.tuning import TrialSets
+        from tfrz.zoo.run import open_run
 
-        entry = registry.get(config.name)
-        task = entry.load("task")(entry, config)
-        reads = self._read_by(task, config)
+        run = open_run(config, self._data, self._features)
+        reads = self._read_by(run.task, config)
         if self._prepared is None or reads != self._reads:
-            self._reads, self._prepared = reads, self._prepare(task, config)
-        attach_teacher(task, StudentData.of(self._prepared))
-        train, trainer = self._prepared.train, config.trainer
-        if isinstance(train, ArrayBatches):
-            train = train.recut(trainer.batch_size, trainer.seed)
-        return TrialSets(task, self._prepared.inputs, train, self._prepared.validation)
+            self._reads, self._prepared = reads, run.prepare()
+        prepared, trainer = self._prepared, config.trainer
+        if isinstance(prepared.train, ArrayBatches):
+            train = prepared.train.recut(trainer.batch_size, trainer.seed)
+            prepared = dataclasses.replace(prepared, train=train)
+        return run.task, prepared
 
     @staticmethod
-    def _read_by(task: Any, config: RunConfig) -> dict[str, Any]:
-        """The values of the configuration that decide what `prepare` gives."""
+    def _read_by(task: Task[Any, Any], config: RunConfig) -> dict[str, Any]:
+        """The values of the configuration that decide what `prepare` returns."""
         mapping = run_config_to_mapping(config)
         reads = {"data": mapping["data"], "features": mapping["features"]}
-        for dotted in getattr(task, "prepare_reads", ()):
+        for dotted in task.prepare_reads:
             section, _, name = dotted.partition(".")
             reads[dotted] = mapping[section][name]
         return reads
-
-    def _prepare(self, task: Any, config: RunConfig) -> Prepared:
-        from tfrz.data.records import open_source
-
-        record_type = registry.get(config.name).record_type
-        reader = open_source(self._data, self._features, record_type, **config.data.options)
-        prepared: Prepared = task.prepare(reader)
-        logger.info(
-            "%s: %s training, %s validation examples",
-            self._data,
-            *(f"{s.num_examples:,}" for s in (prepared.train, prepared.validation)),
-        )
-        return prepared
 
 
 def best_first(results: Iterable[TrialResult], direction: str) -> list[TrialResult]:
@@ -122,12 +103,6 @@ def tune(
     Raises:
       InputError: bad input of any kind, or every trial failed.
     """
-    # These pull in TensorFlow: a misspelt option above should be told in no time.
-    from tfrz.data.records import open_source
-    from tfrz.zoo.long_history import pinned
-    from tfrz.zoo.teacher import pinned_teacher
-
-    entry = registry.get(model)
     config = load_run_config(model, data.partition(":")[0], overrides, config_file)
     check_search(config)
     if "KERASTUNER_ORACLE_IP" in os.environ:
@@ -135,7 +110,6 @@ def tune(
             "KERASTUNER_ORACLE_IP is set, for a search of several processes, and this is one: "
             "unset it (docs/tuning.md)"
         )
-    open_source(data, features, entry.record_type, **config.data.options)
     if config.trainer.warm_start is not None:
         raise ConfigError(
             "trainer.warm_start: trials start from nothing: leave it out, and set it when you "
@@ -148,12 +122,17 @@ def tune(
             f"a search needs keras-tuner ({error}): pip install 'tfrz[tfx]'"
         ) from error
 
+    # These load TensorFlow: a misspelt option fails before the slow import.
+    from tfrz.zoo.long_history import pinned
+    from tfrz.zoo.run import open_run
+    from tfrz.zoo.teacher import pinned_teacher
+
     out = Path(out)
     config = pinned_teacher(pinned(config, out))
+    task = open_run(config, data, features).task
     described = {"command": "tune", "data_source": data, **run_config_to_mapping(config)}
     refuse_other_run(out, described, "trials.json")
     atomic_write(out / "config.yaml", write_yaml(described))
-    task = entry.load("task")(entry, config)
     with tempfile.TemporaryDirectory(prefix="tfrz-tune-") as state:
         tuner = ConfigTuner(config, task, state, out / "trials")
         tuner.search(sets_of=PreparedSets(data, features), progress=progress)

@@ -17,31 +17,17 @@ from keras_tuner.engine.trial import TrialStatus
 
 from tfrz.errors import InputError
 from tfrz.files import atomic_write
-from tfrz.training.batches import Batches
 from tfrz.training.fit import measured
-from tfrz.zoo import registry
-from tfrz.zoo.building import build_for_training
+from tfrz.zoo.run import train_prepared
 from tfrz.zoo.run_config import RunConfig
 from tfrz.zoo.search_space import chosen_values, draw, stand_in, trial_config
+from tfrz.zoo.task import Prepared, Task
 
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class TrialSets:
-    """What a trial is trained with.
-
-    Attributes:
-      task: of the trial's configuration.
-      inputs: what the task's `build` takes.
-      train: the training set.
-      validation: chooses the weights, ends the training and gives the objective.
-    """
-
-    task: Any
-    inputs: Any
-    train: Batches
-    validation: Batches
+# What a configuration is trained with.
+SetsOf = Callable[[RunConfig], tuple[Task[Any, Any], Prepared[Any, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +101,18 @@ class ConfigTuner(keras_tuner.Tuner):
       directory: of keras-tuner's state, which it does not write atomically.
       results: folder of the results of trials, one file each, written atomically; a trial whose
         result is there is not run again. None to keep none.
+      teacher: SavedModel of the live teacher, where it is not that of the configuration.
     """
 
     def __init__(
-        self, config: RunConfig, task: Any, directory: str | Path, results: Path | None = None
+        self,
+        config: RunConfig,
+        task: Task[Any, Any],
+        directory: str | Path,
+        results: Path | None = None,
+        teacher: str | None = None,
     ) -> None:
-        self._config, self._results = config, results
+        self._config, self._results, self._teacher = config, results, teacher
         self.results: list[TrialResult] = []
         self._worst = math.inf if task.objective_direction == "min" else -math.inf
         oracle = _SeededSearch(
@@ -142,9 +134,7 @@ class ConfigTuner(keras_tuner.Tuner):
         except _SearchEnded as ended:
             raise ended.error from None
 
-    def run_trial(
-        self, trial: Any, sets_of: Callable[[RunConfig], TrialSets], progress: bool = False
-    ) -> dict[str, float]:
+    def run_trial(self, trial: Any, sets_of: SetsOf, progress: bool = False) -> dict[str, float]:
         """One trial: the best validation metrics of one configuration.
 
         Args:
@@ -180,20 +170,17 @@ class ConfigTuner(keras_tuner.Tuner):
         self,
         number: int,
         values: dict[str, Any],
-        sets_of: Callable[[RunConfig], TrialSets],
+        sets_of: SetsOf,
         progress: bool,
     ) -> TrialResult:
         words = ", ".join(f"{name}={value}" for name, value in values.items())
         logger.info("trial %d of %d: %s", number, self._count, words)
         config = trial_config(self._config, values)
-        sets = sets_of(config)
-        objective = sets.task.objective
+        task, prepared = sets_of(config)
+        objective = task.objective
         started = time.perf_counter()
         try:
-            model, _ = build_for_training(sets.task, sets.inputs, config, sets.train)
-            fitted = registry.get(config.name).load("recipe")(
-                model, sets.task, sets.train, sets.validation, config.trainer, None, progress
-            )
+            fitted = train_prepared(task, prepared, None, progress, teacher=self._teacher).result
             metrics = measured(fitted.best)
             if not math.isfinite(metrics[objective]):
                 raise InputError(f"{objective} is {metrics[objective]}")

@@ -17,7 +17,6 @@ def preprocessing_fn(
 ) -> dict[str, Any]:
     """The task's transform with Beam's analyzers."""
     config = run_config_from_mapping(custom_config["run_config"])
-    entry = registry.get(config.name)
-    task = entry.load("task")(entry, config)
+    task = registry.get(config.name).new_task(config)
     spec = from_mapping(task.spec_class, custom_config["feature_spec"])
     return dict(task.preprocess(inputs, spec, TransformAnalyzers()))

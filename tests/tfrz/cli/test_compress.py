@@ -56,7 +56,7 @@ def rebuilt(version: Path):
     """The model that the exported configuration describes, started from the exported weights."""
     config = run_config_from_mapping(read_yaml(version / "assets" / "run_config.yaml"))
     entry = registry.get(config.name)
-    task = entry.load("task")(entry, config)
+    task = entry.new_task(config)
     prepared = task.prepare(
         open_source("simulated", None, entry.record_type, **config.data.options)
     )

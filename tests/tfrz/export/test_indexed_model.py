@@ -289,7 +289,7 @@ def _untrained(folder, name: str, *settings: str) -> str:
     """A model as it is before training, exported."""
     entry = registry.get(name)
     config = load_run_config(name, "simulated", settings)
-    task = entry.load("task")(entry, config)
+    task = entry.new_task(config)
     reader = open_source("simulated", None, entry.record_type, **config.data.options)
     prepared = task.prepare(reader)
     model = task.build(prepared.inputs)
@@ -387,7 +387,7 @@ def test_a_warm_start_from_a_rebuilt_model_takes_all_of_it(trained, rebuilt):
     new = rebuilt(_known(range(20)))
     entry = registry.get("multi_interest")
     config = _config()
-    task = entry.load("task")(entry, config)
+    task = entry.new_task(config)
     reader = open_source("simulated", None, "history", **config.data.options)
     prepared = task.prepare(reader)
     model = task.build(prepared.inputs)

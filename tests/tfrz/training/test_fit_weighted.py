@@ -64,7 +64,7 @@ def _sets() -> tuple[ArrayBatches, ArrayBatches]:
 
 def _task(*more: str):
     entry = registry.get("multi_interest")
-    return entry.load("task")(entry, load_run_config("multi_interest", "none", [*SETTINGS, *more]))
+    return entry.new_task(load_run_config("multi_interest", "none", [*SETTINGS, *more]))
 
 
 def _model(task):

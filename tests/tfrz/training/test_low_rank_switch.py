@@ -54,7 +54,7 @@ def overrides(name, *more):
 
 def prepared_run(config):
     entry = registry.get(config.name)
-    task = entry.load("task")(entry, config)
+    task = entry.new_task(config)
     reader = open_source("simulated", None, entry.record_type, **config.data.options)
     return task, task.prepare(reader)
 

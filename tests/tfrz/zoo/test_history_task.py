@@ -13,8 +13,8 @@ from tfrz.data.records import open_source
 from tfrz.errors import ConfigError, InputError
 from tfrz.metrics.ranking import recall_at
 from tfrz.zoo import registry
+from tfrz.zoo.reports.gates import gate_table
 from tfrz.zoo.run_config import load_run_config
-from tfrz.zoo.tasks.gates import gate_table
 from tfrz.zoo.tasks.history import length_bucket, popularity_bucket
 from tfrz.zoo.train import train
 
@@ -128,7 +128,7 @@ def test_files_of_a_run(run):
 def test_mean_gates_are_those_of_the_model():
     entry = registry.get("m3")
     config = load_run_config("m3", "simulated", ["data.options={users: 50, length: 9}"])
-    task = entry.load("task")(entry, config)
+    task = entry.new_task(config)
     prepared = task.prepare(open_source("simulated", None, "history", users=50, length=9))
     model = task.build(prepared.inputs)
     (batch,) = list(prepared.validation.once())
@@ -144,7 +144,7 @@ def test_the_metrics_are_those_of_the_recommendations():
     entry = registry.get("m3")
     options = "data.options={users: 80, length: 12}"
     config = load_run_config("m3", "simulated", [options, "export.drop_seen=true"])
-    task = entry.load("task")(entry, config)
+    task = entry.new_task(config)
     prepared = task.prepare(open_source("simulated", None, "history", users=80, length=12))
     model = task.build(prepared.inputs)
     (batch,) = list(prepared.test.once())
@@ -169,7 +169,7 @@ def test_all_steps_and_the_last_one():
     }.items():
         settings = [options, "data.history.length=10", *more]
         config = load_run_config("m3", "simulated", settings)
-        task = entry.load("task")(entry, config)
+        task = entry.new_task(config)
         prepared = task.prepare(open_source("simulated", None, "history", users=40, length=9))
         model = task.build(prepared.inputs)
         batch = {n: v[:3] for n, v in next(iter(prepared.validation.once())).items()}

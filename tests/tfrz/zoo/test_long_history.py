@@ -273,7 +273,7 @@ def test_warm_up_requests_carry_none(clicks, tmp_path):
         with stores(store=make_store(1)):
             spec, _ = with_long_history(config.features, reader.feature_spec())
         assert spec.long_history is not None
-        task = entry.load("task")(entry, config)
+        task = entry.new_task(config)
         vocabularies = {f"{f.name}_xf": ["a", "b"] for f in spec.vocabularies}
         for sent in task.warmup_examples(vocabularies, spec, 3):
             names = set(tf.train.Example.FromString(sent).features.feature)

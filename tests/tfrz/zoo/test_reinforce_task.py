@@ -42,7 +42,7 @@ SMALL = (
 def _task(*overrides):
     entry = registry.get("topk_reinforce")
     config = load_run_config("topk_reinforce", "simulated", overrides)
-    return entry.load("task")(entry, config)
+    return entry.new_task(config)
 
 
 def _made(*overrides, length: int = LENGTH):

@@ -133,7 +133,7 @@ class _Recorded:
 def test_tasks_say_which_values_decide_what_they_prepare(model):
     entry = registry.get(model)
     config = load_run_config(model, "simulated", [SIZES[entry.record_type]])
-    task, noted = entry.load("task")(entry, config), set()
+    task, noted = entry.new_task(config), set()
     task.config = _Recorded(config, noted)
     task.prepare(open_source("simulated", None, entry.record_type, **config.data.options))
     shared = {"trainer.batch_size", "trainer.seed"}  # Batches are cut anew.

@@ -26,7 +26,7 @@ from tfrz.metrics.slates import of_slate, rank_gain
 from tfrz.training import fit as loop
 from tfrz.training.base_ranker import with_lambda_mart
 from tfrz.zoo import registry
-from tfrz.zoo.run_config import SLATE_METRICS, load_run_config
+from tfrz.zoo.run_config import load_run_config
 from tfrz.zoo.tasks.slate import frequency_bucket, length_bucket
 from tfrz.zoo.train import train
 
@@ -97,7 +97,7 @@ class Run:
 
     def task(self):
         entry = registry.get("seq2slate")
-        return entry.load("task")(entry, load_run_config("seq2slate", "file", self.overrides))
+        return entry.new_task(load_run_config("seq2slate", "file", self.overrides))
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_it_learns_a_better_order_than_the_base_rankers(run):
     report = json.loads((run.folder / "out" / "rerank.json").read_text())
     assert report["model"]["ndcg_at_10"] > report["base_ranker"]["ndcg_at_10"] + 0.03
     assert report["rank_gain"] > 0
-    assert run.result["metrics"]["validation"].keys() >= set(SLATE_METRICS)
+    assert run.result["metrics"]["validation"].keys() >= set(registry.SLATE.metrics)
     ranked = [("low", -2.0, 5.0, "x"), ("high", 2.0, 5.0, "x"), ("middle", 0.3, 5.0, "x")]
     assert _slate(_ask(run, [ranked])) == ["high", "middle", "low"]
 
@@ -352,7 +352,7 @@ def test_metrics_are_the_means_of_those_of_single_slates(clicks):
     overrides = [] if clicks else ["data.lists.clicks=null"]
     config = load_run_config("seq2slate", "simulated", overrides)
     entry = registry.get("seq2slate")
-    task = entry.load("task")(entry, config)
+    task = entry.new_task(config)
     assert task.max_grade == (1 if clicks else 4)
     rng = np.random.default_rng(0)
     ordered = rng.integers(0, 2 if clicks else 5, (200, 12)) * rng.integers(0, 2, (200, 12))
@@ -360,7 +360,7 @@ def test_metrics_are_the_means_of_those_of_single_slates(clicks):
     lengths = rng.integers(0, 13, 200)
     ordered = np.where(np.arange(12) < lengths[:, None], ordered, -1).astype(np.float32)
     found = task.metrics({"ordered": ordered})
-    for name in SLATE_METRICS:
+    for name in registry.SLATE.metrics:
         slates = [row[row >= 0] for row in ordered]
         assert found[name] == pytest.approx(_mean(name, slates, task.max_grade), abs=1e-6), name
     nothing = task.metrics({"ordered": np.zeros((3, 4), np.float32)})
@@ -384,7 +384,7 @@ def test_the_reports_metrics_are_those_of_base_order_and_slates(run):
         slates.append(labels[places])
         gains.append(rank_gain(labels, places))
     report = json.loads((run.folder / "out" / "rerank.json").read_text())
-    for name in SLATE_METRICS:
+    for name in registry.SLATE.metrics:
         assert report["base_ranker"][name] == pytest.approx(_mean(name, base, 4.0), abs=1e-6)
         assert report["model"][name] == pytest.approx(_mean(name, slates, 4.0), abs=1e-6)
         best = run.result["metrics"]["validation"][name]
@@ -401,7 +401,7 @@ def test_the_loop_judges_what_the_model_sees_and_the_evaluator_the_whole_list(ru
     seen = tf.constant(answer["positions"][:, :LENGTH], tf.int32)
     judged = task.judged(seen, tf.constant(labels[None, :LENGTH]))
     own = task.metrics({n: v.numpy() for n, v in judged.items()})
-    for name in SLATE_METRICS:
+    for name in registry.SLATE.metrics:
         part = of_slate(name, labels[places[:LENGTH]], task.max_grade)
         assert own[name] == pytest.approx(part, abs=1e-6), name
         whole = evaluation._of_slate(name, task.max_grade, places, labels)
@@ -416,7 +416,7 @@ def _task(*overrides: str, source: str = "simulated"):
     entry = registry.get("seq2slate")
     simulated = ["data.options={queries: 60, length: 4}", "data.lists.length=4"]
     config = load_run_config("seq2slate", source, [*SETTINGS, *simulated, *overrides])
-    return entry.load("task")(entry, config)
+    return entry.new_task(config)
 
 
 @pytest.fixture(scope="module")
@@ -665,7 +665,7 @@ def test_a_run_with_lambda_mart_starts_from_its_order(run):
     prepared = {}
     for ranker in ("source", "lambda_mart"):
         settings = [*run.overrides, f"data.lists.base_ranker={ranker}"]
-        task = entry.load("task")(entry, load_run_config("seq2slate", "file", settings))
+        task = entry.new_task(load_run_config("seq2slate", "file", settings))
         prepared[ranker] = task.prepare(open_source(run.data, run.features, "list"))
     ndcg = {}
     for ranker, sets in prepared.items():

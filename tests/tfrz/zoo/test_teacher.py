@@ -28,7 +28,6 @@ from tfrz.zoo.teacher import (
     TEACHER_SCORE,
     LiveTeacher,
     ScoringTeacher,
-    StudentData,
     check_scores,
     find_teacher,
     load_teacher,
@@ -207,7 +206,7 @@ def test_the_column_of_the_teacher_may_not_be_there():
 def _clicks_task(*overrides):
     entry = registry.get("dcn_v2")
     config = load_run_config("dcn_v2", "simulated", [*CLICKS, *overrides])
-    return entry.load("task")(entry, config)
+    return entry.new_task(config)
 
 
 def test_scores_are_those_that_the_teacher_serves(clicks):
@@ -294,7 +293,7 @@ def test_a_killed_distillation_ends_with_the_bits_of_one_that_was_not(clicks, tm
 def _setup(name, *overrides, seed=1):
     entry = registry.get(name)
     config = load_run_config(name, "simulated", [*QUICK, *LIVE[name], *overrides])
-    task = entry.load("task")(entry, config)
+    task = entry.new_task(config)
     reader = open_source("simulated", None, entry.record_type, **config.data.options)
     prepared = task.prepare(reader)
     model = build_model(lambda: task.build(prepared.inputs), config.trainer)
@@ -471,13 +470,7 @@ def histories(tmp_path_factory):
 
 def _student_data(name, *overrides):
     task, prepared, _, _ = _setup(name, *overrides)
-    return task, StudentData(
-        prepared.inputs,
-        prepared.vocabularies,
-        prepared.transform,
-        prepared.spec,
-        prepared.examples,
-    )
+    return task, prepared
 
 
 def test_a_live_teacher_answers_as_it_serves(histories):

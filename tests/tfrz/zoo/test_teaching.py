@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tests.oracles.temporal import softmax
 from tfrz.training.distillation import DistillConfig
-from tfrz.zoo.tasks.teaching import decompose, examined
+from tfrz.zoo.reports.teaching import decompose, examined
 from tfrz.zoo.train import train
 
 ROWS = 200

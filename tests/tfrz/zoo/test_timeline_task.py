@@ -119,7 +119,7 @@ class Built:
         self.config = load_run_config(
             "dv365", data, [*SMALL, f"data.timeline.slices={slices}", *overrides]
         )
-        self.task: TimelineTask = entry.load("task")(entry, self.config)
+        self.task: TimelineTask = entry.new_task(self.config)
         self.reader = open_source(data, spec, "timeline")
         self.spec, self.parts, _ = self.task.examples(self.reader)
         self.prepared = self.task.prepared(self.spec, self.parts, 0)
@@ -876,7 +876,7 @@ def test_configurations_make_examples(name, tmp_path):
         data, overrides = DATA[name][1](tmp_path), []
     config = load_run_config("dv365", name, overrides)
     entry = registry.get("dv365")
-    task = entry.load("task")(entry, config)
+    task = entry.new_task(config)
     reader = open_source(data, None, "timeline", **config.data.options)
     spec, parts, left_out = task.examples(reader)
     assert left_out == 0

@@ -1,42 +1,32 @@
-"""The recipe of *impression* records: predict the probability of a click (or of any yes/no).
+"""The task of *impression* records: predict the probability of a click (or of any yes or no).
 
-Every model of this record type is constructed as `Model(config, vocabulary_sizes, multivalent,
-numeric, dtype=...)` and has `embed(inputs) -> [batch, dim]` and `interact(x0) -> logits [batch]`.
+Every model of this task is constructed as `Model(config, vocabulary_sizes, multivalent, numeric,
+dtype=...)` and has `embed(inputs) -> [batch, dim]` and `interact(x0) -> logits [batch]`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 
 from tfrz import metrics
-from tfrz.data.columns import to_examples
 from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.impressions.transform import ImpressionPreprocessor, preprocess
-from tfrz.data.spec import UserEmbedding, raw_feature_spec, transformed_name
-from tfrz.data.transform import Analyzers, densify, transform_table
-from tfrz.data.user_embeddings import joined
-from tfrz.export.raw_inputs import raw_input_signature, to_sparse, without_opaque
-from tfrz.training.batches import ArrayBatches
-from tfrz.zoo.long_history import with_long_history
-from tfrz.zoo.tasks.prepared import Prepared
+from tfrz.data.spec import Spec, UserEmbedding, raw_feature_spec, transformed_name
+from tfrz.data.splits import SPLITS, split_rows
+from tfrz.data.transform import Analyzers, Preprocessor
+from tfrz.data.user_embeddings import EmbeddingJoin
+from tfrz.errors import InputError
+from tfrz.training.batches import Batches
+from tfrz.zoo.long_history import adapter_arguments
+from tfrz.zoo.task import ExampleSource, Parts, Served, Task, Tensors
 from tfrz.zoo.teacher import TEACHER_SCORE, logits_of, open_teacher, with_teacher
-
-if TYPE_CHECKING:
-    from tfrz.data.sources.reader import Reader
-    from tfrz.zoo.registry import ModelEntry
-    from tfrz.zoo.run_config import RunConfig
-
-# Larger than a training batch: evaluation keeps no activations for a backward pass.
-_EVALUATION_BATCH = 8192
-
-Transform = Callable[[dict[str, tf.SparseTensor]], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +47,6 @@ class ModelInputs:
     label: str = "label_xf"
     long_history: UserEmbedding | None = None
 
-    @classmethod
-    def from_spec(cls, spec: FeatureSpec, vocabulary_sizes: Mapping[str, int]) -> ModelInputs:
-        """The inputs that a feature spec and its fitted vocabularies give."""
-        return cls(
-            vocabulary_sizes=dict(vocabulary_sizes),
-            multivalent=tuple(transformed_name(f.name) for f in spec.multivalent),
-            numeric=tuple(transformed_name(f.name) for f in spec.numeric),
-            label=transformed_name(spec.label),
-            long_history=spec.long_history,
-        )
-
     @property
     def names(self) -> tuple[str, ...]:
         """All inputs of the model, the label not among them."""
@@ -76,58 +55,91 @@ class ModelInputs:
         return (*self.vocabulary_sizes, *self.numeric, *names)
 
 
-class ClickTask:
-    """Binary log loss over impressions.
-
-    Args:
-      entry: the model's row in the registry.
-      config: the run's configuration.
-    """
+class ClickTask(Task[FeatureSpec, ModelInputs]):
+    """Binary log loss over impressions; the product is a probability."""
 
     objective = "log_loss"
-    objective_direction = "min"
-    spec_class = FeatureSpec
-    slice_features: tuple[str, ...] = ()
-    prepare_reads = ("distill.teacher",)  # Beyond `data` and `features`.
+    product = "score"
+    # Larger than a training batch: evaluation keeps no activations for a backward pass.
+    evaluation_batch = 8192
+    prepare_reads = ("distill.teacher",)
+    live_teacher = False
+    describes_targets = False
+    label = "label_xf"  # As `build` found it.
 
-    def __init__(self, entry: ModelEntry, config: RunConfig) -> None:
-        self.entry, self.config = entry, config
-        self.label = "label_xf"
+    # Data.
 
-    @staticmethod
-    def model_inputs(spec: FeatureSpec, vocabulary_sizes: Mapping[str, int]) -> ModelInputs:
-        """What `build` takes, from a feature spec and its fitted vocabularies."""
-        return ModelInputs.from_spec(spec, vocabulary_sizes)
+    def example_spec(self, source: Spec) -> tuple[FeatureSpec, EmbeddingJoin | None]:
+        """As of `Task`, with what a teacher says of each example."""
+        spec, join = super().example_spec(source)
+        return with_teacher(self.config.distill, spec), join
 
-    def build(self, inputs: ModelInputs) -> keras.Model:
-        """A model with all its variables made."""
+    def make_examples(
+        self, records: pa.Table, source: ExampleSource[FeatureSpec]
+    ) -> tuple[Parts, int]:
+        """Splits the impressions, each by a hash of its own values.
+
+        Raises:
+          InputError: none falls into training or validation.
+        """
+        data = self.config.data
+        held_out = (data.validation_fraction, data.test_fraction)
+        rows = split_rows(records, held_out, data.seed)
+        for split in ("train", "validation"):
+            if not len(rows[split]):
+                raise InputError(
+                    f"{source.reader.name}: none of {records.num_rows:,} impressions falls into "
+                    f"{split}: bring more, or change data.validation_fraction or data.seed"
+                )
+        return {split: records.take(pa.array(some)) for split, some in rows.items()}, 0
+
+    def examples(self, source: ExampleSource[FeatureSpec]) -> tuple[Parts, int]:
+        """As of `Task`, scored by the teacher if there is one."""
+        # Before anything is read: the teacher may not fit.
+        teacher = open_teacher(self.config.distill, source.spec)
+        parts, left_out = super().examples(source)
+        if teacher is not None:
+            parts = {name: teacher.scored(parts[name]) for name in SPLITS}
+        return parts, left_out
+
+    def fit_transform(self, examples: pa.Table, spec: FeatureSpec) -> Preprocessor:
+        """Vocabularies and moments of the training examples."""
+        return ImpressionPreprocessor.fit(examples, spec)
+
+    def preprocess(
+        self, inputs: Mapping[str, tf.SparseTensor], spec: FeatureSpec, analyzers: Analyzers
+    ) -> dict[str, Any]:
+        """Raw features and label to transformed ones."""
+        return preprocess(inputs, spec, analyzers)
+
+    # The model.
+
+    def model_inputs(self, spec: FeatureSpec, vocabulary_sizes: Mapping[str, int]) -> ModelInputs:
+        """What `build` takes, from the raw features and the fitted vocabularies."""
+        return ModelInputs(
+            vocabulary_sizes=dict(vocabulary_sizes),
+            multivalent=tuple(transformed_name(f.name) for f in spec.multivalent),
+            numeric=tuple(transformed_name(f.name) for f in spec.numeric),
+            label=transformed_name(spec.label),
+            long_history=spec.long_history,
+        )
+
+    def construct(self, inputs: ModelInputs) -> keras.Model:
+        """The model, before it has any variables."""
         self.label = inputs.label
-        model = self.entry.load("model")(
+        return self.entry.load("model")(
             self.config.model,
             inputs.vocabulary_sizes,
             multivalent=inputs.multivalent,
             numeric=inputs.numeric,
             dtype=self.config.trainer.dtype,
-            **self._long_history(inputs),
+            **adapter_arguments(self.config.features, inputs.long_history, units=True),
         )
-        model(self.example_inputs(inputs))
-        return model
-
-    def _long_history(self, inputs: ModelInputs) -> dict[str, Any]:
-        """Arguments that only models with a long history take."""
-        features = self.config.features
-        if inputs.long_history is None:
-            return {}
-        return {
-            "long_history": inputs.long_history,
-            "adapter": features.adapter,
-            "adapter_units": features.adapter_units,
-        }
 
     @staticmethod
-    def example_inputs(inputs: ModelInputs, batch_size: int = 2) -> dict[str, tf.Tensor]:
+    def example_inputs(inputs: ModelInputs, batch_size: int = 2) -> Tensors:
         """A batch of zeros (of strings, empty ones) of the right shapes and dtypes."""
-        batch: dict[str, tf.Tensor] = {}
+        batch: Tensors = {}
         for name in inputs.names:
             if name in inputs.vocabulary_sizes:
                 shape = [batch_size, 1] if name in inputs.multivalent else [batch_size]
@@ -137,59 +149,23 @@ class ClickTask:
                 batch[name] = tf.zeros([batch_size], dtype)
         return batch
 
-    def prepare(self, reader: Reader) -> Prepared:
-        """Reads, splits and transforms a source in this process.
+    def vocabulary_weights(self, model: keras.Model) -> dict[str, list[tf.Variable]]:
+        """The embeddings whose rows are the ids of each categorical input."""
+        return {name: [layer.embeddings] for name, layer in model.embeddings.items()}
 
-        Vocabularies and moments come from the training part alone.
+    # Training.
 
-        Raises:
-          InputError: the source cannot be read, too many of its lines are corrupt, or no user has
-            an embedding.
-        """
-        from tfrz.data.sources.reader import read_table
-        from tfrz.data.splits import split_table
-
-        data = self.config.data
-        spec, join = with_long_history(self.config.features, reader.feature_spec())
-        spec = with_teacher(self.config.distill, spec)
-        teacher = open_teacher(self.config.distill, spec)
-        table, corrupt = read_table(reader, data.max_corrupt_fraction)
-        held_out = (data.validation_fraction, data.test_fraction)
-        parts = joined(join, split_table(table, (1.0 - sum(held_out), *held_out), data.seed))
-        if teacher is not None:
-            parts = [teacher.scored(part) for part in parts]
-        transform = ImpressionPreprocessor.fit(parts[0], spec)
-        trainer = self.config.trainer
-        columns = [transform_table(transform, part) for part in parts]
-        return Prepared(
-            train=ArrayBatches(columns[0], trainer.batch_size, trainer.seed),
-            validation=ArrayBatches(columns[1], _EVALUATION_BATCH),
-            test=ArrayBatches(columns[2], _EVALUATION_BATCH),
-            inputs=self.model_inputs(spec, transform.vocabulary_sizes),
-            transform=transform,
-            vocabularies={
-                transformed_name(name): terms for name, terms in transform.vocabularies.items()
-            },
-            spec=spec,
-            examples=to_examples(parts[1], spec, limit=1000),
-            corrupt_lines=len(corrupt),
-        )
-
-    # What the training loop asks for.
-
-    def lookup(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def lookup(self, model: keras.Model, batch: Tensors) -> Tensors:
         """Embeddings `[batch, dim]`, labels and what a teacher says, logits, `[batch]`."""
         looked_up = {
             "x0": model.embed(batch, training=True),
             "label": tf.cast(batch[self.label], tf.float32),
         }
         if self.config.distill.teacher is not None:
-            looked_up["taught"] = logits_of(batch[transformed_name(TEACHER_SCORE)])
+            looked_up["taught"] = self._taught(batch)
         return looked_up
 
-    def dense_loss(
-        self, model: keras.Model, looked_up: dict[str, tf.Tensor]
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def dense_loss(self, model: keras.Model, looked_up: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
         """Cross-entropy per example `[batch]` and the regularisation, a scalar."""
         x0 = looked_up["x0"]
         logits = tf.cast(model.interact(x0, training=True), tf.float32)
@@ -205,7 +181,7 @@ class ClickTask:
             penalty += self.config.trainer.embedding_l2 * tf.reduce_mean(squares)
         return loss, penalty
 
-    def predict(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def predict(self, model: keras.Model, batch: Tensors) -> Tensors:
         """Logits and labels, `[batch]` each."""
         return {
             "logits": model(batch, training=False),
@@ -221,114 +197,58 @@ class ClickTask:
             "calibration": metrics.calibration(labels, logits),
         }
 
-    def report(self, model: keras.Model, prepared: Prepared, out: Path) -> None:
-        """Nothing beyond the metrics."""
+    # A teacher.
 
-    # What a warm start asks for.
+    def _taught(self, batch: Tensors) -> tf.Tensor:
+        """The teacher's logits, `[batch]`."""
+        return logits_of(batch[transformed_name(TEACHER_SCORE)])
 
-    def vocabulary_weights(self, model: keras.Model) -> dict[str, list[tf.Variable]]:
-        """The embeddings whose rows are the ids of each categorical input."""
-        return {name: [layer.embeddings] for name, layer in model.embeddings.items()}
+    def teacher_metrics(self, batches: Batches) -> dict[str, float]:
+        """The metrics of the run's teacher on a set of examples."""
+        rows = [
+            (batch[self.label].numpy(), self._taught(batch).numpy()) for batch in batches.once()
+        ]
+        labels, logits = (np.concatenate(column) for column in zip(*rows, strict=True))
+        return self.metrics({"label": labels, "logits": logits})
 
-    # What the pipeline's Transform asks for.
+    def class_logits(
+        self, model: keras.Model, batch: Tensors
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor] | None:
+        """Of the two classes, no and yes."""
+        logits = tf.cast(model(batch, training=False), tf.float32)
+        student, taught = (
+            tf.stack([tf.zeros_like(one), one], axis=1) for one in (logits, self._taught(batch))
+        )
+        return student, taught, tf.cast(batch[self.label] > 0.5, tf.int64)
 
-    def preprocess(
-        self, inputs: Mapping[str, tf.SparseTensor], spec: FeatureSpec, analyzers: Analyzers
-    ) -> dict[str, Any]:
-        """Raw features and label to transformed ones."""
-        return preprocess(inputs, spec, analyzers)
+    # The export.
 
-    # What the export asks for.
-
-    def outputs(self, model: keras.Model, features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def outputs(self, model: keras.Model, features: Tensors) -> Tensors:
         """What the signatures answer with: probabilities, float32 `[batch]`."""
         return {"scores": tf.sigmoid(tf.cast(model(features, training=False), tf.float32))}
 
-    def warmup_examples(
-        self, vocabularies: Mapping[str, Sequence[str]], spec: FeatureSpec, limit: int
-    ) -> list[bytes]:
-        """Requests for the warm-up, from the most frequent terms of each vocabulary."""
-        serialized = []
-        for row in range(limit):
-            example = tf.train.Example()
-            for feature in spec.features:
-                if feature.kind == "opaque":
-                    continue
-                stored = example.features.feature[feature.name]
-                if feature.kind == "numeric":
-                    stored.float_list.value.append(float(row))
-                    continue
-                terms = vocabularies[transformed_name(feature.name)] or [""]
-                term = terms[row % len(terms)]
-                if feature.dtype == "int64":
-                    stored.int64_list.value.append(int(term or 0))
-                else:
-                    stored.bytes_list.value.append(term.encode())
-            serialized.append(example.SerializeToString())
-        return serialized
-
-    def signatures(
-        self,
-        model: keras.Model,
-        transform: Transform,
-        spec: FeatureSpec,
-        vocabularies: Mapping[str, Sequence[str]],
-    ) -> dict[str, Any]:
-        """The signatures of DESIGN's contract for a binary model.
-
-        Args:
-          model: the trained model.
-          transform: raw sparse features to transformed ones.
-          spec: the raw features.
-          vocabularies: not needed here.
-
-        Returns:
-          Names to functions with an input signature. `examples` and `inputs` are serialised
-          `tf.Example`s `[batch]`; scores are float32 `[batch]`.
-        """
-        del vocabularies
-        parse_spec = raw_feature_spec(spec, label=False)
-        examples = tf.TensorSpec([None], tf.string, name="examples")
+    def further_signatures(self, served: Served[FeatureSpec]) -> dict[str, Callable[..., Tensors]]:
+        """`classify` and `regress` of TF Serving's contract, from serialised examples `[batch]`."""
+        parse_spec = raw_feature_spec(served.spec, label=False)
         inputs = tf.TensorSpec([None], tf.string, name="inputs")
 
-        def transformed(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-            return densify(transform(tf.io.parse_example(serialized, parse_spec)))
-
-        def probability(features: dict[str, tf.Tensor]) -> tf.Tensor:
-            return self.outputs(model, features)["scores"]
-
-        @tf.function(input_signature=[examples])
-        def serving_default(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"scores": probability(transformed(examples))}
-
-        @tf.function(input_signature=[raw_input_signature(spec)])
-        def serving_raw(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return {"scores": probability(densify(transform(to_sparse(features))))}
+        def probability(serialized: tf.Tensor) -> tf.Tensor:
+            features = served.features(tf.io.parse_example(serialized, parse_spec))
+            return self.outputs(served.model, features)["scores"]
 
         @tf.function(input_signature=[inputs])
-        def classify(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-            p = probability(transformed(inputs))
+        def classify(inputs: tf.Tensor) -> Tensors:
+            p = probability(inputs)
             classes = tf.tile(tf.constant([["0", "1"]]), [tf.shape(p)[0], 1])
             return {"classes": classes, "scores": tf.stack([1.0 - p, p], axis=1)}
 
         @tf.function(input_signature=[inputs])
-        def regress(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"outputs": probability(transformed(inputs))}
+        def regress(inputs: tf.Tensor) -> Tensors:
+            return {"outputs": probability(inputs)}
 
-        @tf.function(input_signature=[examples])
-        def transform_features(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            return without_opaque(transformed(examples), spec)
+        return {"classify": classify, "regress": regress}
 
-        return {
-            "serving_default": serving_default,
-            "serving_raw": serving_raw,
-            "score": serving_raw,
-            "classify": classify,
-            "regress": regress,
-            "transform_features": transform_features,
-        }
-
-    # What the Evaluator asks for.
+    # The Evaluator.
 
     def eval_config(self, spec: FeatureSpec, has_baseline: bool) -> Any:
         """TFMA's `EvalConfig`: metrics, slices and the thresholds of a blessing.

@@ -1,56 +1,42 @@
-"""The recipe of *history* records: recommend the next item, as its raw id.
+"""The task of *history* records: recommend the next item, as its raw id.
 
-Every model of this record type is constructed as `Model(config, num_items, item_rows, length,
-context, numeric, padding, dtype=...)` and has `embed(inputs)`, `encode(embedded)`,
-`interact(embedded) -> logits [batch, items]` and the tables that `tfrz.models.m3.M3` names.
+Every model of this task is constructed as `Model(config, num_items, item_rows, length, context,
+numeric, padding, dtype=...)` and has `embed(inputs)`, `encode(embedded)`, `interact(embedded) ->
+logits [batch, items]` and the tables that `tfrz.models.m3.M3` names.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 
-from tfrz.data.columns import to_examples
 from tfrz.data.histories.examples import build_examples, drop_duplicates, drop_rare
-from tfrz.data.histories.spec import HistorySpec
+from tfrz.data.histories.spec import HistoryConfig, HistorySpec
 from tfrz.data.histories.transform import (
     TIME_FEATURE_SIZES,
     HistoryPreprocessor,
     preprocess_history,
 )
-from tfrz.data.spec import UserEmbedding, raw_feature_spec, transformed_name
-from tfrz.data.splits import SPLITS
-from tfrz.data.transform import Analyzers, densify, transform_table
-from tfrz.data.user_embeddings import joined
+from tfrz.data.spec import Feature, UserEmbedding, transformed_name
+from tfrz.data.transform import Analyzers, Preprocessor, first_value, transform_table
 from tfrz.errors import InputError
-from tfrz.export.raw_inputs import raw_input_signature, to_sparse, without_opaque
+from tfrz.export.raw_inputs import to_sparse
 from tfrz.layers.low_rank import frobenius_penalty
 from tfrz.losses.retrieval import softmax_loss
 from tfrz.metrics.ranking import at_rank, parse, rank_of
-from tfrz.training.batches import ArrayBatches
 from tfrz.training.compilation import compiles
-from tfrz.zoo.long_history import with_long_history
-from tfrz.zoo.tasks.prepared import Prepared
+from tfrz.zoo.long_history import adapter_arguments
+from tfrz.zoo.task import ExampleSource, Parts, Served, Task, Tensors, Transform
 from tfrz.zoo.tasks.slices import in_words, rank_in_words
-from tfrz.zoo.teacher import LiveTeacher
 
-if TYPE_CHECKING:
-    from tfrz.data.histories.spec import HistoryConfig
-    from tfrz.data.sources.reader import Reader
-    from tfrz.zoo.registry import ModelEntry
-    from tfrz.zoo.run_config import RunConfig
-
-_EVALUATION_BATCH = 256
 # Stands in an answer where fewer items than top_k may be shown.
-_NOTHING = -1e9
-
-Transform = Callable[[dict[str, tf.SparseTensor]], dict[str, Any]]
+NOTHING = -1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,22 +82,20 @@ def popularity_bucket(ids: tf.Tensor, num_items: int) -> tf.Tensor:
     return rank_in_words(ids, num_items, [1, 101, 1001, 10_001], words)
 
 
-class HistoryTask:
-    """Softmax over the next item; recommendations as raw item ids.
+def id_table(items: Sequence[str], unknown: int) -> tf.lookup.StaticHashTable:
+    """Raw ids of items to their ids from 1; `unknown` for all others."""
+    initializer = tf.lookup.KeyValueTensorInitializer(
+        tf.constant(list(items), tf.string), tf.range(1, len(items) + 1, dtype=tf.int64)
+    )
+    return tf.lookup.StaticHashTable(initializer, unknown)
 
-    Args:
-      entry: the model's row in the registry.
-      config: the run's configuration.
-    """
+
+class HistoryTask(Task[HistorySpec, HistoryInputs]):
+    """Softmax over the next item; recommendations as raw item ids."""
 
     objective = "map_at_20"
-    objective_direction = "max"
-    spec_class = HistorySpec
+    product = "recommend"
     slice_features = ("history_length", "target_popularity")
-
-    def __init__(self, entry: ModelEntry, config: RunConfig) -> None:
-        self.entry, self.config = entry, config
-        self.teacher: LiveTeacher | None = None
 
     @property
     def history(self) -> HistoryConfig:
@@ -119,8 +103,58 @@ class HistoryTask:
         assert self.config.data.history is not None
         return self.config.data.history
 
+    # Data.
+
+    def make_examples(
+        self, records: pa.Table, source: ExampleSource[HistorySpec]
+    ) -> tuple[Parts, int]:
+        """Histories of interactions, without duplicates and rare users and items.
+
+        Raises:
+          InputError: no user is left to validate with.
+        """
+        self.history.check(source.spec)
+        if self.history.drop_duplicates:
+            records = drop_duplicates(records)
+        records = drop_rare(records, self.history)
+        data = self.config.data
+        parts = build_examples(
+            records,
+            source.spec,
+            self.history,
+            (data.validation_fraction, data.test_fraction),
+            data.seed,
+            with_test=data.test_fraction > 0,
+        )
+        if not parts["validation"].num_rows:
+            raise InputError(
+                "no user has an event to hold out for validation: with data.history.split=users "
+                "some users are held out as they are"
+            )
+        return parts, 0
+
+    def fit_transform(self, examples: pa.Table, spec: HistorySpec) -> Preprocessor:
+        """Vocabularies and moments of the training examples."""
+        return HistoryPreprocessor.fit_examples(examples, spec, self.history)
+
+    def transformed(
+        self, transform: Preprocessor, examples: pa.Table, spec: HistorySpec, split: str
+    ) -> dict[str, Any]:
+        """All examples of a split, with what a user has seen where recommendations are judged."""
+        del spec
+        without = ["seen_xf"] if split == "train" else []
+        return transform_table(transform, examples, without=without)
+
+    def preprocess(
+        self, inputs: Mapping[str, tf.SparseTensor], spec: HistorySpec, analyzers: Analyzers
+    ) -> dict[str, Any]:
+        """Raw features and target to transformed ones."""
+        return preprocess_history(inputs, spec, self.history, analyzers)
+
+    # The model.
+
     def model_inputs(self, spec: HistorySpec, vocabulary_sizes: Mapping[str, int]) -> HistoryInputs:
-        """What `build` takes, from the source's spec and its fitted vocabularies."""
+        """What `build` takes, from the raw features and the fitted vocabularies."""
         self.history.check(spec)
         context = {
             f.name: vocabulary_sizes[transformed_name(f.name)]
@@ -141,9 +175,9 @@ class HistoryTask:
             long_history=spec.long_history,
         )
 
-    def build(self, inputs: HistoryInputs) -> keras.Model:
-        """A model with all its variables made."""
-        model = self.entry.load("model")(
+    def construct(self, inputs: HistoryInputs) -> keras.Model:
+        """The model, before it has any variables."""
+        return self.entry.load("model")(
             self.config.model,
             inputs.num_items,
             inputs.item_rows,
@@ -151,20 +185,18 @@ class HistoryTask:
             inputs.context,
             inputs.numeric,
             inputs.padding,
+            *self.item_arguments(inputs),
             dtype=self.config.trainer.dtype,
-            **self._long_history(inputs),
+            **adapter_arguments(self.config.features, inputs.long_history),
         )
-        model(self.example_inputs(inputs))
-        return model
 
-    def _long_history(self, inputs: HistoryInputs) -> dict[str, Any]:
-        """Arguments that only models with a long history take."""
-        if inputs.long_history is None:
-            return {}
-        return {"long_history": inputs.long_history, "adapter": self.config.features.adapter}
+    def item_arguments(self, inputs: HistoryInputs) -> tuple[Any, ...]:
+        """What the model takes of the items' features; nothing by default."""
+        del inputs
+        return ()
 
     @staticmethod
-    def example_inputs(inputs: HistoryInputs, batch_size: int = 2) -> dict[str, tf.Tensor]:
+    def example_inputs(inputs: HistoryInputs, batch_size: int = 2) -> Tensors:
         """A batch of zeros (of strings, empty ones) of the right shapes and dtypes."""
         batch = {"history_xf": tf.zeros([batch_size, inputs.length], tf.int64)}
         for names, dtype in ((inputs.context, tf.int64), (inputs.numeric, tf.float32)):
@@ -177,60 +209,18 @@ class HistoryTask:
                 batch[transformed_name(feature.name)] = tf.zeros([batch_size], tf.string)
         return batch
 
-    def prepare(self, reader: Reader) -> Prepared:
-        """Reads interactions and makes histories of them in this process.
+    def vocabulary_weights(self, model: keras.Model) -> dict[str, list[tf.Variable]]:
+        """The tables whose rows are the ids of each vocabulary."""
+        tables = {id(t): t for t in (model.items, model.output_items, model.output_bias)}
+        weights = {"item_xf": [table.embeddings for table in tables.values()]}
+        for name, table in model.context_tables.items():
+            if name not in self.history.time_features:
+                weights[transformed_name(name)] = [table.embeddings]
+        return weights
 
-        Vocabularies come from the training examples alone.
+    # Training.
 
-        Raises:
-          InputError: the source cannot be read, too many of its lines are corrupt, or no user has
-            an embedding.
-          ConfigError: a setting needs times, and the source has none.
-        """
-        from tfrz.data.sources.reader import read_table
-
-        data = self.config.data
-        spec, join = with_long_history(self.config.features, reader.feature_spec())
-        assert isinstance(spec, HistorySpec)
-        self.history.check(spec)
-        events, corrupt = read_table(reader, data.max_corrupt_fraction)
-        if self.history.drop_duplicates:
-            events = drop_duplicates(events)
-        events = drop_rare(events, self.history)
-        held_out = (data.validation_fraction, data.test_fraction)
-        parts = build_examples(
-            events, spec, self.history, held_out, data.seed, with_test=data.test_fraction > 0
-        )
-        if not parts["validation"].num_rows:
-            raise InputError(
-                "no user has an event to hold out for validation: with data.history.split=users "
-                "some users are held out as they are"
-            )
-        parts = dict(zip(SPLITS, joined(join, [parts[name] for name in SPLITS]), strict=True))
-        transform = HistoryPreprocessor.fit_examples(parts["train"], spec, self.history)
-        trainer = self.config.trainer
-        # What a user has seen is only asked where recommendations are judged.
-        columns = {"train": transform_table(transform, parts["train"], without=["seen_xf"])}
-        columns |= {name: transform_table(transform, parts[name]) for name in SPLITS[1:]}
-        sizes = transform.vocabulary_sizes
-        evaluated = {name: ArrayBatches(columns[name], _EVALUATION_BATCH) for name in SPLITS[1:]}
-        return Prepared(
-            train=ArrayBatches(columns["train"], trainer.batch_size, trainer.seed),
-            validation=evaluated["validation"],
-            test=evaluated["test"],
-            inputs=self.model_inputs(spec, sizes),
-            transform=transform,
-            vocabularies={
-                transformed_name(name): terms for name, terms in transform.vocabularies.items()
-            },
-            spec=spec,
-            examples=to_examples(parts["validation"], spec, limit=1000),
-            corrupt_lines=len(corrupt),
-        )
-
-    # What the training loop asks for.
-
-    def lookup(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def lookup(self, model: keras.Model, batch: Tensors) -> Tensors:
         """Embeddings, targets `[batch, time + 1]` and their weights, and sampled negatives.
 
         Where nothing is compiled, `counted` `[count, 2]` are the places of weight 1 and the vectors
@@ -264,9 +254,7 @@ class HistoryTask:
             looked_up["taught"] = tf.stop_gradient(teacher.encode(teacher.embed(batch)))
         return looked_up
 
-    def dense_loss(
-        self, model: keras.Model, looked_up: dict[str, tf.Tensor]
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def dense_loss(self, model: keras.Model, looked_up: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
         """A loss per example whose mean is that of all weighted steps, and the regularisation."""
         hidden = model.encode(looked_up, training=True)
         targets, weights = looked_up["targets"], looked_up["weights"]
@@ -333,7 +321,7 @@ class HistoryTask:
         )
         return tf.where(marks[:, :-1] > 0, tf.constant(-np.inf, logits.dtype), logits)
 
-    def predict(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def predict(self, model: keras.Model, batch: Tensors) -> Tensors:
         """The target's rank `[batch]` among all items that may be shown; 0 for none."""
         logits = self._allowed(model(batch, training=False), batch)
         return {"rank": rank_of(logits, batch["target_xf"])}
@@ -345,69 +333,52 @@ class HistoryTask:
             for name in self.entry.metrics
         }
 
-    def report(self, model: keras.Model, prepared: Prepared, out: Path) -> None:
-        """`gates.json` and `gates.png`: which range serves which context and length."""
-        from tfrz.zoo.tasks.gates import gate_report
+    # A teacher.
 
-        if model.config.encoder == "mixture":
-            gate_report(model, prepared, out)
+    def num_classes(self, inputs: HistoryInputs) -> int | None:
+        """The items."""
+        return inputs.num_items
 
-    # What a warm start asks for.
+    def class_logits(
+        self, model: keras.Model, batch: Tensors
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor] | None:
+        """Of examples whose target is a known item."""
+        assert self.teacher is not None
+        labels = tf.cast(batch["target_xf"], tf.int64) - 1
+        known = (labels >= 0) & (labels < model.num_items)
+        both = (model(batch, training=False), self.teacher.model(batch, training=False), labels)
+        student, taught, targets = (tf.boolean_mask(values, known) for values in both)
+        return student, taught, targets
 
-    def vocabulary_weights(self, model: keras.Model) -> dict[str, list[tf.Variable]]:
-        """The tables whose rows are the ids of each vocabulary."""
-        tables = {id(t): t for t in (model.items, model.output_items, model.output_bias)}
-        weights = {"item_xf": [table.embeddings for table in tables.values()]}
-        for name, table in model.context_tables.items():
-            if name not in self.history.time_features:
-                weights[transformed_name(name)] = [table.embeddings]
-        return weights
+    # The export.
 
-    # What the pipeline's Transform asks for.
-
-    def preprocess(
-        self, inputs: Mapping[str, tf.SparseTensor], spec: HistorySpec, analyzers: Analyzers
-    ) -> dict[str, Any]:
-        """Raw features and target to transformed ones."""
-        return preprocess_history(inputs, spec, self.history, analyzers)
-
-    # What the export asks for.
-
-    def outputs(self, model: keras.Model, features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def outputs(self, model: keras.Model, features: Tensors) -> Tensors:
         """The best items: `scores` float32 and `ids` int64, `[batch, top_k]`, best first."""
         logits = self._allowed(model(features, training=False), features)
         k = min(self.config.export.top_k, model.num_items)
         scores, columns = tf.math.top_k(logits, k)
         shown = tf.math.is_finite(scores)
         ids = tf.where(shown, tf.cast(columns, tf.int64) + 1, tf.zeros_like(columns, tf.int64))
-        return {"scores": tf.where(shown, scores, tf.fill(tf.shape(scores), _NOTHING)), "ids": ids}
+        return {"scores": tf.where(shown, scores, tf.fill(tf.shape(scores), NOTHING)), "ids": ids}
 
-    def warmup_examples(
-        self, vocabularies: Mapping[str, Sequence[str]], spec: HistorySpec, limit: int
-    ) -> list[bytes]:
-        """Requests for the warm-up: histories of the most frequent items."""
-        serialized = []
-        for row in range(limit):
-            events = min(1 + row, self.history.length)
-            example = tf.train.Example()
-            for feature in spec.features:
-                if feature.kind == "opaque":
-                    continue
-                name = feature.name.removeprefix("history_")
-                stored = example.features.feature[feature.name]
-                known = "item" if feature.name == "history" else name
-                terms = vocabularies.get(transformed_name(known)) or [""]
-                for i in range(events if feature.multivalent else 1):
-                    if feature.kind == "time":
-                        stored.int64_list.value.append(1_600_000_000 + 60 * i)
-                    elif feature.kind == "numeric":
-                        stored.float_list.value.append(float(i))
-                    elif feature.dtype == "int64":
-                        stored.int64_list.value.append(int(terms[i % len(terms)] or 0))
-                    else:
-                        stored.bytes_list.value.append(terms[i % len(terms)].encode())
-            serialized.append(example.SerializeToString())
-        return serialized
+    def answers(
+        self, served: Served[HistorySpec]
+    ) -> Callable[[dict[str, tf.SparseTensor]], Tensors]:
+        """`item_ids` string and `scores` float32 `[batch, top_k]`, the best first.
+
+        Where fewer items may be shown, "" and -1e9.
+        """
+        terms = tf.constant(["", *served.vocabularies["item_xf"]])
+
+        def recommended(raw: dict[str, tf.SparseTensor]) -> Tensors:
+            outputs = self.outputs(served.model, served.features(raw))
+            return {"item_ids": tf.gather(terms, outputs.pop("ids")), **outputs}
+
+        return recommended
+
+    def to_sparse(self, features: Tensors, spec: HistorySpec) -> dict[str, tf.SparseTensor]:
+        """Named raw tensors as `tf.io.parse_example` returns them, lists aligned."""
+        return to_sparse(features, spec.aligned)
 
     def signatures(
         self,
@@ -415,64 +386,42 @@ class HistoryTask:
         transform: Transform,
         spec: HistorySpec,
         vocabularies: Mapping[str, Sequence[str]],
-    ) -> dict[str, Any]:
-        """The signatures of DESIGN's contract for a model that recommends.
+    ) -> dict[str, Callable[..., Tensors]]:
+        """As of `Task`; `item_ids` are those of `vocabularies["item_xf"]`."""
+        self._target_ids = id_table(vocabularies["item_xf"], 0)
+        self.parts = [self._target_ids]
+        return super().signatures(model, transform, spec, vocabularies)
 
-        Args:
-          model: the trained model.
-          transform: raw sparse features to transformed ones.
-          spec: the raw features.
-          vocabularies: `item_xf` to the raw ids of the items.
-
-        Returns:
-          Names to functions with an input signature. `examples` are serialised `tf.Example`s
-          `[batch]`. `item_ids` string and `scores` float32 are `[batch, top_k]`, the best first;
-          where fewer items may be shown, "" and -1e9.
-        """
-        parse_spec = raw_feature_spec(spec, label=False)
-        labelled_spec = raw_feature_spec(spec, label=True)
-        examples = tf.TensorSpec([None], tf.string, name="examples")
-        terms = tf.constant(["", *vocabularies["item_xf"]])
-
-        def recommended(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            outputs = self.outputs(model, features)
-            return {"item_ids": tf.gather(terms, outputs["ids"]), "scores": outputs["scores"]}
-
-        @tf.function(input_signature=[examples])
-        def serving_default(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            return recommended(densify(transform(tf.io.parse_example(examples, parse_spec))))
-
-        @tf.function(input_signature=[raw_input_signature(spec)])
-        def serving_raw(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return recommended(densify(transform(to_sparse(features, spec.aligned))))
-
-        @tf.function(input_signature=[examples])
-        def transform_features(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            raw = tf.io.parse_example(examples, labelled_spec)
-            target = raw.pop(spec.label)
-            features = without_opaque(densify(transform(raw)), spec)
-            lengths = tf.reduce_sum(features["mask_xf"], axis=1)
-            features["history_length"] = length_bucket(lengths)
-            # The place of the target in the vocabulary is its rank of popularity.
-            first = tf.sparse.to_dense(target, "")
-            first = tf.pad(first, [[0, 0], [0, 1]], constant_values="")[:, :1]
-            same = tf.cast(tf.equal(first, terms[None, :]), tf.int64)
-            ids = tf.argmax(same, axis=1)
-            features["target_popularity"] = self.popularity_words(model, ids)
-            return features
-
+    def described(
+        self, served: Served[HistorySpec], raw: dict[str, tf.SparseTensor], features: Tensors
+    ) -> Tensors:
+        """The transformed features, and the length of the history and the target as words."""
+        lengths = tf.reduce_sum(features["mask_xf"], axis=1)
+        # The place of the target in the vocabulary is its rank of popularity.
+        ids = self._target_ids.lookup(first_value(raw[served.spec.label], ""))
         return {
-            "serving_default": serving_default,
-            "serving_raw": serving_raw,
-            "recommend": serving_raw,
-            "transform_features": transform_features,
+            **features,
+            "history_length": length_bucket(lengths),
+            "target_popularity": self.popularity_words(served.model, ids),
         }
 
     def popularity_words(self, model: keras.Model, ids: tf.Tensor) -> tf.Tensor:
         """How popular each target is as words, for slices."""
         return popularity_bucket(ids, model.num_items)
 
-    # What the Evaluator asks for.
+    def request_length(self, feature: Feature, row: int) -> int:
+        """Histories of one event more in each request."""
+        return min(1 + row, self.history.length) if feature.multivalent else 1
+
+    def request_terms(
+        self, feature: Feature, spec: HistorySpec, vocabularies: Mapping[str, Sequence[str]]
+    ) -> Sequence[str]:
+        """Past events have the terms of the request."""
+        del spec
+        name = feature.name.removeprefix("history_")
+        return vocabularies.get(transformed_name("item" if name == "history" else name), ())
+
+    # The Evaluator.
 
     def eval_config(self, spec: HistorySpec, has_baseline: bool) -> Any:
         """TFMA's `EvalConfig`: metrics, slices and the thresholds of a blessing.

@@ -1,6 +1,6 @@
-"""The recipe of *logged action* records: learn a policy from what others did, serve its slates.
+"""The task of *logged action* records: learn a policy from what others did, serve its slates.
 
-Models of this recipe are constructed like those of `HistoryTask` and have `embed`, `encode`
+Models of this task are constructed like those of `HistoryTask` and have `embed`, `encode`
 `[batch, time + 1, units]`, `policy_logits`, `behavior_logits`, the tables `policy_head` and
 `behavior_head`, and a configuration with the fields of `tfrz.models.topk_reinforce`.
 """
@@ -8,11 +8,8 @@ Models of this recipe are constructed like those of `HistoryTask` and have `embe
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,27 +18,19 @@ import tensorflow as tf
 from tfrz.config import require
 from tfrz.data.histories.spec import HistorySpec
 from tfrz.data.spec import raw_feature_spec, transformed_name
-from tfrz.data.transform import densify
+from tfrz.data.transform import first_value
 from tfrz.errors import InputError
-from tfrz.export.raw_inputs import raw_input_signature, to_sparse
-from tfrz.files import atomic_write
 from tfrz.layers.low_rank import frobenius_penalty
 from tfrz.layers.slates import boltzmann_slate
-from tfrz.losses.reinforce import (
-    discounted_returns,
-    importance_weights,
-)
+from tfrz.losses.reinforce import discounted_returns
 from tfrz.metrics.coverage import coverage, exposures, gini
-from tfrz.metrics.off_policy import self_normalized, weight_summary
+from tfrz.metrics.off_policy import self_normalized
 from tfrz.metrics.ranking import at_rank, parse, rank_of
 from tfrz.models.topk_reinforce import log_probability
-from tfrz.zoo.tasks.history import HistoryInputs, HistoryTask, Transform
+from tfrz.training.batches import Batches
+from tfrz.zoo.task import Served, Tensors, Transform
+from tfrz.zoo.tasks.history import NOTHING, HistoryInputs, HistoryTask, id_table
 from tfrz.zoo.tasks.thresholds import evaluation_config, metrics_of_lists
-
-if TYPE_CHECKING:
-    from tfrz.data.sources.reader import Reader
-    from tfrz.training.batches import Batches
-    from tfrz.zoo.tasks.prepared import Prepared
 
 _LISTED = 20
 
@@ -65,20 +54,34 @@ def usable(propensities: tf.Tensor) -> tf.Tensor:
 
 
 class ReinforceTask(HistoryTask):
-    """The top-K off-policy policy gradient; recommendations as slates of raw action ids.
-
-    Args:
-      entry: the model's row in the registry.
-      config: the run's configuration.
-    """
+    """The top-K off-policy policy gradient; recommendations as slates of raw action ids."""
 
     objective = "snips"
-    objective_direction = "max"
+
+    # Data.
 
     def outcome_names(self, spec: HistorySpec) -> tuple[str, str | None]:
         """The reward, and the propensity where the source has one."""
         names = spec.outcomes
         return names[0], names[1] if len(names) > 1 else None
+
+    def check_training_set(self, train: Batches, inputs: HistoryInputs) -> None:
+        """Refuses a log from which nothing can be learned.
+
+        Raises:
+          InputError: no action of the log has a reward.
+        """
+        assert isinstance(inputs, ReinforceInputs)
+        reward = transformed_name(inputs.reward)
+        if not any(
+            np.any(batch[reward].numpy()) or np.any(batch[f"history_{reward}"].numpy())
+            for batch in train.once()
+        ):
+            raise InputError(
+                "every action of the training log has the reward 0: a policy cannot learn from it"
+            )
+
+    # The model.
 
     def model_inputs(
         self, spec: HistorySpec, vocabulary_sizes: Mapping[str, int]
@@ -89,8 +92,8 @@ class ReinforceTask(HistoryTask):
         reward, propensity = self.outcome_names(spec)
         return ReinforceInputs(**known, reward=reward, propensity=propensity)
 
-    def build(self, inputs: HistoryInputs) -> keras.Model:
-        """A model with all its variables made."""
+    def construct(self, inputs: HistoryInputs) -> keras.Model:
+        """The model, before it has any variables."""
         assert isinstance(inputs, ReinforceInputs)
         model = self.config.model
         require(
@@ -99,35 +102,21 @@ class ReinforceTask(HistoryTask):
             f"leave no step to learn from: data.history.length is {inputs.length}",
         )
         self._reward, self._propensity = inputs.reward, inputs.propensity
-        return super().build(inputs)
+        return super().construct(inputs)
 
-    def prepare(self, reader: Reader) -> Prepared:
-        """As of `HistoryTask`.
+    def vocabulary_weights(self, model: keras.Model) -> dict[str, list[tf.Variable]]:
+        """The tables whose rows are the ids of each vocabulary."""
+        tables = (model.actions, model.policy_head, model.behavior_head)
+        weights = {"item_xf": [table.embeddings for table in tables]}
+        for name in model.context:
+            if name not in self.history.time_features:
+                weights[transformed_name(name)] = [
+                    model.past_contexts[name].embeddings,
+                    model.request_contexts[name].embeddings,
+                ]
+        return weights
 
-        Raises:
-          InputError: no action of the log has a reward.
-        """
-        prepared = super().prepare(reader)
-        self.check_training_set(prepared.train, prepared.inputs)
-        return prepared
-
-    # What the training loop asks for.
-
-    @staticmethod
-    def check_training_set(train: Batches, inputs: ReinforceInputs) -> None:
-        """Refuses a log from which nothing can be learnt.
-
-        Raises:
-          InputError: no action of the log has a reward.
-        """
-        reward = transformed_name(inputs.reward)
-        if not any(
-            np.any(batch[reward].numpy()) or np.any(batch[f"history_{reward}"].numpy())
-            for batch in train.once()
-        ):
-            raise InputError(
-                "every action of the training log has the reward 0: a policy cannot learn from it"
-            )
+    # Training.
 
     def trajectory(self, model: keras.Model, batch: Mapping[str, tf.Tensor]) -> dict[str, Any]:
         """Actions, rewards, known propensities and masks of a window, `[batch, time + 1]` each.
@@ -163,7 +152,7 @@ class ReinforceTask(HistoryTask):
             "counted": known & middle,
         }
 
-    def lookup(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def lookup(self, model: keras.Model, batch: Tensors) -> Tensors:
         """Embedded actions and the trajectory, and sampled negatives of both heads."""
         looked_up = dict(model.embed(batch, training=True))
         trajectory = self.trajectory(model, batch)
@@ -178,9 +167,7 @@ class ReinforceTask(HistoryTask):
             looked_up["taught"] = tf.stop_gradient(teacher.encode(teacher.embed(batch)))
         return looked_up
 
-    def dense_loss(
-        self, model: keras.Model, looked_up: dict[str, tf.Tensor]
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def dense_loss(self, model: keras.Model, looked_up: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
         """A loss per example whose mean is that of all counted steps, and no regularisation.
 
         The policy learns from steps with a return, the logger's head from every step shown.
@@ -208,7 +195,7 @@ class ReinforceTask(HistoryTask):
         """Logits `[..., A]` of the policy, and the actions' vectors `[A, units]`."""
         return model.policy_logits(hidden), model.head("policy")
 
-    def judged(self, model: keras.Model, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def judged(self, model: keras.Model, batch: Mapping[str, tf.Tensor]) -> Tensors:
         """What an estimate of the policy's value needs of each example's last action, `[batch]`.
 
         `policy`, `logged` (the propensity of the log, or the head's estimate), `reward`, and
@@ -227,7 +214,7 @@ class ReinforceTask(HistoryTask):
             "known": known,
         }
 
-    def predict(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def predict(self, model: keras.Model, batch: Tensors) -> Tensors:
         """Rank of the logged action, what the estimate needs, and what is listed."""
         logits = model(batch, training=False)
         allowed = self._allowed(logits, batch)
@@ -268,51 +255,9 @@ class ReinforceTask(HistoryTask):
             "entropy": float(np.mean(outputs["entropy"])),
         }
 
-    def report(self, model: keras.Model, prepared: Prepared, out: Path) -> None:
-        """`weights.json` and `weights.png`: the importance weights of the validation set."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+    # The export.
 
-        rows = [self.judged(model, batch) for batch in prepared.validation.once()]
-        policy, logged = (
-            np.concatenate([r[n].numpy() for r in rows]) for n in ("policy", "logged")
-        )
-        weights = importance_weights(
-            tf.math.log(tf.maximum(policy, 1e-30)), tf.math.log(logged)
-        ).numpy()
-        cap = self.config.evaluator.cap
-        summary = weight_summary(weights, cap)
-        atomic_write(out / "weights.json", json.dumps(summary, indent=1) + "\n")
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot(1, 1, 1)
-        axes.hist(np.log10(np.maximum(weights, 1e-6)), bins=50)
-        if cap is not None:
-            axes.axvline(np.log10(cap), color="black", lw=0.8, label=f"cap {cap:.3g}")
-            axes.legend()
-        axes.set_xlabel("log10 of pi / beta")
-        axes.set_ylabel("logged actions")
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=120)
-        atomic_write(out / "weights.png", picture.getvalue())
-
-    # What a warm start asks for.
-
-    def vocabulary_weights(self, model: keras.Model) -> dict[str, list[tf.Variable]]:
-        """The tables whose rows are the ids of each vocabulary."""
-        tables = (model.actions, model.policy_head, model.behavior_head)
-        weights = {"item_xf": [table.embeddings for table in tables]}
-        for name in model.context:
-            if name not in self.history.time_features:
-                weights[transformed_name(name)] = [
-                    model.past_contexts[name].embeddings,
-                    model.request_contexts[name].embeddings,
-                ]
-        return weights
-
-    # What the export asks for.
-
-    def outputs(self, model: keras.Model, features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def outputs(self, model: keras.Model, features: Tensors) -> Tensors:
         """A slate: `ids` int64, `scores` (logits) and `log_probability`, `[batch, top_k]`."""
         export = self.config.export
         logits = self._allowed(model(features, training=False), features)
@@ -326,7 +271,7 @@ class ReinforceTask(HistoryTask):
         ids = tf.cast(tf.gather(columns, places, batch_dims=1), tf.int64) + 1
         return {
             "ids": tf.where(shown, ids, tf.zeros_like(ids)),
-            "scores": tf.where(shown, scores, tf.fill(tf.shape(scores), -1e9)),
+            "scores": tf.where(shown, scores, tf.fill(tf.shape(scores), NOTHING)),
             "log_probability": tf.where(
                 shown, slate["log_probability"], tf.zeros_like(slate["log_probability"])
             ),
@@ -338,90 +283,55 @@ class ReinforceTask(HistoryTask):
         transform: Transform,
         spec: HistorySpec,
         vocabularies: Mapping[str, Sequence[str]],
-    ) -> dict[str, Any]:
-        """The signatures of a policy.
+    ) -> dict[str, Callable[..., Tensors]]:
+        """As of `HistoryTask`, and `judge_log`.
 
-        Args:
-          model: the trained model.
-          transform: raw sparse features to transformed ones.
-          spec: the raw features.
-          vocabularies: `item_xf` to the raw ids of the actions.
-
-        Returns:
-          Names to functions with an input signature. Those of `HistoryTask`, whose answers also
-          have `log_probability` `[batch, top_k]`: that each place was filled as it was, given those
-          before it, 0 for places filled without chance. `judge_log` takes serialised examples with
-          their outcomes and gives what `judged` gives.
+        Answers also have `log_probability` `[batch, top_k]`: that each place was filled as it was,
+        given those before it, 0 for places filled without chance. `judge_log` takes serialised
+        examples with their outcomes and returns what `judged` does.
         """
-        parse_spec = raw_feature_spec(spec, label=False)
-        labelled_spec = raw_feature_spec(spec, label=True)
-        examples = tf.TensorSpec([None], tf.string, name="examples")
-        terms = tf.constant(["", *vocabularies["item_xf"]])
-        reward, propensity = self.outcome_names(spec)
+        self._action_ids = id_table(vocabularies["item_xf"], model.num_items + 1)
+        signatures = super().signatures(model, transform, spec, vocabularies)
+        self.parts.append(self._action_ids)
+        return signatures
 
-        def recommended(raw: dict[str, tf.SparseTensor]) -> dict[str, tf.Tensor]:
-            outputs = self.outputs(model, densify(transform(raw)))
-            ids = outputs.pop("ids")
-            return {"item_ids": tf.gather(terms, ids), **outputs}
-
-        @tf.function(input_signature=[examples])
-        def serving_default(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            return recommended(tf.io.parse_example(examples, parse_spec))
-
-        @tf.function(input_signature=[raw_input_signature(spec)])
-        def serving_raw(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return recommended(to_sparse(features, spec.aligned))
-
-        def last(raw: dict[str, tf.SparseTensor], name: str) -> tf.Tensor:
-            dense = tf.sparse.to_dense(raw[name], float("nan"))
-            return tf.pad(dense, [[0, 0], [0, 1]], constant_values=float("nan"))[:, 0]
-
-        def target_ids(raw: dict[str, tf.SparseTensor]) -> tf.Tensor:
-            dense = tf.sparse.to_dense(raw[spec.label], "")
-            first = tf.pad(dense, [[0, 0], [0, 1]], constant_values="")[:, :1]
-            same = tf.equal(first, terms[None, :])
-            known = tf.reduce_any(same[:, 1:], axis=1)
-            return tf.where(known, tf.argmax(tf.cast(same, tf.int32), axis=1), model.num_items + 1)
-
-        @tf.function(input_signature=[examples])
-        def judge_log(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            raw = tf.io.parse_example(examples, labelled_spec)
-            features = densify(transform({f.name: raw[f.name] for f in spec.features}))
-            batch = dict(features)
-            batch["target_xf"] = tf.cast(target_ids(raw), tf.int64)
-            names = [n for n in (reward, propensity) if n is not None]
-            for name in names:
-                value = last(raw, name)
-                batch[transformed_name(name)] = tf.where(
-                    tf.math.is_finite(value), value, tf.zeros_like(value)
-                )
-                # Only the last action is judged.
-                past = tf.zeros(tf.shape(features["history_xf"]))
-                batch[transformed_name(f"history_{name}")] = past
-            return self.judged(model, batch)
-
-        whole = super().signatures(model, transform, spec, vocabularies)["transform_features"]
-
-        @tf.function(input_signature=[examples])
-        def transform_features(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            features = dict(whole(examples))
-            raw = tf.io.parse_example(examples, labelled_spec)
-            dense = tf.sparse.to_dense(raw[spec.label], "")
-            target = tf.pad(dense, [[0, 0], [0, 1]], constant_values="")[:, 0]
-            # The Evaluator ranks what was rewarded; the rest is left out.
-            features["rewarded"] = tf.where(last(raw, reward) > 0, target, "")
-            features["catalogue_size"] = tf.fill(tf.shape(examples), model.num_items)
-            return features
-
+    def described(
+        self, served: Served[HistorySpec], raw: dict[str, tf.SparseTensor], features: Tensors
+    ) -> Tensors:
+        """As of `HistoryTask`, with the target if it was rewarded, and the number of actions."""
+        target, reward = raw[served.spec.label], raw[self.outcome_names(served.spec)[0]]
+        # The Evaluator ranks what was rewarded; the rest is left out.
+        rewarded = first_value(reward, float("nan")) > 0
+        count = tf.fill(tf.shape(rewarded), served.model.num_items)
         return {
-            "serving_default": serving_default,
-            "serving_raw": serving_raw,
-            "recommend": serving_raw,
-            "judge_log": judge_log,
-            "transform_features": transform_features,
+            **super().described(served, raw, features),
+            "rewarded": tf.where(rewarded, first_value(target, ""), ""),
+            "catalogue_size": count,
         }
 
-    # What the Evaluator asks for.
+    def further_signatures(self, served: Served[HistorySpec]) -> dict[str, Callable[..., Tensors]]:
+        """`judge_log`: what an estimate of the policy's value needs of logged examples."""
+        spec = served.spec
+        labelled_spec = raw_feature_spec(spec, label=True)
+        outcomes = [name for name in self.outcome_names(spec) if name is not None]
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+        def judge_log(examples: tf.Tensor) -> Tensors:
+            raw = tf.io.parse_example(examples, labelled_spec)
+            batch = served.features(raw)
+            batch["target_xf"] = self._action_ids.lookup(first_value(raw[spec.label], ""))
+            # Only the last action is judged.
+            past = tf.zeros(tf.shape(batch["history_xf"]))
+            for name in outcomes:
+                value = first_value(raw[name], float("nan"))
+                finite = tf.where(tf.math.is_finite(value), value, tf.zeros_like(value))
+                batch[transformed_name(name)] = finite
+                batch[transformed_name(f"history_{name}")] = past
+            return self.judged(served.model, batch)
+
+        return {"judge_log": judge_log}
+
+    # The Evaluator.
 
     def eval_config(self, spec: HistorySpec, has_baseline: bool) -> Any:
         """TFMA's `EvalConfig`: metrics of rewarded actions, slices, thresholds of a blessing."""

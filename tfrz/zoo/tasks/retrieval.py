@@ -1,16 +1,14 @@
-"""The recipe of two-tower retrieval from *history* records: recommend from an index of items.
+"""The task of two-tower retrieval from *history* records: recommend from an index of items.
 
-Models of this recipe have, beyond what `HistoryTask` asks for, vectors of items by id or by
-features (`embed_items`, `encode_items`), and what `tfrz.training.density_weighting` asks for.
+Models of this task have, beyond what `HistoryTask` asks for, vectors of items by id or by features
+(`embed_items`, `encode_items`), and what `tfrz.training.density_weighting` asks for.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -18,13 +16,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfrz.data.histories.catalogue import CandidateFeatures, Catalogue
+from tfrz.data.histories.readers import InteractionReader
 from tfrz.data.histories.spec import HistorySpec
+from tfrz.data.sources.reader import Reader
 from tfrz.data.spec import raw_feature_spec
 from tfrz.data.transform import densify
 from tfrz.errors import InputError
-from tfrz.export.index import RecommendationIndex, recommending
+from tfrz.export.index import RecommendationIndex
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
-from tfrz.files import atomic_write
 from tfrz.layers.low_rank import frobenius_penalty
 from tfrz.losses.retrieval import (
     candidate_logits,
@@ -34,15 +33,14 @@ from tfrz.losses.retrieval import (
 )
 from tfrz.metrics.coverage import coverage, exposures, gini
 from tfrz.metrics.ranking import at_rank, parse, rank_of
+from tfrz.training.batches import Batches
 from tfrz.training.density_weighting import WeightingConfig
-from tfrz.zoo.tasks.history import HistoryInputs, HistoryTask, Transform
-from tfrz.zoo.tasks.prepared import Prepared
+from tfrz.zoo.task import Served, Tensors, Transform
+from tfrz.zoo.tasks.history import HistoryInputs, HistoryTask, id_table
 from tfrz.zoo.tasks.slices import in_words
 from tfrz.zoo.tasks.thresholds import evaluation_config, metrics_of_lists
 
 if TYPE_CHECKING:
-    from tfrz.data.sources.reader import Reader
-    from tfrz.training.batches import Batches
     from tfrz.zoo.registry import ModelEntry
     from tfrz.zoo.run_config import RunConfig
 
@@ -73,24 +71,15 @@ class RetrievalInputs(HistoryInputs):
 
 
 class RetrievalTask(HistoryTask):
-    """Softmax over the items of a batch; recommendations from an index.
-
-    Args:
-      entry: the model's row in the registry.
-      config: the run's configuration.
-    """
+    """Softmax over the items of a batch; recommendations from an index."""
 
     objective = "ndcg_at_20"
-    objective_direction = "max"
-    # Beside those of data and features: values of the configuration that decide what it prepares.
     prepare_reads = ("model.item_features",)
 
     def __init__(self, entry: ModelEntry, config: RunConfig) -> None:
         super().__init__(entry, config)
         self._catalogue: Catalogue | None = None
         self._features: CandidateFeatures | None = None
-        # What the signatures read beyond the model's weights; saved along.
-        self.parts: list[Any] = []
         self._vocabulary: Sequence[str] = ()
         self._columns: dict[str, np.ndarray] = {}
 
@@ -108,14 +97,13 @@ class RetrievalTask(HistoryTask):
 
     # The catalogue.
 
-    def open_catalogue(self, reader: Reader) -> None:
+    def open_catalogue(self, opened: Callable[[], Reader]) -> None:
         """Reads the source's catalogue, if it has one.
 
         Raises:
           InputError: it cannot be read, or an item is there twice.
         """
-        from tfrz.data.histories.readers import InteractionReader
-
+        reader = opened()
         assert isinstance(reader, InteractionReader)
         spec, table = reader.feature_spec(), reader.candidates()
         if spec.candidates is None or table is None:
@@ -123,6 +111,20 @@ class RetrievalTask(HistoryTask):
         self._catalogue = Catalogue(spec.candidates, table)
         if spec.candidates.features and self.config.model.item_features:
             self._features = CandidateFeatures(self._catalogue)
+
+    def with_catalogue(
+        self, inputs: HistoryInputs, vocabularies: Mapping[str, Sequence[str]]
+    ) -> HistoryInputs:
+        """Inputs with the features of the vocabulary's items."""
+        return self.with_items(inputs, vocabularies["item_xf"])
+
+    @property
+    def catalogue_vocabularies(self) -> dict[str, list[str]]:
+        """The terms of the items' features, for a later warm start."""
+        if self._features is None:
+            return {}
+        terms = self._features.transform.vocabularies
+        return {f"candidate_{name}_xf": list(values) for name, values in terms.items()}
 
     def with_items(self, inputs: HistoryInputs, items: Sequence[str]) -> RetrievalInputs:
         """Inputs with the features of the vocabulary's items."""
@@ -154,45 +156,38 @@ class RetrievalTask(HistoryTask):
                 f"export.top_k is {wanted}, the catalogue has {count} items: set it lower"
             )
 
+    # The model.
+
+    def construct(self, inputs: HistoryInputs) -> keras.Model:
+        """The model, before it has any variables; also of inputs without a catalogue."""
+        given = inputs if isinstance(inputs, RetrievalInputs) else self.with_items(inputs, ())
+        self._columns = given.columns
+        return super().construct(given)
+
+    def item_arguments(self, inputs: HistoryInputs) -> tuple[Any, ...]:
+        """The features of the items."""
+        assert isinstance(inputs, RetrievalInputs)
+        return inputs.features, inputs.multivalent, inputs.numeric_features
+
     def build(self, inputs: HistoryInputs) -> keras.Model:
         """A model with all its variables made, which knows the features of its items."""
-        given = inputs if isinstance(inputs, RetrievalInputs) else self.with_items(inputs, ())
-        model = self.entry.load("model")(
-            self.config.model,
-            inputs.num_items,
-            inputs.item_rows,
-            inputs.length,
-            inputs.context,
-            inputs.numeric,
-            inputs.padding,
-            given.features,
-            given.multivalent,
-            given.numeric_features,
-            dtype=self.config.trainer.dtype,
-            **self._long_history(inputs),
-        )
-        model(self.example_inputs(inputs))
-        self._columns = given.columns
-        model.set_item_features(given.columns)
+        model = super().build(inputs)
+        model.set_item_features(self._columns)
         return model
 
-    def prepare(self, reader: Reader) -> Prepared:
-        """As of `HistoryTask`, and reads the catalogue."""
-        self.open_catalogue(reader)
-        prepared = super().prepare(reader)
-        inputs = self.with_items(prepared.inputs, prepared.vocabularies["item_xf"])
-        vocabularies = prepared.vocabularies | self.feature_vocabularies
-        return dataclasses.replace(prepared, inputs=inputs, vocabularies=vocabularies)
+    def vocabulary_weights(self, model: keras.Model) -> dict[str, list[tf.Variable]]:
+        """The tables whose rows are the ids of each vocabulary."""
+        statistics = [model.target_counts, model.target_weights, *model.statistics.columns.values()]
+        tables = [t for t in (model.events, model.items) if t is not None]
+        weights = {"item_xf": [t.embeddings for t in tables] + statistics}
+        for name, table in model.context_tables.items():
+            if name not in self.history.time_features:
+                weights[f"{name}_xf"] = [table.embeddings]
+        for name, table in model.feature_tables.items():
+            weights[f"candidate_{name}"] = [table.embeddings]
+        return weights
 
-    @property
-    def feature_vocabularies(self) -> dict[str, list[str]]:
-        """The terms of the items' features, for a later warm start."""
-        if self._features is None:
-            return {}
-        terms = self._features.transform.vocabularies
-        return {f"candidate_{name}_xf": list(values) for name, values in terms.items()}
-
-    # What the training loop asks for.
+    # Training.
 
     def start(self, model: keras.Model, train: Batches) -> None:
         """Counts the training targets; a warm start may have brought those of another set."""
@@ -204,7 +199,7 @@ class RetrievalTask(HistoryTask):
         counts[1 + model.num_items :] = 0
         model.target_counts.assign(counts)
 
-    def lookup(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def lookup(self, model: keras.Model, batch: Tensors) -> Tensors:
         """Embedded events, and the candidates: the batch's targets, then uniform negatives."""
         looked_up = dict(model.embed(batch, training=True))
         targets = candidates = tf.cast(batch["target_xf"], tf.int64)
@@ -228,9 +223,7 @@ class RetrievalTask(HistoryTask):
             looked_up["taught"] = tf.stop_gradient(teacher.score(users, items))
         return looked_up
 
-    def dense_loss(
-        self, model: keras.Model, looked_up: dict[str, tf.Tensor]
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def dense_loss(self, model: keras.Model, looked_up: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
         """A loss per example, and the penalties: on queries that agree, on layers of low rank."""
         config = model.config
         users = model.encode(looked_up, training=True)
@@ -253,7 +246,7 @@ class RetrievalTask(HistoryTask):
             penalty += config.disagreement * model.disagreement()
         return losses, penalty
 
-    def predict(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def predict(self, model: keras.Model, batch: Tensors) -> Tensors:
         """Rank and loss of each target, its group, and the items listed first."""
         targets = tf.cast(batch["target_xf"], tf.int64)
         scores = model(batch, training=False)
@@ -298,38 +291,9 @@ class RetrievalTask(HistoryTask):
         found["cross_entropy"] = _mean(outputs["loss"][group != UNTRAINED])
         return found
 
-    def report(self, model: keras.Model, prepared: Prepared, out: Path) -> None:
-        """`interests.json`: how often each of a user's vectors is the one that finds the target."""
-        wins = np.zeros(model.config.num_interests, np.int64)
-        items = model.item_vectors()
-        for batch in prepared.validation.once():
-            targets = batch["target_xf"]
-            known = (targets >= 1) & (targets <= model.num_items)
-            users = tf.boolean_mask(model.encode(model.embed(batch)), known)
-            vectors = tf.gather(items, tf.boolean_mask(targets, known) - 1)
-            best = tf.argmax(tf.einsum("bhd,bd->bh", users, vectors), axis=1).numpy()
-            wins += np.bincount(best, minlength=len(wins))
-        share = wins / max(wins.sum(), 1)
-        described = {"share_of_targets": share.tolist(), "targets": int(wins.sum())}
-        atomic_write(out / "interests.json", json.dumps(described, indent=1) + "\n")
+    # The export.
 
-    # What a warm start asks for.
-
-    def vocabulary_weights(self, model: keras.Model) -> dict[str, list[tf.Variable]]:
-        """The tables whose rows are the ids of each vocabulary."""
-        statistics = [model.target_counts, model.target_weights, *model.statistics.columns.values()]
-        tables = [t for t in (model.events, model.items) if t is not None]
-        weights = {"item_xf": [t.embeddings for t in tables] + statistics}
-        for name, table in model.context_tables.items():
-            if name not in self.history.time_features:
-                weights[f"{name}_xf"] = [table.embeddings]
-        for name, table in model.feature_tables.items():
-            weights[f"candidate_{name}"] = [table.embeddings]
-        return weights
-
-    # What the export asks for.
-
-    def _index(
+    def _make_index(
         self, model: keras.Model, items: Sequence[str]
     ) -> tuple[RecommendationIndex, np.ndarray]:
         """An index of the catalogue, or of the vocabulary; and the row of each id."""
@@ -361,9 +325,9 @@ class RetrievalTask(HistoryTask):
         rows[ids[order][indexed]] = np.flatnonzero(indexed)
         return index, rows
 
-    def outputs(self, model: keras.Model, features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def outputs(self, model: keras.Model, features: Tensors) -> Tensors:
         """The best items: `scores` float32 `[batch, top_k]`, and `ids`, rows of the index."""
-        index, rows = self._index(model, self._vocabulary)
+        index, rows = self._make_index(model, self._vocabulary)
         seen = tf.gather(tf.constant(rows), features["seen_xf"])
         found, scores = index.search(
             self._users(model, features), seen if self.config.export.drop_seen else None
@@ -371,7 +335,7 @@ class RetrievalTask(HistoryTask):
         return {"scores": scores, "ids": found}
 
     @staticmethod
-    def _users(model: keras.Model, features: dict[str, tf.Tensor]) -> tf.Tensor:
+    def _users(model: keras.Model, features: Tensors) -> tf.Tensor:
         """Vectors whose products with those of items are scores."""
         return model.encode(model.embed(features)) / model.config.temperature
 
@@ -381,69 +345,66 @@ class RetrievalTask(HistoryTask):
         transform: Transform,
         spec: HistorySpec,
         vocabularies: Mapping[str, Sequence[str]],
-    ) -> dict[str, Any]:
-        """The signatures of a model that recommends from an index.
+    ) -> dict[str, Callable[..., Tensors]]:
+        """As of `HistoryTask`, and what an index of another catalogue can be built from.
 
-        Args:
-          model: the trained model.
-          transform: raw sparse features to transformed ones.
-          spec: the raw features.
-          vocabularies: `item_xf` to the raw ids of the items.
-
-        Returns:
-          Names to functions with an input signature. Beside those of `HistoryTask`: `encode` and
-          `encode_examples` give the vectors of users, `embedding` `[batch, interests, dim]`, and
-          `seen`, the raw ids of the history; `encode_items` takes raw ids and features of items
-          and gives `embedding` `[items, dim]` and `rank`, the id in the vocabulary, or one more
-          than its size. An index of another catalogue can be built from these three.
+        `encode` and `encode_examples` return the vectors of users, `embedding`
+        `[batch, interests, dim]`, and `seen`, the raw ids of the history; `encode_items` takes raw
+        ids and features of items and returns `embedding` `[items, dim]` and `rank`, the id in the
+        vocabulary, or one more than its size.
         """
-        index, _ = self._index(model, vocabularies["item_xf"])
-        self.parts = [index]
+        self._index, _ = self._make_index(model, vocabularies["item_xf"])
+        signatures = super().signatures(model, transform, spec, vocabularies)
+        self.parts.append(self._index)
+        return signatures
+
+    def answers(
+        self, served: Served[HistorySpec]
+    ) -> Callable[[dict[str, tf.SparseTensor]], Tensors]:
+        """`item_ids` string and `scores` float32 `[batch, top_k]` from the index."""
+        index, drop_seen = self._index, self.config.export.drop_seen
+
+        def recommended(raw: dict[str, tf.SparseTensor]) -> Tensors:
+            encoded = self._encoded(served, raw)
+            return index.recommend(encoded["embedding"], encoded["seen"] if drop_seen else None)
+
+        return recommended
+
+    def _encoded(self, served: Served[HistorySpec], raw: dict[str, tf.SparseTensor]) -> Tensors:
+        history = tf.sparse.to_dense(raw["history"], "")
+        return {"embedding": self._users(served.model, served.features(raw)), "seen": history}
+
+    def described(
+        self, served: Served[HistorySpec], raw: dict[str, tf.SparseTensor], features: Tensors
+    ) -> Tensors:
+        """As of `HistoryTask`, and the number of items that can be listed."""
+        count = tf.fill(tf.shape(features["history_xf"])[:1], self._index.count)
+        return {**super().described(served, raw, features), "catalogue_size": count}
+
+    def further_signatures(self, served: Served[HistorySpec]) -> dict[str, Callable[..., Tensors]]:
+        """Vectors of users and of items."""
+        spec = served.spec
         parse_spec = raw_feature_spec(spec, label=False)
-        examples = tf.TensorSpec([None], tf.string, name="examples")
-        drop_seen = self.config.export.drop_seen
 
-        def encoded(raw: dict[str, tf.SparseTensor]) -> dict[str, tf.Tensor]:
-            history = tf.sparse.to_dense(raw["history"], "")
-            features = densify(transform(raw))
-            return {"embedding": self._users(model, features), "seen": history}
+        @tf.function(input_signature=[raw_input_signature(spec)])
+        def encode(features: Tensors) -> Tensors:
+            return self._encoded(served, self.to_sparse(features, spec))
 
-        def encode_examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            return encoded(tf.io.parse_example(examples, parse_spec))
-
-        def encode(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return encoded(to_sparse(features, spec.aligned))
-
-        by_examples, by_names = [examples], [raw_input_signature(spec)]
-        serving_raw = tf.function(recommending(encode, index, drop_seen), input_signature=by_names)
-        described = super().signatures(model, transform, spec, vocabularies)["transform_features"]
-
-        @tf.function(input_signature=[examples])
-        def transform_features(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            features = described(examples)
-            features["catalogue_size"] = tf.fill(tf.shape(examples), index.count)
-            return features
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+        def encode_examples(examples: tf.Tensor) -> Tensors:
+            return self._encoded(served, tf.io.parse_example(examples, parse_spec))
 
         return {
-            "serving_default": tf.function(
-                recommending(encode_examples, index, drop_seen), input_signature=by_examples
-            ),
-            "serving_raw": serving_raw,
-            "recommend": serving_raw,
-            "encode": tf.function(encode, input_signature=by_names),
-            "encode_examples": tf.function(encode_examples, input_signature=by_examples),
-            "encode_items": self._encode_items(model, spec, vocabularies["item_xf"]),
-            "transform_features": transform_features,
+            "encode": encode,
+            "encode_examples": encode_examples,
+            "encode_items": self._encode_items(served.model, spec, served.vocabularies["item_xf"]),
         }
 
-    def _encode_items(self, model: keras.Model, spec: HistorySpec, items: Sequence[str]) -> Any:
+    def _encode_items(
+        self, model: keras.Model, spec: HistorySpec, items: Sequence[str]
+    ) -> Callable[..., Tensors]:
         """The signature from raw ids and features of items to their vectors."""
-        table = tf.lookup.StaticVocabularyTable(
-            tf.lookup.KeyValueTensorInitializer(
-                tf.constant(list(items)), tf.range(len(items), dtype=tf.int64)
-            ),
-            1,
-        )
+        table = id_table(items, len(items) + 1)
         described = self._features.spec if self._features is not None else None
         name = spec.candidates.item if spec.candidates is not None else "item"
         inputs = {} if described is None else raw_input_signature(described)
@@ -451,8 +412,8 @@ class RetrievalTask(HistoryTask):
         transform = None if self._features is None else self._features.transform
 
         @tf.function(input_signature=[inputs])
-        def encode_items(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            ids = table.lookup(features[name]) + 1
+        def encode_items(features: Tensors) -> Tensors:
+            ids = table.lookup(features[name])
             columns = None
             if described is not None and transform is not None:
                 raw = {f.name: features[f.name] for f in described.features}
@@ -468,7 +429,7 @@ class RetrievalTask(HistoryTask):
         group = self._group(model, tf.where(ids > model.num_items, tf.zeros_like(ids), ids))
         return in_words(group, [1, 2], ["never trained", "tail", "head"])
 
-    # What the Evaluator asks for.
+    # The Evaluator.
 
     def eval_config(self, spec: HistorySpec, has_baseline: bool) -> Any:
         """TFMA's `EvalConfig`: metrics, slices and the thresholds of a blessing."""

@@ -1,6 +1,6 @@
-"""The recipe of *list* records: re-rank the candidates of a list, as their raw ids.
+"""The task of *list* records: re-rank the candidates of a list, as their raw ids.
 
-Every model of this record type is constructed as `Model(config, length, num_features, categorical,
+Every model of this task is constructed as `Model(config, length, num_features, categorical,
 context, num_context, dtype=...)` and has `embed(inputs)`, `interact(embedded) -> scores`,
 `slate(embedded, ...)` and `best(inputs)`, as `tfrz.models.seq2slate.Seq2Slate` does.
 """
@@ -8,24 +8,19 @@ context, num_context, dtype=...)` and has `embed(inputs)`, `interact(embedded) -
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 
-from tfrz.data.columns import to_examples
 from tfrz.data.lists.examples import build_lists, splits_of
-from tfrz.data.lists.spec import ListSpec
+from tfrz.data.lists.spec import ListConfig, ListSpec
 from tfrz.data.lists.transform import ListPreprocessor, preprocess_list
-from tfrz.data.spec import MISSING, raw_feature_spec, transformed_name
-from tfrz.data.splits import SPLITS
-from tfrz.data.transform import Analyzers, closed_up, densify, transform_table
-from tfrz.export.raw_inputs import raw_input_signature, to_sparse
-from tfrz.files import atomic_write
+from tfrz.data.spec import MISSING, Feature, transformed_name
+from tfrz.data.transform import Analyzers, Preprocessor, closed_up
 from tfrz.layers.low_rank import frobenius_penalty
 from tfrz.losses.slate import (
     average_precision_reward,
@@ -38,25 +33,13 @@ from tfrz.losses.slate import (
     step_hinge,
     step_weights,
 )
-from tfrz.metrics.slates import of_slate, parse, rank_gain
-from tfrz.models.seq2slate import LISTWISE
-from tfrz.training.batches import ArrayBatches
-from tfrz.zoo.run_config import SLATE_METRICS
-from tfrz.zoo.tasks.prepared import Prepared
+from tfrz.metrics.slates import of_slate, parse
+from tfrz.models.seq2slate import LISTWISE, Seq2SlateConfig
+from tfrz.zoo.task import ExampleSource, Parts, Served, Task, Tensors
 from tfrz.zoo.tasks.slices import in_words, rank_in_words
-from tfrz.zoo.teacher import LiveTeacher
 
-if TYPE_CHECKING:
-    from tfrz.data.lists.spec import ListConfig
-    from tfrz.data.sources.reader import Reader
-    from tfrz.zoo.registry import ModelEntry
-    from tfrz.zoo.run_config import RunConfig
-
-_EVALUATION_BATCH = 512
 # The score where nothing stands, or where the model did not choose.
-_NOTHING = -1e9
-
-Transform = Callable[[dict[str, tf.SparseTensor]], dict[str, Any]]
+NOTHING = -1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +109,7 @@ def without_gaps(
     return closed, tf.sparse.to_dense(moved(kept[:, 1]), -1)
 
 
-def reward_of(config: Any, labels: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+def reward_of(config: Seq2SlateConfig, labels: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
     """The reward of slates that `config.reward` names, `[batch]`."""
     if config.reward == "map":
         return average_precision_reward(labels, positions)
@@ -134,22 +117,13 @@ def reward_of(config: Any, labels: tf.Tensor, positions: tf.Tensor) -> tf.Tensor
     return reward(labels, positions, config.reward_at)
 
 
-class SlateTask:
-    """Slates that put what is relevant first.
-
-    Args:
-      entry: the model's row in the registry.
-      config: the run's configuration.
-    """
+class SlateTask(Task[ListSpec, ListInputs]):
+    """Slates that put what is relevant first."""
 
     objective = "ndcg_at_10"
-    objective_direction = "max"
-    spec_class = ListSpec
+    product = "rerank"
+    evaluation_batch = 512
     slice_features = ("list_length", "query_frequency")
-
-    def __init__(self, entry: ModelEntry, config: RunConfig) -> None:
-        self.entry, self.config = entry, config
-        self.teacher: LiveTeacher | None = None
 
     @property
     def lists(self) -> ListConfig:
@@ -157,10 +131,37 @@ class SlateTask:
         assert self.config.data.lists is not None
         return self.config.data.lists
 
-    def model_inputs(self, spec: ListSpec, vocabulary_sizes: Mapping[str, int]) -> ListInputs:
-        """What `build` takes, from the source's spec and its fitted vocabularies."""
+    # Data.
 
-        def sizes(features: Sequence[Any]) -> dict[str, int]:
+    def make_examples(
+        self, records: pa.Table, source: ExampleSource[ListSpec]
+    ) -> tuple[Parts, int]:
+        """Lists of documents, in the base ranker's order."""
+        data = self.config.data
+        held_out = (data.validation_fraction, data.test_fraction)
+        arguments = (held_out, data.seed, data.test_fraction > 0)
+        if self.lists.base_ranker == "lambda_mart":
+            from tfrz.training.base_ranker import with_lambda_mart
+
+            records = with_lambda_mart(records, source.spec, splits_of(records, *arguments))
+        return build_lists(records, source.spec, self.lists, *arguments), 0
+
+    def fit_transform(self, examples: pa.Table, spec: ListSpec) -> Preprocessor:
+        """Vocabularies and moments of the training examples."""
+        return ListPreprocessor.fit_examples(examples, spec, self.lists)
+
+    def preprocess(
+        self, inputs: Mapping[str, tf.SparseTensor], spec: ListSpec, analyzers: Analyzers
+    ) -> dict[str, Any]:
+        """Raw features and relevance to transformed ones."""
+        return preprocess_list(inputs, spec, self.lists, analyzers)
+
+    # The model.
+
+    def model_inputs(self, spec: ListSpec, vocabulary_sizes: Mapping[str, int]) -> ListInputs:
+        """What `build` takes, from the raw features and the fitted vocabularies."""
+
+        def sizes(features: Sequence[Feature]) -> dict[str, int]:
             return {
                 f.name: vocabulary_sizes[transformed_name(f.name)]
                 for f in features
@@ -175,9 +176,9 @@ class SlateTask:
             num_context=sum(f.kind == "numeric" for f in spec.context),
         )
 
-    def build(self, inputs: ListInputs) -> keras.Model:
-        """A model with all its variables made."""
-        model = self.entry.load("model")(
+    def construct(self, inputs: ListInputs) -> keras.Model:
+        """The model, before it has any variables."""
+        return self.entry.load("model")(
             self.config.model,
             inputs.length,
             inputs.num_features,
@@ -186,11 +187,9 @@ class SlateTask:
             inputs.num_context,
             dtype=self.config.trainer.dtype,
         )
-        model(self.example_inputs(inputs))
-        return model
 
     @staticmethod
-    def example_inputs(inputs: ListInputs, batch_size: int = 2) -> dict[str, tf.Tensor]:
+    def example_inputs(inputs: ListInputs, batch_size: int = 2) -> Tensors:
         """A batch of zeros of the right shapes and dtypes."""
         rows = [batch_size, inputs.length]
         batch = {
@@ -205,47 +204,13 @@ class SlateTask:
             batch["context_xf"] = tf.zeros([batch_size, inputs.num_context])
         return batch
 
-    def prepare(self, reader: Reader) -> Prepared:
-        """Reads documents and makes lists of them in this process.
+    def vocabulary_weights(self, model: keras.Model) -> dict[str, list[tf.Variable]]:
+        """The tables whose rows are the ids of each vocabulary."""
+        return {transformed_name(name): [t.embeddings] for name, t in model.tables.items()}
 
-        Vocabularies and moments come from the training lists alone.
+    # Training.
 
-        Raises:
-          InputError: the source cannot be read, or too many of its lines are corrupt.
-        """
-        from tfrz.data.sources.reader import read_table
-
-        data, spec = self.config.data, reader.feature_spec()
-        assert isinstance(spec, ListSpec)
-        documents, corrupt = read_table(reader, data.max_corrupt_fraction)
-        held_out = (data.validation_fraction, data.test_fraction)
-        arguments = (held_out, data.seed, data.test_fraction > 0)
-        if self.lists.base_ranker == "lambda_mart":
-            from tfrz.training.base_ranker import with_lambda_mart
-
-            documents = with_lambda_mart(documents, spec, splits_of(documents, *arguments))
-        parts = build_lists(documents, spec, self.lists, *arguments)
-        transform = ListPreprocessor.fit_examples(parts["train"], spec, self.lists)
-        trainer = self.config.trainer
-        columns = {name: transform_table(transform, parts[name]) for name in SPLITS}
-        evaluated = {name: ArrayBatches(columns[name], _EVALUATION_BATCH) for name in SPLITS[1:]}
-        return Prepared(
-            train=ArrayBatches(columns["train"], trainer.batch_size, trainer.seed),
-            validation=evaluated["validation"],
-            test=evaluated["test"],
-            inputs=self.model_inputs(spec, transform.vocabulary_sizes),
-            transform=transform,
-            vocabularies={
-                transformed_name(name): terms for name, terms in transform.vocabularies.items()
-            },
-            spec=spec,
-            examples=to_examples(parts["validation"], spec, limit=1000),
-            corrupt_lines=len(corrupt),
-        )
-
-    # What the training loop asks for.
-
-    def lookup(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def lookup(self, model: keras.Model, batch: Tensors) -> Tensors:
         """Candidates `x`, their mask, their labels, and the seed of this step's samples."""
         looked_up = {
             **model.embed(batch, training=True),
@@ -256,9 +221,7 @@ class SlateTask:
             looked_up["taught"] = self.teacher.model.best(batch).positions
         return looked_up
 
-    def dense_loss(
-        self, model: keras.Model, looked_up: dict[str, tf.Tensor]
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def dense_loss(self, model: keras.Model, looked_up: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
         """A loss per list and the regularisation; lists without a positive have a loss of 0."""
         config, labels = model.config, looked_up["label"]
         if config.loss in (*LISTWISE, "sigmoid"):
@@ -281,7 +244,7 @@ class SlateTask:
             loss = self.config.distill.mixed(loss, self._soft(model, looked_up))
         return loss, frobenius_penalty(model)
 
-    def _soft(self, model: keras.Model, looked_up: dict[str, tf.Tensor]) -> tf.Tensor:
+    def _soft(self, model: keras.Model, looked_up: Tensors) -> tf.Tensor:
         """How improbable the first places of the teacher's slate are, `[batch]`."""
         order, distill = looked_up["taught"], self.config.distill
         if model.config.scorer != "sequential":
@@ -291,13 +254,15 @@ class SlateTask:
         return -tf.reduce_sum(tf.cast(slate.log_probabilities, tf.float32), axis=1)
 
     @staticmethod
-    def _steps(config: Any, scores: tf.Tensor, free: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    def _steps(
+        config: Seq2SlateConfig, scores: tf.Tensor, free: tf.Tensor, labels: tf.Tensor
+    ) -> tf.Tensor:
         if config.loss == "cross_entropy":
             return step_cross_entropy(scores, free, labels, config.normalizer)
         return step_hinge(scores, free, labels, smooth=config.loss == "smooth_hinge")
 
     @staticmethod
-    def _reinforce(model: keras.Model, looked_up: dict[str, tf.Tensor]) -> tf.Tensor:
+    def _reinforce(model: keras.Model, looked_up: Tensors) -> tf.Tensor:
         config, labels = model.config, looked_up["label"]
         slate = model.slate(looked_up, "sample", seed=looked_up["seed"], training=True)
         reward = reward_of(config, labels, slate.positions)
@@ -312,7 +277,7 @@ class SlateTask:
         return policy_gradient_loss(total, reward * positive, baseline * positive)
 
     @staticmethod
-    def _of_tf_ranking(model: keras.Model, looked_up: dict[str, tf.Tensor]) -> tf.Tensor:
+    def _of_tf_ranking(model: keras.Model, looked_up: Tensors) -> tf.Tensor:
         """A loss of TF-Ranking, the same value for each list: their mean is it again."""
         import tensorflow_ranking as tfr
 
@@ -332,12 +297,12 @@ class SlateTask:
         padded = tf.where(looked_up["valid"], labels, -tf.ones_like(labels))
         return kinds[kind]()(padded, scores) * tf.ones_like(scores[:, 0])
 
-    def predict(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def predict(self, model: keras.Model, batch: Tensors) -> Tensors:
         """Labels in the order of the slate, -1 where nothing stands, and the slate `[batch, N]`."""
         return self.judged(model.best(batch).positions, batch["relevance_xf"])
 
     @staticmethod
-    def judged(positions: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+    def judged(positions: tf.Tensor, labels: tf.Tensor) -> Tensors:
         """What `metrics` takes, of any slates of lists with `labels`."""
         ordered = in_slate_order(labels, positions)
         return {
@@ -346,7 +311,7 @@ class SlateTask:
         }
 
     @classmethod
-    def in_base_order(cls, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def in_base_order(cls, batch: Tensors) -> Tensors:
         """What `metrics` takes, of the lists as the base ranker ordered them."""
         rows = tf.range(tf.shape(batch["mask_xf"])[1])[None, :]
         positions = tf.where(batch["mask_xf"] > 0, rows, -tf.ones_like(rows))
@@ -364,10 +329,10 @@ class SlateTask:
         ordered = outputs["ordered"]
         ordered = ordered[(ordered > 0).any(1)]
         if not len(ordered):
-            return dict.fromkeys(SLATE_METRICS, float("nan"))
+            return dict.fromkeys(self.entry.metrics, float("nan"))
         descending = -np.broadcast_to(np.arange(ordered.shape[1], dtype=np.float32), ordered.shape)
         found = {}
-        for name in SLATE_METRICS:
+        for name in self.entry.metrics:
             kind, n = parse(name)
             if kind == "err":
                 values = [of_slate(name, row[row >= 0], self.max_grade) for row in ordered]
@@ -382,43 +347,9 @@ class SlateTask:
             found[name] = float(metric.result())
         return found
 
-    def report(self, model: keras.Model, prepared: Prepared, out: Path) -> None:
-        """`rerank.json`: the base ranker's order and the model's slates, on the validation set."""
-        base, slates, gains = [], [], []
-        predict = tf.function(lambda batch: self.predict(model, batch), reduce_retracing=True)
-        for batch in prepared.validation.once():
-            labels = batch["relevance_xf"]
-            base.append(self.in_base_order(batch)["ordered"].numpy())
-            found = predict(batch)
-            slates.append(found["ordered"].numpy())
-            gains += [
-                rank_gain(own, places)
-                for own, places in zip(labels.numpy(), found["positions"].numpy(), strict=True)
-            ]
-        described = {
-            "base_ranker": self.metrics({"ordered": np.concatenate(base)}),
-            "model": self.metrics({"ordered": np.concatenate(slates)}),
-            "rank_gain": float(np.nanmean(gains)) if np.isfinite(gains).any() else None,
-        }
-        atomic_write(out / "rerank.json", json.dumps(described, indent=1) + "\n")
+    # The export.
 
-    # What a warm start asks for.
-
-    def vocabulary_weights(self, model: keras.Model) -> dict[str, list[tf.Variable]]:
-        """The tables whose rows are the ids of each vocabulary."""
-        return {transformed_name(name): [t.embeddings] for name, t in model.tables.items()}
-
-    # What the pipeline's Transform asks for.
-
-    def preprocess(
-        self, inputs: Mapping[str, tf.SparseTensor], spec: ListSpec, analyzers: Analyzers
-    ) -> dict[str, Any]:
-        """Raw features and relevance to transformed ones."""
-        return preprocess_list(inputs, spec, self.lists, analyzers)
-
-    # What the export asks for.
-
-    def outputs(self, model: keras.Model, features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def outputs(self, model: keras.Model, features: Tensors) -> Tensors:
         """The slate of the first N candidates.
 
         Returns:
@@ -430,70 +361,30 @@ class SlateTask:
         filled = slate.positions >= 0
         return {
             "positions": tf.cast(slate.positions, tf.int64),
-            "scores": tf.where(filled, tf.cast(chosen, tf.float32), _NOTHING),
+            "scores": tf.where(filled, tf.cast(chosen, tf.float32), NOTHING),
             "log_probability": tf.cast(tf.reduce_sum(slate.log_probabilities, 1), tf.float32),
         }
 
-    def warmup_examples(
-        self, vocabularies: Mapping[str, Sequence[str]], spec: ListSpec, limit: int
-    ) -> list[bytes]:
-        """Requests for the warm-up: lists of as many candidates as the model takes."""
-        serialized = []
-        for row in range(limit):
-            example = tf.train.Example()
-            for feature in spec.features:
-                stored = example.features.feature[feature.name]
-                terms = vocabularies.get(transformed_name(feature.name)) or ["0"]
-                for i in range(self.lists.length if feature.multivalent else 1):
-                    term = terms[(row + i) % len(terms)]
-                    if feature.name == "candidates":
-                        stored.bytes_list.value.append(b"candidate_%d" % i)
-                    elif feature.kind == "numeric":
-                        stored.float_list.value.append(float(row + i))
-                    elif feature.dtype == "int64":
-                        stored.int64_list.value.append(int(term or 0))
-                    else:
-                        stored.bytes_list.value.append(term.encode())
-            serialized.append(example.SerializeToString())
-        return serialized
+    def answers(self, served: Served[ListSpec]) -> Callable[[dict[str, tf.SparseTensor]], Tensors]:
+        """The whole list re-ranked, as raw ids.
 
-    def signatures(
-        self,
-        model: keras.Model,
-        transform: Transform,
-        spec: ListSpec,
-        vocabularies: Mapping[str, Sequence[str]],
-    ) -> dict[str, Any]:
-        """The signatures of DESIGN's contract for a model that re-ranks.
-
-        Args:
-          model: the trained model.
-          transform: raw sparse features to transformed ones.
-          spec: the raw features.
-          vocabularies: `query_xf` is counted.
-
-        Returns:
-          Names to functions with an input signature. `examples` are serialised `tf.Example`s with
-          a list each, `elwc` serialised `ExampleListWithContext`s. `item_ids` string, `positions`
-          int64 and `scores` float32 are `[batch, candidates]`; candidates beyond the model's length
-          follow in their order with a score of -1e9, and "", -1 and -1e9 fill shorter lists.
-          `log_probability` float32 `[batch]` is that of the part that the model ordered.
+        `item_ids` string, `positions` int64 and `scores` float32 are `[batch, candidates]`;
+        candidates beyond the model's length follow in their order with a score of -1e9, and "", -1
+        and -1e9 fill shorter lists. `log_probability` float32 `[batch]` is that of the part that
+        the model ordered.
         """
-        parse_spec = raw_feature_spec(spec, label=False)
-        labelled_spec = raw_feature_spec(spec, label=True)
-        examples = tf.TensorSpec([None], tf.string, name="examples")
 
-        def reranked(raw: dict[str, tf.SparseTensor]) -> dict[str, tf.Tensor]:
-            raw, rows = without_gaps(raw, spec)
+        def reranked(raw: dict[str, tf.SparseTensor]) -> Tensors:
+            raw, rows = without_gaps(raw, served.spec)
             ids = tf.sparse.to_dense(raw["candidates"], "")
-            outputs = self.outputs(model, densify(transform(raw)))
+            outputs = self.outputs(served.model, served.features(raw))
             width = tf.shape(ids, out_type=tf.int64)[1]
-            length = int(model.length)
+            length = int(served.model.length)
             tail = tf.range(length, tf.maximum(width, length))[None, :]
             tail = tf.tile(tail, tf.stack([tf.shape(ids, tf.int64)[0], 1]))
             # Where candidates are left over, every place before them is filled.
             places = tf.concat([outputs["positions"], tail], axis=1)[:, :width]
-            scores = tf.concat([outputs["scores"], tf.fill(tf.shape(tail), _NOTHING)], axis=1)
+            scores = tf.concat([outputs["scores"], tf.fill(tf.shape(tail), NOTHING)], axis=1)
             safe = tf.maximum(places, 0)
             named = tf.gather(ids, safe, batch_dims=1)
             there = (places >= 0) & tf.not_equal(named, "")
@@ -505,40 +396,46 @@ class SlateTask:
                 "log_probability": outputs["log_probability"],
             }
 
-        @tf.function(input_signature=[examples])
-        def serving_default(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            return reranked(tf.io.parse_example(examples, parse_spec))
+        return reranked
 
-        @tf.function(input_signature=[raw_input_signature(spec)])
-        def serving_raw(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return reranked(to_sparse(features, spec.aligned))
-
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="elwc")])
-        def rerank_elwc(elwc: tf.Tensor) -> dict[str, tf.Tensor]:
-            from tfrz.data.lists.elwc import parse_elwc
-
-            return reranked(to_sparse(parse_elwc(elwc, spec), spec.aligned))
-
-        @tf.function(input_signature=[examples])
-        def transform_features(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            raw = tf.io.parse_example(examples, labelled_spec)
-            raw.pop(spec.label)
-            features = densify(transform(raw))
-            lengths = tf.reduce_sum(features["mask_xf"], axis=1)
-            features["list_length"] = length_bucket(lengths)
-            known = len(vocabularies.get("query_xf", ()))
-            features["query_frequency"] = frequency_bucket(features["query_xf"], known)
-            return features
-
+    def described(
+        self, served: Served[ListSpec], raw: dict[str, tf.SparseTensor], features: Tensors
+    ) -> Tensors:
+        """The transformed features, and the length and the frequency of the query as words."""
+        del raw
+        known = len(served.vocabularies.get("query_xf", ()))
         return {
-            "serving_default": serving_default,
-            "serving_raw": serving_raw,
-            "rerank": serving_raw,
-            "rerank_elwc": rerank_elwc,
-            "transform_features": transform_features,
+            **features,
+            "list_length": length_bucket(tf.reduce_sum(features["mask_xf"], axis=1)),
+            "query_frequency": frequency_bucket(features["query_xf"], known),
         }
 
-    # What the Evaluator asks for.
+    def further_signatures(self, served: Served[ListSpec]) -> dict[str, Callable[..., Tensors]]:
+        """`rerank_elwc`, of serialised `ExampleListWithContext`s `[batch]`."""
+        answer = self.answers(served)
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="elwc")])
+        def rerank_elwc(elwc: tf.Tensor) -> Tensors:
+            from tfrz.data.lists.elwc import parse_elwc
+
+            return answer(self.to_sparse(parse_elwc(elwc, served.spec), served.spec))
+
+        return {"rerank_elwc": rerank_elwc}
+
+    def request_length(self, feature: Feature, row: int) -> int:
+        """Lists of as many candidates as the model takes."""
+        del row
+        return self.lists.length if feature.multivalent else 1
+
+    def request_terms(
+        self, feature: Feature, spec: ListSpec, vocabularies: Mapping[str, Sequence[str]]
+    ) -> Sequence[str]:
+        """Candidates have ids of their own."""
+        if feature.name == "candidates":
+            return [f"candidate_{i}" for i in range(self.lists.length)]
+        return super().request_terms(feature, spec, vocabularies)
+
+    # The Evaluator.
 
     def eval_config(self, spec: ListSpec, has_baseline: bool) -> Any:
         """TFMA's `EvalConfig`: metrics, slices and the thresholds of a blessing.
@@ -551,7 +448,7 @@ class SlateTask:
 
         parameters = {
             name: {"class_name": "SlateMetric", "max_grade": self.max_grade}
-            for name in SLATE_METRICS
+            for name in self.entry.metrics
         }
         return evaluation_config(
             self.config.evaluator, parameters, "positions", spec.label, has_baseline

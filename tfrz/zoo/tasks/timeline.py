@@ -1,8 +1,8 @@
-"""The recipe of *timeline* records: learn users' vectors from whole histories, by ranking.
+"""The task of *timeline* records: learn users' vectors from whole histories, by ranking.
 
-Every model of this record type is constructed as `Model(config, tables, table_ids,
-vocabulary_sizes, candidates, described, recent, num_tasks, dtype=...)` and has `embed`, `interact`,
-`pool`, `encode` and the tables that `tfrz.models.dv365.DV365` names.
+Every model of this task is constructed as `Model(config, tables, table_ids, vocabulary_sizes,
+candidates, described, recent, num_tasks, dtype=...)` and has `embed`, `interact`, `pool`, `encode`
+and the tables that `tfrz.models.dv365.DV365` names.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,32 +18,22 @@ import pyarrow as pa
 import tensorflow as tf
 
 from tfrz import metrics
-from tfrz.data.columns import raw_sparse, to_examples
-from tfrz.data.spec import raw_feature_spec, transformed_name
-from tfrz.data.splits import SPLITS
+from tfrz.data.columns import raw_sparse
+from tfrz.data.spec import Feature, Spec, raw_feature_spec, transformed_name
 from tfrz.data.timelines.examples import build_examples, clean, refuse_empty_slices
 from tfrz.data.timelines.spec import TimelineConfig, TimelineSpec, example_spec
 from tfrz.data.timelines.transform import TimelinePreprocessor, preprocess_timeline
-from tfrz.data.transform import Analyzers, densify
+from tfrz.data.transform import Analyzers, Preprocessor
+from tfrz.data.user_embeddings import EmbeddingJoin
 from tfrz.errors import InputError
-from tfrz.export.raw_inputs import raw_input_signature, to_sparse
+from tfrz.export.raw_inputs import to_sparse
 from tfrz.layers.low_rank import frobenius_penalty
-from tfrz.training.batches import ArrayBatches
-from tfrz.zoo.tasks.prepared import Prepared
+from tfrz.zoo.task import ExampleSource, Parts, Served, Task, Tensors, Transform
 from tfrz.zoo.tasks.slices import in_words
-from tfrz.zoo.teacher import LiveTeacher
-
-if TYPE_CHECKING:
-    from tfrz.data.sources.reader import Reader
-    from tfrz.zoo.registry import ModelEntry
-    from tfrz.zoo.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
 
-_EVALUATION_BATCH = 256
 _ROWS_AT_ONCE = 1024
-
-Transform = Callable[[dict[str, tf.SparseTensor]], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +70,7 @@ def events_bucket(totals: tf.Tensor) -> tf.Tensor:
 
 
 def transform_timelines(
-    preprocessor: TimelinePreprocessor, table: pa.Table, spec: TimelineSpec
+    preprocessor: Preprocessor, table: pa.Table, spec: TimelineSpec
 ) -> dict[str, Any]:
     """All rows of a table of examples, outcomes included: lists as ragged tensors."""
     names = raw_feature_spec(spec)
@@ -96,24 +85,14 @@ def transform_timelines(
     return {name: tf.concat(values, axis=0) for name, values in parts.items()}
 
 
-class TimelineTask:
-    """Binary log losses and squared errors, summed over the tasks; the product is the vectors.
-
-    Args:
-      entry: the model's row in the registry.
-      config: the run's configuration.
-    """
+class TimelineTask(Task[TimelineSpec, TimelineInputs]):
+    """Binary log losses and squared errors, summed over the tasks; the product is the vectors."""
 
     objective = "normalized_entropy"
-    objective_direction = "min"
-    spec_class = TimelineSpec
+    product = "encode"
     slice_features = ("history_events",)
-
-    def __init__(self, entry: ModelEntry, config: RunConfig) -> None:
-        self.entry, self.config = entry, config
-        self._binary: tuple[str, ...] = ()
-        self._tasks: tuple[str, ...] = ()
-        self.teacher: LiveTeacher | None = None
+    _binary: tuple[str, ...] = ()
+    _tasks: tuple[str, ...] = ()
 
     @property
     def timeline(self) -> TimelineConfig:
@@ -121,9 +100,55 @@ class TimelineTask:
         assert self.config.data.timeline is not None
         return self.config.data.timeline
 
-    def example_spec(self, spec: TimelineSpec) -> TimelineSpec:
+    # Data.
+
+    def example_spec(self, source: Spec) -> tuple[TimelineSpec, EmbeddingJoin | None]:
         """The spec of examples, from that of the source."""
-        return example_spec(spec, self.timeline)
+        spec, join = super().example_spec(source)
+        return example_spec(spec, self.timeline), join
+
+    def make_examples(
+        self, records: pa.Table, source: ExampleSource[TimelineSpec]
+    ) -> tuple[Parts, int]:
+        """Sketches of timelines with candidates.
+
+        Raises:
+          InputError: no example is left of a split, or a slice is empty for everyone.
+          ConfigError: a slice asks for what the source does not have.
+        """
+        name, data = source.reader.name, self.config.data
+        events, left_out = clean(records, source.spec)
+        for reason, count in left_out.items():
+            logger.warning("%s: %d events left out: %s", name, count, reason)
+        held_out = (data.validation_fraction, data.test_fraction)
+        parts = build_examples(events, source.spec, self.timeline, held_out)
+        for split in ("train", "validation"):
+            if not parts[split].num_rows:
+                raise InputError(
+                    f"{name}: no event with an outcome and a visible history is left for "
+                    f"{split}: bring longer histories, or raise data.timeline.targets"
+                )
+        refuse_empty_slices(parts["train"], self.timeline)
+        return parts, sum(left_out.values())
+
+    def fit_transform(self, examples: pa.Table, spec: TimelineSpec) -> Preprocessor:
+        """Vocabularies of the training examples."""
+        return TimelinePreprocessor.fit_examples(examples, spec)
+
+    def transformed(
+        self, transform: Preprocessor, examples: pa.Table, spec: TimelineSpec, split: str
+    ) -> dict[str, Any]:
+        """All examples of a split, lists as ragged tensors."""
+        del split
+        return transform_timelines(transform, examples, spec)
+
+    def preprocess(
+        self, inputs: Mapping[str, tf.SparseTensor], spec: TimelineSpec, analyzers: Analyzers
+    ) -> dict[str, Any]:
+        """Raw features and outcomes to transformed ones."""
+        return preprocess_timeline(inputs, spec, analyzers)
+
+    # The model.
 
     def model_inputs(
         self, spec: TimelineSpec, vocabulary_sizes: Mapping[str, int]
@@ -144,10 +169,10 @@ class TimelineTask:
             names=tuple(transformed_name(f.name) for f in spec.features),
         )
 
-    def build(self, inputs: TimelineInputs) -> keras.Model:
-        """A model with all its variables made."""
+    def construct(self, inputs: TimelineInputs) -> keras.Model:
+        """The model, before it has any variables."""
         self._binary, self._tasks = inputs.binary, inputs.tasks
-        model = self.entry.load("model")(
+        return self.entry.load("model")(
             self.config.model,
             inputs.tables,
             inputs.table_ids,
@@ -158,11 +183,9 @@ class TimelineTask:
             len(inputs.tasks),
             dtype=self.config.trainer.dtype,
         )
-        model(self.example_inputs(inputs))
-        return model
 
     @staticmethod
-    def example_inputs(inputs: TimelineInputs, batch_size: int = 2) -> dict[str, tf.Tensor]:
+    def example_inputs(inputs: TimelineInputs, batch_size: int = 2) -> Tensors:
         """A batch of zeros of the right shapes and dtypes."""
         return {
             name: tf.zeros(
@@ -171,77 +194,31 @@ class TimelineTask:
             for name in inputs.names
         }
 
-    def prepare(self, reader: Reader) -> Prepared:
-        """Reads events and makes examples of them in this process.
+    def vocabulary_weights(self, model: keras.Model) -> dict[str, list[tf.Variable]]:
+        """The tables whose rows are the ids of each vocabulary."""
+        weights: dict[str, list[tf.Variable]] = {}
+        for name, layer in model.slice_tables.items():
+            kind = transformed_name(model.table_ids[name])
+            weights.setdefault(kind, []).append(layer.embeddings)
+        for layers in (model.candidate_tables, model.recent_tables):
+            for kind, layer in layers.items():
+                weights.setdefault(transformed_name(kind), []).append(layer.embeddings)
+        return weights
 
-        Vocabularies come from the training examples alone.
-
-        Raises:
-          InputError: the source cannot be read, too many of its lines are corrupt, or a slice is
-            empty for everyone.
-          ConfigError: a slice asks for what the source does not have.
-        """
-        return self.prepared(*self.examples(reader))
-
-    def examples(self, reader: Reader) -> tuple[TimelineSpec, dict[str, pa.Table], int]:
-        """The examples of a source by split, their spec, and how many events were left out."""
-        from tfrz.data.sources.reader import read_table
-
-        data, source = self.config.data, reader.feature_spec()
-        assert isinstance(source, TimelineSpec)
-        spec = self.example_spec(source)
-        events, corrupt = read_table(reader, data.max_corrupt_fraction)
-        events, left_out = clean(events, source)
-        for reason, count in left_out.items():
-            logger.warning("%s: %d events left out: %s", reader.name, count, reason)
-        held_out = (data.validation_fraction, data.test_fraction)
-        parts = build_examples(events, spec, self.timeline, held_out)
-        for split in ("train", "validation"):
-            if not parts[split].num_rows:
-                raise InputError(
-                    f"{reader.name}: no event with an outcome and a visible history is left for "
-                    f"{split}: bring longer histories, or raise data.timeline.targets"
-                )
-        refuse_empty_slices(parts["train"], self.timeline)
-        return spec, parts, len(corrupt) + sum(left_out.values())
-
-    def prepared(
-        self, spec: TimelineSpec, parts: Mapping[str, pa.Table], left_out: int
-    ) -> Prepared:
-        """What `examples` gives, transformed."""
-        transform = TimelinePreprocessor.fit_examples(parts["train"], spec)
-        trainer = self.config.trainer
-        columns = {name: transform_timelines(transform, parts[name], spec) for name in SPLITS}
-        return Prepared(
-            train=ArrayBatches(columns["train"], trainer.batch_size, trainer.seed),
-            validation=ArrayBatches(columns["validation"], _EVALUATION_BATCH),
-            test=ArrayBatches(columns["test"], _EVALUATION_BATCH),
-            inputs=self.model_inputs(spec, transform.vocabulary_sizes),
-            transform=transform,
-            vocabularies={
-                transformed_name(name): terms for name, terms in transform.vocabularies.items()
-            },
-            spec=spec,
-            examples=to_examples(parts["validation"], spec, limit=1000),
-            corrupt_lines=left_out,
-        )
-
-    # What the training loop asks for.
+    # Training.
 
     def _labels(self, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Outcomes `[batch, candidates, tasks]`, NaN for none."""
         return tf.stack([batch[f"label_{task}_xf"] for task in self._tasks], axis=-1)
 
-    def lookup(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def lookup(self, model: keras.Model, batch: Tensors) -> Tensors:
         """What `embed` gives, and the outcomes."""
         looked_up = {**model.embed(batch, training=True), "label": self._labels(batch)}
         if self.teacher is not None:
             looked_up["taught"] = tf.stop_gradient(self.teacher.model(batch, training=False))
         return looked_up
 
-    def dense_loss(
-        self, model: keras.Model, looked_up: dict[str, tf.Tensor]
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def dense_loss(self, model: keras.Model, looked_up: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
         """The tasks' losses, summed, each the mean over the candidates with one; a penalty."""
         outputs = tf.cast(model.interact(looked_up, training=True), tf.float32)
         label = looked_up["label"]
@@ -271,7 +248,7 @@ class TimelineTask:
         )
         return tf.reduce_sum(means, axis=1), frobenius_penalty(model)
 
-    def predict(self, model: keras.Model, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def predict(self, model: keras.Model, batch: Tensors) -> Tensors:
         """Outputs and outcomes, `[batch, candidates, tasks]` each."""
         return {"output": model(batch, training=False), "label": self._labels(batch)}
 
@@ -297,33 +274,9 @@ class TimelineTask:
         found.setdefault("normalized_entropy", found.get("mse", float("nan")))
         return found
 
-    def report(self, model: keras.Model, prepared: Prepared, out: Path) -> None:
-        """Nothing beyond the metrics."""
+    # The export.
 
-    # What a warm start asks for.
-
-    def vocabulary_weights(self, model: keras.Model) -> dict[str, list[tf.Variable]]:
-        """The tables whose rows are the ids of each vocabulary."""
-        weights: dict[str, list[tf.Variable]] = {}
-        for name, layer in model.slice_tables.items():
-            kind = transformed_name(model.table_ids[name])
-            weights.setdefault(kind, []).append(layer.embeddings)
-        for layers in (model.candidate_tables, model.recent_tables):
-            for kind, layer in layers.items():
-                weights.setdefault(transformed_name(kind), []).append(layer.embeddings)
-        return weights
-
-    # What the pipeline's Transform asks for.
-
-    def preprocess(
-        self, inputs: Mapping[str, tf.SparseTensor], spec: TimelineSpec, analyzers: Analyzers
-    ) -> dict[str, Any]:
-        """Raw features and outcomes to transformed ones."""
-        return preprocess_timeline(inputs, spec, analyzers)
-
-    # What the export asks for.
-
-    def outputs(self, model: keras.Model, features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def outputs(self, model: keras.Model, features: Tensors) -> Tensors:
         """`embedding` float32 `[batch, vectors, dim]`, zero without any event, and `present`."""
         pooled, totals = model.pool(features)
         present = tf.reduce_any(totals > 0, axis=1)
@@ -334,24 +287,18 @@ class TimelineTask:
         vectors = tf.cast(model.encode(pooled), tf.float32)
         return tf.where(present[:, None, None], vectors, tf.zeros_like(vectors))
 
-    def warmup_examples(
-        self, vocabularies: Mapping[str, Sequence[str]], spec: TimelineSpec, limit: int
-    ) -> list[bytes]:
-        """Requests for the warm-up: sketches of the most frequent ids."""
-        serialized = []
-        for row in range(limit):
-            example = tf.train.Example()
-            for one in spec.lists:
-                terms = vocabularies.get(transformed_name(one.id)) or ["none"]
-                stored = example.features.feature
-                for i in range(1 + row):
-                    stored[f"{one.name}_ids"].bytes_list.value.append(
-                        terms[i % len(terms)].encode()
-                    )
-                    stored[f"{one.name}_places"].int64_list.value.append(i % one.places)
-                    stored[f"{one.name}_weights"].float_list.value.append(1.0)
-            serialized.append(example.SerializeToString())
-        return serialized
+    def request_spec(self, spec: TimelineSpec) -> TimelineSpec:
+        """The slices: a request has no candidates."""
+        slices = tuple(one for one in spec.lists if one.name.startswith("slices_"))
+        return dataclasses.replace(spec, lists=slices)
+
+    def to_sparse(self, features: Tensors, spec: TimelineSpec) -> dict[str, tf.SparseTensor]:
+        """Named raw tensors as `tf.io.parse_example` returns them, each list aligned in itself."""
+        sparse: dict[str, tf.SparseTensor] = {}
+        for one in spec.lists:
+            names = [feature.name for feature in one.features]
+            sparse |= to_sparse({name: features[name] for name in names}, names)
+        return sparse
 
     def signatures(
         self,
@@ -359,73 +306,52 @@ class TimelineTask:
         transform: Transform,
         spec: TimelineSpec,
         vocabularies: Mapping[str, Sequence[str]],
-    ) -> dict[str, Any]:
-        """The signatures of DESIGN's contract for a model that encodes, and those of the export.
+    ) -> dict[str, Callable[..., Tensors]]:
+        """As of `Task`, and those of the export of vectors.
 
-        Args:
-          model: the trained model.
-          transform: raw sparse features to transformed ones.
-          spec: of the examples.
-          vocabularies: not needed here.
+        `serving_default`, `serving_raw` and `encode` answer `embedding` float32
+        `[batch, vectors, dim]` and `present` bool `[batch]`. `score` takes serialised examples with
+        candidates and answers each task `[batch, candidates]`, probabilities of binary ones. `pool`
+        takes for each table `terms_<table>` string `[terms]` and `weights_<table>` float32
+        `[slices of it, terms]` and answers `sums_<table>` float64 `[slices of it, dim]`;
+        `summarize` takes `pooled` `[batch, slices, dim]` and answers the `embedding`. The last two
+        are additive parts of `encode`, for histories of any length.
 
-        Returns:
-          Names to functions with an input signature. `serving_default` takes serialised
-          `tf.Example`s `[batch]`, `serving_raw` and `encode` the lists of the slices as named
-          tensors; they answer `embedding` float32 `[batch, vectors, dim]` and `present` bool
-          `[batch]`. `score` takes serialised examples with candidates and answers each task
-          `[batch, candidates]`, probabilities of binary ones. `pool` takes for each table
-          `terms_<table>` string `[terms]` and `weights_<table>` float32 `[slices of it, terms]` and
-          answers `sums_<table>` float64 `[slices of it, dim]`; `summarize` takes `pooled`
-          `[batch, slices, dim]` and answers the `embedding`. The last two are additive parts of
-          `encode`, for histories of any length.
+        Raises:
+          InputError: the model has no vectors.
         """
-        del vocabularies
-        examples = tf.TensorSpec([None], tf.string, name="examples")
-        whole_spec = raw_feature_spec(spec, label=False)
-        labelled_spec = raw_feature_spec(spec, label=True)
-        encoded = dataclasses.replace(
-            spec, lists=tuple(one for one in spec.lists if one.name.startswith("slices_"))
-        )
-        encode_spec = raw_feature_spec(encoded, label=False)
+        if not model.num_vectors:
+            raise InputError("model.encoder is none: such a ranker has no embedding to export")
         self._binary, self._tasks = spec.binary, spec.tasks
+        return super().signatures(model, transform, spec, vocabularies)
 
-        def embedding(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return self.outputs(model, features)
+    def described(
+        self, served: Served[TimelineSpec], raw: dict[str, tf.SparseTensor], features: Tensors
+    ) -> Tensors:
+        """The transformed features, the outcomes, and the number of events as words."""
+        outcomes = {
+            f"outcome_{task}": tf.sparse.to_dense(raw[f"label_{task}"], float("nan"))
+            for task in self._tasks
+        }
+        _, totals = served.model.pool(features)
+        # The slice that holds most is as near as a sketch comes to the number of events.
+        most = tf.cast(tf.reduce_max(totals, axis=1), tf.int64)
+        return {**features, **outcomes, "history_events": events_bucket(most)}
 
-        @tf.function(input_signature=[examples])
-        def serving_default(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            return embedding(densify(transform(tf.io.parse_example(examples, encode_spec))))
+    def further_signatures(self, served: Served[TimelineSpec]) -> dict[str, Callable[..., Tensors]]:
+        """`score`, `pool` and `summarize`; see `signatures`."""
+        model, transform = served.model, served.transform
+        whole_spec = raw_feature_spec(served.spec, label=False)
 
-        @tf.function(input_signature=[raw_input_signature(encoded)])
-        def serving_raw(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            sparse: dict[str, tf.SparseTensor] = {}
-            for one in encoded.lists:
-                names = [feature.name for feature in one.features]
-                sparse |= to_sparse({name: features[name] for name in names}, names)
-            return embedding(densify(transform(sparse)))
-
-        @tf.function(input_signature=[examples])
-        def score(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            features = densify(transform(tf.io.parse_example(examples, whole_spec)))
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+        def score(examples: tf.Tensor) -> Tensors:
+            features = served.features(tf.io.parse_example(examples, whole_spec))
             outputs = tf.cast(model(features, training=False), tf.float32)
             binary = len(self._binary)
             return {
                 task: tf.sigmoid(outputs[..., i]) if i < binary else outputs[..., i]
                 for i, task in enumerate(self._tasks)
             }
-
-        @tf.function(input_signature=[examples])
-        def transform_features(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            raw = tf.io.parse_example(examples, labelled_spec)
-            outcomes = {
-                f"outcome_{task}": tf.sparse.to_dense(raw.pop(f"label_{task}"), float("nan"))
-                for task in self._tasks
-            }
-            features = {**densify(transform(raw)), **outcomes}
-            _, totals = model.pool(features)
-            # The slice that holds most is as near as a sketch comes to the number of events.
-            most = tf.cast(tf.reduce_max(totals, axis=1), tf.int64)
-            return {**features, "history_events": events_bucket(most)}
 
         pool_inputs = {}
         for table, places in model.tables.items():
@@ -435,7 +361,7 @@ class TimelineTask:
             )
 
         @tf.function(input_signature=[pool_inputs])
-        def pool(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        def pool(inputs: Tensors) -> Tensors:
             raw: dict[str, tf.SparseTensor] = {}
             for table in model.tables:
                 terms = inputs[f"terms_{table}"]
@@ -460,23 +386,28 @@ class TimelineTask:
         size = [None, model.num_slices, model.config.dim]
 
         @tf.function(input_signature=[tf.TensorSpec(size, tf.float32, name="pooled")])
-        def summarize(pooled: tf.Tensor) -> dict[str, tf.Tensor]:
+        def summarize(pooled: tf.Tensor) -> Tensors:
             return {"embedding": tf.cast(model.encode(pooled), tf.float32)}
 
-        signatures = {
-            "serving_default": serving_default,
-            "serving_raw": serving_raw,
-            "encode": serving_raw,
-            "score": score,
-            "pool": pool,
-            "summarize": summarize,
-            "transform_features": transform_features,
-        }
-        if not model.num_vectors:
-            raise InputError("model.encoder is none: such a ranker has no embedding to export")
-        return signatures
+        return {"score": score, "pool": pool, "summarize": summarize}
 
-    # What the Evaluator asks for.
+    def request_length(self, feature: Feature, row: int) -> int:
+        """Sketches of one entry more in each request."""
+        del feature
+        return 1 + row
+
+    def request_terms(
+        self, feature: Feature, spec: TimelineSpec, vocabularies: Mapping[str, Sequence[str]]
+    ) -> Sequence[str]:
+        """The ids of a list are of its type; places of the slices in turn."""
+        for one in spec.lists:
+            if feature.name == f"{one.name}_ids":
+                return vocabularies.get(transformed_name(one.id)) or ["none"]
+            if feature.name == f"{one.name}_places":
+                return [str(place) for place in range(one.places)]
+        return ()
+
+    # The Evaluator.
 
     def eval_config(self, spec: TimelineSpec, has_baseline: bool) -> Any:
         """TFMA's `EvalConfig`: metrics, slices and the thresholds of a blessing.

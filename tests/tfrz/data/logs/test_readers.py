@@ -482,7 +482,7 @@ def test_outcomes_are_no_features_of_a_request():
 def test_outcomes_are_inputs_of_no_model_that_learns_from_histories(model):
     """What is only known afterwards is not there when the model is asked."""
     entry = registry.get(model)
-    task = entry.load("task")(entry, load_run_config(model, "file", []))
+    task = entry.new_task(load_run_config(model, "file", []))
     inputs = task.model_inputs(OUTCOMES, {"item_xf": 14, "page_xf": 4})
     assert inputs.numeric == ("price",)
 

@@ -13,8 +13,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrz.data.histories.spec import HistorySpec
 from tfrz.files import atomic_write
-from tfrz.zoo.tasks.prepared import Prepared
+from tfrz.zoo.task import Prepared
+from tfrz.zoo.tasks.history import HistoryInputs, HistoryTask
 
 _VALUES_SHOWN = 8
 _LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200)
@@ -43,7 +45,9 @@ def _groups(
     return groups
 
 
-def gate_table(model: keras.Model, prepared: Prepared) -> list[dict[str, Any]]:
+def gate_table(
+    model: keras.Model, prepared: Prepared[HistorySpec, HistoryInputs]
+) -> list[dict[str, Any]]:
     """Mean gate, and mean norm of gate times encoding, of each range by group of requests.
 
     Args:
@@ -88,8 +92,16 @@ def gate_table(model: keras.Model, prepared: Prepared) -> list[dict[str, Any]]:
     return sorted(rows, key=order)
 
 
-def gate_report(model: keras.Model, prepared: Prepared, out: Path) -> None:
-    """Writes `gates.json` and `gates.png` into `out`."""
+def gate_report(
+    task: HistoryTask,
+    model: keras.Model,
+    prepared: Prepared[HistorySpec, HistoryInputs],
+    out: Path,
+) -> None:
+    """Writes `gates.json` and `gates.png` into `out`, of models that are mixtures."""
+    del task
+    if model.config.encoder != "mixture":
+        return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -13,28 +13,14 @@ import numpy as np
 import tensorflow as tf
 from scipy.stats import spearmanr
 
-from tfrz.data.spec import transformed_name
 from tfrz.files import atomic_write
 from tfrz.losses.distillation import rescaling_factor, split_divergence
 from tfrz.training.batches import Batches
 from tfrz.training.distillation import DistillConfig
-from tfrz.zoo.teacher import TEACHER_SCORE, logits_of
+from tfrz.zoo.task import Task
 
 _TENTHS = 10
 _POINTS = 2000
-
-
-def _both(task: Any, model: keras.Model, batch: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
-    """Logits of student and teacher `[rows, classes]` and the classes `[rows]`, those with one."""
-    if hasattr(task, "teacher"):
-        labels = tf.cast(batch["target_xf"], tf.int64) - 1
-        known = (labels >= 0) & (labels < model.num_items)
-        both = (model(batch, training=False), task.teacher.model(batch, training=False), labels)
-        return [tf.boolean_mask(values, known) for values in both]
-    said = logits_of(batch[transformed_name(TEACHER_SCORE)])
-    logits = tf.cast(model(batch, training=False), tf.float32)
-    pairs = [tf.stack([tf.zeros_like(one), one], axis=1) for one in (logits, said)]
-    return [*pairs, tf.cast(batch[task.label] > 0.5, tf.int64)]
 
 
 def examined(
@@ -89,8 +75,10 @@ def decompose(rows: Mapping[str, np.ndarray], classes: int) -> dict[str, float]:
     return {name: float(part / total) if total else 0.0 for name, part in parts.items()}
 
 
-def teaching_report(task: Any, model: keras.Model, batches: Batches, out: Path) -> dict[str, Any]:
-    """Writes `teaching.json` and `teaching.png`; nothing for lists and timelines.
+def teaching_report(
+    task: Task[Any, Any], model: keras.Model, batches: Batches, out: Path
+) -> dict[str, Any]:
+    """Writes `teaching.json` and `teaching.png`; nothing without a teacher or without classes.
 
     Args:
       task: of a run with a teacher.
@@ -103,11 +91,14 @@ def teaching_report(task: Any, model: keras.Model, batches: Batches, out: Path) 
       Spearman's correlation of omega and the teacher's confidence, and tenths of the examples by
       that confidence; empty where there are no classes.
     """
-    if task.config.distill.teacher is None or task.entry.record_type in ("list", "timeline"):
+    if task.config.distill.teacher is None:
         return {}
     found, classes = [], 2
     for batch in batches.once():
-        logits, said, labels = _both(task, model, batch)
+        both = task.class_logits(model, batch)
+        if both is None:
+            return {}
+        logits, said, labels = both
         if int(labels.shape[0]):
             classes = int(logits.shape[-1])
             found.append(examined(task.config.distill, logits, said, labels))

@@ -1,0 +1,197 @@
+"""The driver of a run: what `tfrz train`, `tune`, `compress` and the pipeline's Trainer share.
+
+A run is resolved once (reader, features of its examples, embeddings joined to them, task), then
+prepared, trained and exported, each by one function here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from tfrz.data.records import open_source
+from tfrz.export.card import render_card
+from tfrz.export.saved_model import export_model
+from tfrz.training.fit import FitResult
+from tfrz.training.low_rank import LayerReport
+from tfrz.training.warm_start import WarmStartReport, warm_start
+from tfrz.zoo import registry
+from tfrz.zoo.building import build_for_training
+from tfrz.zoo.long_history import check_warm_start
+from tfrz.zoo.run_config import RunConfig
+from tfrz.zoo.task import ExampleSource, Prepared, Task
+from tfrz.zoo.teacher import attach_teacher
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A configuration on a source, with everything resolved that needs no reading of records.
+
+    Attributes:
+      config: of the run.
+      data: as `--data` of the command line.
+      features: feature spec of a file of the user's own.
+      task: what the model learns.
+      source: the reader, the features of its examples, and what joins embeddings.
+    """
+
+    config: RunConfig
+    data: str
+    features: str | None
+    task: Task[Any, Any]
+    source: ExampleSource[Any]
+
+    @property
+    def entry(self) -> registry.ModelEntry:
+        """The model's row in the registry."""
+        return self.task.entry
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Changes when the records may have; every file of the source is read for it, once."""
+        return self.source.reader.fingerprint()
+
+    def prepare(self) -> Prepared[Any, Any]:
+        """Reads, splits and transforms the source in this process.
+
+        Raises:
+          InputError: as of the task's `examples`.
+        """
+        prepared = self.task.prepared(self.source.spec, *self.task.examples(self.source))
+        counts = [f"{s.num_examples:,}" for s in (prepared.train, prepared.validation)]
+        counts.append(f"{prepared.test.num_examples:,}" if prepared.test is not None else "no")
+        logger.info("%s: %s training, %s validation, %s test examples", self.data, *counts)
+        return prepared
+
+
+def open_run(config: RunConfig, data: str, features: str | None = None) -> Run:
+    """Resolves a run.
+
+    Args:
+      config: of the run.
+      data: as `--data` of the command line.
+      features: feature spec of a file of the user's own.
+
+    Raises:
+      InputError: the source is missing, of another format, or has no such records; or the store of
+        embeddings is none, or of another version than the run.
+    """
+    entry = registry.get(config.name)
+    reader = open_source(data, features, entry.record_type, **config.data.options)
+    task = entry.new_task(config)
+    return Run(config, data, features, task, task.resolve(reader))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained model and how it came about.
+
+    Attributes:
+      model: with its best weights.
+      layers: what became of each layer, where some are of low rank.
+      result: of the training loop.
+      warm_start: which weights came from an earlier model; None without one.
+    """
+
+    model: keras.Model
+    layers: tuple[LayerReport, ...]
+    result: FitResult
+    warm_start: WarmStartReport | None
+
+
+def train_prepared(
+    task: Task[Any, Any],
+    prepared: Prepared[Any, Any],
+    directory: Path | None,
+    progress: bool = True,
+    start_from: str | Path | None = None,
+    teacher: str | None = None,
+    starting: Callable[[Sequence[LayerReport]], None] | None = None,
+) -> Trained:
+    """Builds and trains the model of a task, by the recipe of its row.
+
+    Args:
+      task: of the run.
+      prepared: what it learns from.
+      directory: folder of the run; None to write nothing. An unfinished run there is resumed.
+      progress: show a bar on standard error.
+      start_from: SavedModel of an earlier model, whose weights it starts from.
+      teacher: SavedModel of the live teacher, where it is not that of the configuration.
+      starting: called once the model is built, with what became of its layers.
+
+    Raises:
+      InputError: the teacher or the earlier model does not fit, or training fails.
+    """
+    config = task.config
+    attach_teacher(task, prepared, teacher)
+    model, layers = build_for_training(task, prepared.inputs, config, prepared.train)
+    if starting is not None:
+        starting(layers)
+    started = None
+    if start_from is not None:
+        check_warm_start(config, start_from)
+        started = warm_start(model, task, prepared.vocabularies, start_from)
+    result = task.entry.load("recipe")(
+        model, task, prepared.train, prepared.validation, config.trainer, directory, progress
+    )
+    return Trained(model, layers, result, started)
+
+
+def num_parameters(model: keras.Model) -> int:
+    """Trainable parameters, embeddings included."""
+    return sum(int(weight.shape.num_elements()) for weight in model.trainable_weights)
+
+
+def export(
+    version: Path,
+    model: keras.Model,
+    task: Task[Any, Any],
+    prepared: Prepared[Any, Any],
+    config: RunConfig,
+    data: str,
+    metrics: Mapping[str, Mapping[str, float]],
+    layers: Sequence[LayerReport] = (),
+    replace: bool = False,
+) -> str:
+    """Writes the SavedModel with its card.
+
+    Args:
+      version: where; its name is the version.
+      model: the trained model.
+      task: of the run.
+      prepared: what the model was trained on.
+      config: that the SavedModel is to carry.
+      data: as `--data` of the command line.
+      metrics: set name to metric names and values.
+      layers: what became of each layer, where some are of low rank.
+      replace: put it in the place of what is there. Otherwise a whole version that is there stays.
+
+    Returns:
+      The card, as Markdown.
+    """
+    card = render_card(
+        task.entry, config, prepared.spec, data, metrics, num_parameters(model), layers
+    )
+    # Left by a run that was stopped between the export and the metrics: the export is whole.
+    if replace or not version.exists():
+        export_model(
+            version,
+            model,
+            task,
+            prepared.transform,
+            prepared.spec,
+            config,
+            prepared.vocabularies,
+            card,
+            prepared.examples[: config.export.warmup_examples],
+            replace,
+        )
+    return card
