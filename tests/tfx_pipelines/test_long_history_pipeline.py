@@ -18,6 +18,8 @@ from tfx_pipelines.local_runner import run_pipeline
 beam = lazy("apache_beam")
 example_gen = lazy("tfx_pipelines.components.example_gen")
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = (*CLICKS, *WITH, "evaluator.min_auc=0.8", "export.warmup_examples=2")
 
 

@@ -11,18 +11,20 @@ import pytest
 import tensorflow as tf
 
 from tests.lazy import lazy
+from tests.tfx_pipelines import stored
 from tfrz.cli.main import main
 from tfrz.data.histories.spec import HistorySpec
 from tfrz.errors import InputError
-from tfrz.metrics.off_policy import Estimate
 from tfrz.metrics.ranking import ndcg_at, recall_at
 from tfrz.zoo import registry
-from tfrz.zoo.run_config import PolicyEvaluatorConfig, load_run_config
+from tfrz.zoo.run_config import load_run_config
 from tfx_pipelines.configs import config_to_json
 from tfx_pipelines.local_runner import open_checked, run_pipeline
 
 blessing_module = lazy("tfx_pipelines.components.blessing")
 off_policy = lazy("tfx_pipelines.components.off_policy")
+
+pytestmark = pytest.mark.slow
 
 ITEMS, SEGMENTS = 30, 5
 PIPELINE = (
@@ -55,15 +57,9 @@ def first(root):
     return run_pipeline(config, "simulated", root, None, progress=False)
 
 
-def _artifact(first, component: str, output: str) -> Path:
-    """The folder of an artifact of the first run."""
-    places = (Path(first.root) / "artifacts" / component / output).iterdir()
-    return min((p for p in places if p.name.isdigit()), key=lambda p: int(p.name))
-
-
 def _log(first) -> list[tf.train.Example]:
     """The raw examples of the split that is judged."""
-    folder = _artifact(first, "HistoryExampleGen", "examples") / "Split-eval"
+    folder = stored.artifact(first, "HistoryExampleGen", "examples") / "Split-eval"
     files = sorted(str(path) for path in folder.glob("*"))
     records = tf.data.TFRecordDataset(files, compression_type="GZIP")
     return [tf.train.Example.FromString(record.numpy()) for record in records]
@@ -238,31 +234,7 @@ def test_a_policy_too_far_from_its_log_is_not_pushed_and_the_reason_is_told(firs
     assert _outcomes(result["components"])["StatisticsGen"] == "cached"
 
 
-@pytest.fixture(scope="module")
-def too_little(root, first, too_far):
-    settings = [*PIPELINE, *BRIEF, "evaluator.min_effective_sample_size=0"]
-    config = load_run_config("topk_reinforce", "simulated", [*settings, "evaluator.min_lift=1e6"])
-    return run_pipeline(config, "simulated", root, None, progress=False)
-
-
-def test_a_policy_whose_lower_bound_is_too_low_is_not_pushed_and_the_reason_is_told(
-    first, too_little
-):
-    result = too_little
-    assert result.pushed is None and result.evaluated and not result.blessed
-    (reason,) = result.refusals
-    check = result.checks["OffPolicyCheck"]
-    assert not check["passed"] and check["reason"] == reason
-    assert f"the lower bound of the policy's value is {check['low']:.4f}" in reason
-    assert f"not above {check['logged_reward'] * (1 + 1e6):.4f}" in reason
-    assert "evaluator.min_lift 1e+06" in reason
-    pushed = Path(first.pushed)
-    assert [p.name for p in pushed.parent.iterdir()] == [pushed.name]
-
-
-def test_a_refused_policy_is_not_the_one_to_compare_with_or_to_start_from(
-    root, first, too_far, too_little
-):
+def test_a_refused_policy_is_not_the_one_to_compare_with_or_to_start_from(root, first, too_far):
     """The next run's Resolver gives what was pushed."""
     from tfx import v1 as tfx
     from tfx.dsl.compiler.compiler import Compiler
@@ -283,7 +255,7 @@ def test_a_refused_policy_is_not_the_one_to_compare_with_or_to_start_from(
     with Metadata(settings) as handle:
         (found,) = resolve_input_artifacts(metadata_handle=handle, pipeline_node=resolver)
     (model,) = found["model"]
-    assert Path(model.uri) == _artifact(first, "Trainer", "model")
+    assert Path(model.uri) == stored.artifact(first, "Trainer", "model")
 
 
 def test_a_log_without_any_reward_is_refused_in_one_line(tmp_path, capsys):
@@ -334,18 +306,10 @@ def test_it_compiles_for_kubeflow(tmp_path, capsys):
 # The check by itself, on what the first run made.
 
 
-def _made(kind: str, uri: Path):
-    from tfx.types import standard_artifacts
-
-    artifact = getattr(standard_artifacts, kind)()
-    artifact.uri = str(uri)
-    return artifact
-
-
 def _check(first, folder: Path, *settings, log=None, blessed_before: bool = True):
     """The blessing of the first run's model, and what was measured."""
     config = load_run_config("topk_reinforce", "simulated", [*PIPELINE, *settings])
-    examples = _made("Examples", _artifact(first, "HistoryExampleGen", "examples"))
+    examples = stored.examples(first, "HistoryExampleGen")
     if log is not None:
         examples.uri = str(folder / "examples")
         place = folder / "examples" / "Split-eval"
@@ -353,12 +317,11 @@ def _check(first, folder: Path, *settings, log=None, blessed_before: bool = True
         with tf.io.TFRecordWriter(str(place / "data-0.gz"), "GZIP") as writer:
             for example in log:
                 writer.write(example.SerializeToString())
-    examples.split_names = '["train", "eval"]'
-    earlier = _made("ModelBlessing", folder / "earlier")
+    earlier = stored.made("ModelBlessing", folder / "earlier")
     earlier.set_int_custom_property("blessed", int(blessed_before))
-    blessing = _made("ModelBlessing", folder / "blessing")
+    blessing = stored.made("ModelBlessing", folder / "blessing")
     off_policy.OffPolicyCheck.test_call(
-        model=_made("Model", _artifact(first, "Trainer", "model")),
+        model=stored.made("Model", stored.artifact(first, "Trainer", "model")),
         examples=examples,
         earlier=earlier,
         blessing=blessing,
@@ -367,36 +330,28 @@ def _check(first, folder: Path, *settings, log=None, blessed_before: bool = True
     return blessing, json.loads((Path(blessing.uri) / "check.json").read_text())
 
 
-def _verdict(blessing) -> str:
-    (name,) = (p.name for p in Path(blessing.uri).iterdir() if "BLESSED" in p.name)
-    assert blessing.get_int_custom_property("blessed") == int(name == "BLESSED")
-    return name
-
-
-def _push(model: Path, blessing, folder: Path) -> list[str]:
-    """What TFX' Pusher puts where models are served."""
-    from tfx.components.pusher import executor
-
-    serving = folder / "serving"
-    destination = {"filesystem": {"base_directory": str(serving)}}
-    executor.Executor().Do(
-        {"model": [_made("Model", model)], "model_blessing": [blessing]},
-        {"pushed_model": [_made("PushedModel", folder / "pushed")]},
-        {"push_destination": json.dumps(destination), "custom_config": "null"},
-    )
-    return [p.name for p in serving.iterdir()] if serving.exists() else []
-
-
 def test_one_refusal_is_enough(first, tmp_path):
-    model = _artifact(first, "Trainer", "model")
+    model = stored.artifact(first, "Trainer", "model")
     blessing, check = _check(first, tmp_path, blessed_before=False)
     assert check["passed"] and check["refused_before"]
-    assert _verdict(blessing) == "NOT_BLESSED"
-    assert _push(model, blessing, tmp_path) == []
+    assert not stored.blessed(blessing)
+    assert stored.push(model, blessing, tmp_path) == []
     again = tmp_path / "again"
     blessing, check = _check(first, again)
-    assert check["passed"] and _verdict(blessing) == "BLESSED"
-    assert len(_push(model, blessing, again)) == 1
+    assert check["passed"] and stored.blessed(blessing)
+    assert len(stored.push(model, blessing, again)) == 1
+
+
+def test_a_policy_whose_lower_bound_is_too_low_is_not_pushed_and_the_reason_is_told(
+    first, tmp_path
+):
+    settings = ["evaluator.min_effective_sample_size=0", "evaluator.min_lift=1e6"]
+    blessing, check = _check(first, tmp_path, *settings)
+    assert not check["passed"] and not stored.blessed(blessing)
+    assert f"the lower bound of the policy's value is {check['low']:.4f}" in check["reason"]
+    assert f"not above {check['logged_reward'] * (1 + 1e6):.4f}" in check["reason"]
+    assert "evaluator.min_lift 1e+06" in check["reason"]
+    assert stored.push(stored.artifact(first, "Trainer", "model"), blessing, tmp_path) == []
 
 
 def test_the_estimator_and_its_cap_are_those_that_were_asked_for(first, tmp_path):
@@ -432,78 +387,5 @@ def test_a_log_of_one_action_proves_nothing(first, tmp_path):
     rewarded = next(e for e in _log(first) if _number(e, "reward") > 0)
     settings = ["evaluator.min_effective_sample_size=0"]
     blessing, check = _check(first, tmp_path, *settings, log=[rewarded])
-    assert not check["passed"] and _verdict(blessing) == "NOT_BLESSED"
+    assert not check["passed"] and not stored.blessed(blessing)
     assert "the lower bound" in check["reason"]
-
-
-# Reasons.
-
-
-def _estimate(**values) -> Estimate:
-    usual = {"value": 0.5, "low": 0.4, "high": 0.6, "effective_sample_size": 200.0, "count": 900}
-    return Estimate(**{**usual, **values})
-
-
-def test_a_policy_that_is_surely_better_is_not_refused():
-    assert off_policy.refusal(_estimate(), 0.3, PolicyEvaluatorConfig()) is None
-    assert (
-        off_policy.refusal(_estimate(effective_sample_size=100.0), 0.3, PolicyEvaluatorConfig())
-        is None
-    )
-    assert off_policy.refusal(_estimate(), 0.3, PolicyEvaluatorConfig(min_lift=0.33)) is None
-    assert off_policy.refusal(_estimate(low=-0.1, value=0.0), -0.3, PolicyEvaluatorConfig()) is None
-
-
-@pytest.mark.parametrize(
-    ("estimate", "logged", "wanted", "reason"),
-    [
-        ({"effective_sample_size": 99.9}, 0.3, {}, "effective sample size is 99.9"),
-        ({"effective_sample_size": 0.0}, 0.3, {}, "effective sample size is 0.0"),
-        ({}, 0.4, {}, "lower bound of the policy's value is 0.4000"),
-        ({}, 0.45, {}, "not above 0.4500, what the logging policy earned"),
-        ({}, 0.3, {"min_lift": 0.34}, "and evaluator.min_lift 0.34"),
-        ({"low": float("-inf")}, 0.3, {}, "the lower bound"),
-        ({"low": float("nan"), "value": float("nan")}, 0.3, {}, "the lower bound"),
-        ({"low": -0.35}, -0.3, {}, "the lower bound"),
-        ({"low": 0.0, "high": 0.0, "value": 0.0}, 0.0, {}, "the lower bound"),
-    ],
-)
-def test_a_policy_that_may_be_worse_is_refused_with_the_reason(estimate, logged, wanted, reason):
-    found = off_policy.refusal(_estimate(**estimate), logged, PolicyEvaluatorConfig(**wanted))
-    assert found is not None and reason in found and "\n" not in found
-
-
-def test_where_rewards_are_costs_a_lift_asks_for_less_cost():
-    """A logger that earns -1: a policy that earns -1.05 is worse, whatever lift is wanted."""
-    config = PolicyEvaluatorConfig(min_lift=0.1)
-    assert off_policy.refusal(_estimate(low=-1.05, value=-1.02), -1.0, config) is not None
-    assert off_policy.refusal(_estimate(low=-0.95, value=-0.9), -1.0, config) is not None
-    assert off_policy.refusal(_estimate(low=-0.85, value=-0.8), -1.0, config) is None
-
-
-def test_an_earlier_refusal_stays_one_whatever_later_checks_say(tmp_path):
-    from tfx.components.evaluator import constants
-
-    model = _made("Model", tmp_path / "model")
-    model.id = 7
-    evaluated = _made("ModelBlessing", tmp_path / "evaluator")
-    evaluated.set_int_custom_property("blessed", 1)
-    chain = [evaluated]
-    for number, reason in enumerate((None, "too far", None)):
-        blessing = _made("ModelBlessing", tmp_path / str(number))
-        passed = blessing_module.bless(blessing, model, chain[-1], reason, {"value": number})
-        assert passed == (number == 0)
-        chain.append(blessing)
-    verdicts = [_verdict(blessing) for blessing in chain[1:]]
-    assert verdicts == ["BLESSED", "NOT_BLESSED", "NOT_BLESSED"]
-    told = [json.loads((Path(one.uri) / "check.json").read_text()) for one in chain[1:]]
-    assert told == [
-        {"passed": True, "refused_before": False, "value": 0},
-        {"passed": False, "refused_before": False, "value": 1, "reason": "too far"},
-        {"passed": True, "refused_before": True, "value": 2},
-    ]
-    for blessing in chain[1:]:
-        uri = constants.ARTIFACT_PROPERTY_CURRENT_MODEL_URI_KEY
-        assert blessing.get_string_custom_property(uri) == model.uri
-        number = constants.ARTIFACT_PROPERTY_CURRENT_MODEL_ID_KEY
-        assert blessing.get_int_custom_property(number) == 7

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tests.tfrz.zoo.test_retrieval_task import HALF, NEVER_TAKEN, SETTINGS, _raw, _write
+from tests.tfx_pipelines import stored
 from tfrz.cli.main import main
 from tfrz.data.histories.spec import HistorySpec
 from tfrz.errors import InputError
@@ -19,6 +20,8 @@ from tfrz.zoo import registry
 from tfrz.zoo.run_config import load_run_config
 from tfx_pipelines.configs import config_to_json
 from tfx_pipelines.local_runner import open_checked, run_pipeline
+
+pytestmark = pytest.mark.slow
 
 SPARE = 25
 ITEMS = 2 * HALF + len(NEVER_TAKEN) + SPARE
@@ -46,14 +49,8 @@ def first(place):
     return run_pipeline(config, data, folder / "root", spec, progress=False)
 
 
-def _artifact(first, component: str, output: str) -> Path:
-    """The folder of an artifact of the first run."""
-    places = (Path(first.root) / "artifacts" / component / output).iterdir()
-    return min((p for p in places if p.name.isdigit()), key=lambda p: int(p.name))
-
-
 def _examples(first, split: str) -> list[bytes]:
-    folder = _artifact(first, "HistoryExampleGen", "examples") / f"Split-{split}"
+    folder = stored.artifact(first, "HistoryExampleGen", "examples") / f"Split-{split}"
     files = sorted(str(path) for path in folder.glob("*"))
     return [r.numpy() for r in tf.data.TFRecordDataset(files, compression_type="GZIP")]
 
@@ -221,7 +218,7 @@ def test_a_model_that_was_refused_for_its_index_is_not_the_one_to_compare_with(
     with Metadata(settings) as handle:
         (found,) = resolve_input_artifacts(metadata_handle=handle, pipeline_node=resolver)
     (model,) = found["model"]
-    assert Path(model.uri) == _artifact(first, "IndexBuilder", "model")
+    assert Path(model.uri) == stored.artifact(first, "IndexBuilder", "model")
 
 
 # The components by themselves, on what the first run made.
@@ -231,19 +228,17 @@ class _Parts:
     """Builds, checks and pushes an index without training anew."""
 
     def __init__(self, first, folder: Path, *settings: str) -> None:
-        from tfx.types import standard_artifacts
-
         from tfx_pipelines.components import index
 
-        self._first, self._folder, self._types = first, folder, standard_artifacts
+        self._first, self._folder = first, folder
         config = load_run_config("multi_interest", "file", [*PIPELINE, *settings])
         self._config = config_to_json(config)
-        trained = self._made("Model", _artifact(first, "Trainer", "model"))
-        place = _artifact(first, "CandidateGen", "candidates")
+        trained = stored.made("Model", stored.artifact(first, "Trainer", "model"))
+        place = stored.artifact(first, "CandidateGen", "candidates")
         self._candidates = index.Candidates()
         self._candidates.uri = str(place)
         self._index = index
-        self.model = self._made("Model", folder / "built")
+        self.model = stored.made("Model", folder / "built")
         index.IndexBuilder.test_call(
             trained=trained,
             model=self.model,
@@ -251,14 +246,9 @@ class _Parts:
             candidates=self._candidates,
         )
 
-    def _made(self, kind: str, uri: Path):
-        artifact = getattr(self._types, kind)()
-        artifact.uri = str(uri)
-        return artifact
-
     def check(self, examples: list[bytes] | None = None, blessed_before: bool = True):
         """The blessing, and what was measured."""
-        given = self._made("Examples", _artifact(self._first, "HistoryExampleGen", "examples"))
+        given = stored.examples(self._first, "HistoryExampleGen")
         if examples is not None:
             given.uri = str(self._folder / "examples")
             folder = self._folder / "examples" / "Split-eval"
@@ -266,10 +256,9 @@ class _Parts:
             with tf.io.TFRecordWriter(str(folder / "data-0.gz"), "GZIP") as writer:
                 for example in examples:
                     writer.write(example)
-        given.split_names = '["train", "eval"]'
-        earlier = self._made("ModelBlessing", self._folder / "earlier")
+        earlier = stored.made("ModelBlessing", self._folder / "earlier")
         earlier.set_int_custom_property("blessed", int(blessed_before))
-        blessing = self._made("ModelBlessing", self._folder / "blessing")
+        blessing = stored.made("ModelBlessing", self._folder / "blessing")
         self._index.IndexCheck.test_call(
             model=self.model,
             examples=given,
@@ -282,16 +271,7 @@ class _Parts:
 
     def push(self, blessing) -> Path | None:
         """Where TFX' Pusher puts the model."""
-        from tfx.components.pusher import executor
-
-        serving = self._folder / "serving"
-        destination = {"filesystem": {"base_directory": str(serving)}}
-        executor.Executor().Do(
-            {"model": [self.model], "model_blessing": [blessing]},
-            {"pushed_model": [self._made("PushedModel", self._folder / "pushed")]},
-            {"push_destination": json.dumps(destination), "custom_config": "null"},
-        )
-        return next(iter(serving.iterdir()), None) if serving.exists() else None
+        return next(iter(stored.push(Path(self.model.uri), blessing, self._folder)), None)
 
 
 def test_a_pushed_model_with_scann_says_what_a_server_needs(first, served, tmp_path):

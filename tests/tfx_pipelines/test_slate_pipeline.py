@@ -22,6 +22,8 @@ from tfrz.metrics.slates import of_slate
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import load_run_config
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = (
     "data.validation_fraction=0.3",
     "model.units=8",

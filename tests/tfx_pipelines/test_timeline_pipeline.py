@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrz.embeddings.health import refusal
 from tfrz.embeddings.store import Store, open_embeddings
 from tfrz.errors import ConfigError
-from tfrz.zoo.run_config import TimelineEvaluatorConfig, load_run_config
+from tfrz.zoo.run_config import load_run_config
 from tfx_pipelines.local_runner import run_pipeline
+
+pytestmark = pytest.mark.slow
 
 PIPELINE = (
     "data.options={users: 60, days: 12, impressions: 15}",
@@ -107,35 +108,6 @@ def test_a_model_that_is_not_blessed_exports_nothing(root, refused):
     result = _run(root, "trainer.seed=2", "evaluator.max_normalized_entropy.like=0.001")
     assert not result.evaluated and result.pushed is None
     assert Store(root / "embeddings").numbers() == [1, 2]
-
-
-@pytest.mark.parametrize(
-    ("change", "wanted", "told"),
-    [
-        ({}, {}, None),
-        ({"not_finite": 2}, {}, "2 users' vectors are not finite"),
-        ({"coverage": 0.5}, {"min_coverage": 0.6}, "evaluator.min_coverage is 0.6"),
-        ({"coverage": 0.6}, {"min_coverage": 0.6}, None),
-        ({"drift": {"users": 0}}, {"min_cosine": 0.9}, None),
-        ({}, {"min_cosine": 0.8}, "cosine to version 1-a is 0.7000"),
-        ({}, {"min_cosine": 0.7, "max_norm_change": 0.7}, None),
-        ({}, {"max_norm_change": 0.69}, "from 1.0000 to 2.0000"),
-    ],
-)
-def test_what_the_check_refuses(change, wanted, told):
-    report = {
-        "not_finite": 0,
-        "coverage": 1.0,
-        "norm": {"p50": 2.0},
-        "drift": {
-            "version": "1-a",
-            "users": 9,
-            "cosine": {"p50": 0.7},
-            "norm": {"p50": 1.0},
-        },
-    }
-    reason = refusal(report | change, TimelineEvaluatorConfig(**wanted))
-    assert reason is None if told is None else told in reason
 
 
 def test_a_threshold_of_a_task_that_is_not_there_is_refused(tmp_path):

@@ -1,0 +1,85 @@
+"""One component by itself on what a whole run has stored: its model, its examples, its verdict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.lazy import lazy
+from tfrz.zoo import registry
+from tfrz.zoo.run_config import RunConfig
+from tfx_pipelines.configs import Places
+from tfx_pipelines.local_runner import PipelineResult, _evaluation
+
+evaluator = lazy("tfx.components.evaluator.executor")
+json_format = lazy("google.protobuf.json_format")
+pusher = lazy("tfx.components.pusher.executor")
+standard_artifacts = lazy("tfx.types.standard_artifacts")
+
+
+def artifact(run: PipelineResult, component: str, output: str) -> Path:
+    """The folder of an artifact of the first run in a root."""
+    places = (Path(run.root) / "artifacts" / component / output).iterdir()
+    return min((p for p in places if p.name.isdigit()), key=lambda p: int(p.name))
+
+
+def made(kind: str, uri: Path) -> Any:
+    """An artifact of TFX."""
+    new = getattr(standard_artifacts, kind)()
+    new.uri = str(uri)
+    return new
+
+
+def examples(run: PipelineResult, example_gen: str) -> Any:
+    """The examples of a run."""
+    found = made("Examples", artifact(run, example_gen, "examples"))
+    found.split_names = '["train", "eval"]'
+    return found
+
+
+def evaluate(
+    run: PipelineResult, example_gen: str, config: RunConfig, spec: Any, folder: Path
+) -> tuple[Any, list[str]]:
+    """Judges a run's model by other thresholds, as the Evaluator of a pipeline does.
+
+    Returns:
+      The blessing, and the refusals as a run tells them.
+    """
+    entry = registry.get(config.name)
+    judged = entry.load("task")(entry, config).eval_config(spec, has_baseline=False)
+    # Where a run's result is read from.
+    places = Places(str(folder))
+    evaluation = made("ModelEvaluation", Path(places.artifacts) / "Evaluator" / "evaluation" / "1")
+    blessing = made("ModelBlessing", Path(places.artifacts) / "Evaluator" / "blessing" / "1")
+    evaluator.Executor().Do(
+        {
+            "examples": [examples(run, example_gen)],
+            "model": [made("Model", artifact(run, "Trainer", "model"))],
+        },
+        {"evaluation": [evaluation], "blessing": [blessing]},
+        {
+            "eval_config": json_format.MessageToJson(judged, preserving_proto_field_name=True),
+            "example_splits": '["eval"]',
+        },
+    )
+    return blessing, _evaluation(places)[2]
+
+
+def blessed(blessing: Any) -> bool:
+    """Whether the model was blessed; the property and the file say the same."""
+    (name,) = (p.name for p in Path(blessing.uri).iterdir() if "BLESSED" in p.name)
+    assert blessing.get_int_custom_property("blessed") == int(name == "BLESSED")
+    return name == "BLESSED"
+
+
+def push(model: Path, blessing: Any, folder: Path) -> list[Path]:
+    """What TFX' Pusher puts where models are served."""
+    serving = folder / "serving"
+    destination = {"filesystem": {"base_directory": str(serving)}}
+    pusher.Executor().Do(
+        {"model": [made("Model", model)], "model_blessing": [blessing]},
+        {"pushed_model": [made("PushedModel", folder / "pushed")]},
+        {"push_destination": json.dumps(destination), "custom_config": "null"},
+    )
+    return list(serving.iterdir()) if serving.exists() else []
