@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -20,7 +21,18 @@ from tfrz.zoo.train import train
 # Some cases read users' embeddings.
 pytestmark = pytest.mark.usefixtures("embeddings")
 
-cases = pytest.mark.parametrize("case", MODEL_CASES, ids=lambda c: f"{c.model}-{c.name}")
+# The first case of each model.
+FIRST = [next(c for c in MODEL_CASES if c.model == name) for name in registry.names()]
+
+
+def _parametrized(fast: list[ModelCase]):
+    """All cases; those that are not in `fast` are slow."""
+    marked = [pytest.param(c, marks=[] if c in fast else pytest.mark.slow) for c in MODEL_CASES]
+    return pytest.mark.parametrize("case", marked, ids=[f"{c.model}-{c.name}" for c in MODEL_CASES])
+
+
+cases = _parametrized(MODEL_CASES)
+first_cases_fast = _parametrized(FIRST)
 SIZES = {
     "impression": "data.options={rows: 2000}",
     "history": "data.options={users: 400}",
@@ -35,15 +47,24 @@ def _size(case: ModelCase) -> str:
 
 
 class Built:
-    """A model of a case with the data it was built for."""
+    """A model of a case with the data it was built for.
+
+    Cases that differ in nothing that the data are prepared by share them.
+    """
+
+    _prepared: ClassVar[dict[tuple[str, ...], Any]] = {}
 
     def __init__(self, case: ModelCase, dtype: str = "float32") -> None:
         entry = registry.get(case.model)
-        overrides = (_size(case), "trainer.batch_size=64", f"trainer.dtype={dtype}")
-        config = load_run_config(case.model, "simulated", (*overrides, *case.overrides))
+        overrides = (_size(case), "trainer.batch_size=64", *case.overrides)
+        config = load_run_config(case.model, "simulated", (*overrides, f"trainer.dtype={dtype}"))
         self.task = entry.new_task(config)
-        reader = open_source("simulated", None, entry.record_type, **config.data.options)
-        self.prepared = self.task.prepare(reader)
+        reads = ("data.", "features.", "trainer.batch_size", *getattr(self.task, "prepare_reads", ()))
+        key = (case.model, *(one for one in overrides if one.startswith(reads)))
+        if key not in self._prepared:
+            reader = open_source("simulated", None, entry.record_type, **config.data.options)
+            self._prepared[key] = self.task.prepare(reader)
+        self.prepared = self._prepared[key]
         keras.utils.set_random_seed(7)
         self.model = self.task.build(self.prepared.inputs)
         whole = next(iter(self.prepared.validation.once()))
@@ -56,6 +77,7 @@ class Built:
 
 @pytest.fixture(scope="module")
 def built():
+    """The models of this module, made once each."""
     cache: dict[tuple[str, str, str], Built] = {}
 
     def get(case: ModelCase, dtype: str = "float32") -> Built:
@@ -64,10 +86,11 @@ def built():
             cache[key] = Built(case, dtype)
         return cache[key]
 
-    return get
+    yield get
+    Built._prepared.clear()
 
 
-@cases
+@first_cases_fast
 def test_a_batch_of_one_equals_the_row_of_a_larger_batch(case, built):
     one = built(case)
     together = one.model(one.batch).numpy()
@@ -77,8 +100,16 @@ def test_a_batch_of_one_equals_the_row_of_a_larger_batch(case, built):
 
 
 @cases
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 2e-2)])
-def test_it_computes_what_the_oracle_computes(case, dtype, tolerance, built):
+def test_it_computes_what_the_oracle_computes(case, built):
+    _computes_the_oracle(case, "float32", 1e-5, built)
+
+
+@first_cases_fast
+def test_it_computes_what_the_oracle_computes_in_bfloat16(case, built):
+    _computes_the_oracle(case, "mixed_bfloat16", 2e-2, built)
+
+
+def _computes_the_oracle(case, dtype, tolerance, built):
     if case.oracle is None:
         return
     one = built(case, dtype)
@@ -89,7 +120,7 @@ def test_it_computes_what_the_oracle_computes(case, dtype, tolerance, built):
     np.testing.assert_allclose(output.numpy(), expected, rtol=0, atol=tolerance * scale)
 
 
-@cases
+@first_cases_fast
 def test_a_model_made_from_its_config_computes_the_same(case, built):
     one = built(case)
     copy = type(one.model).from_config(one.model.get_config())
@@ -98,7 +129,7 @@ def test_a_model_made_from_its_config_computes_the_same(case, built):
     np.testing.assert_array_equal(copy(one.batch).numpy(), one.model(one.batch).numpy())
 
 
-@cases
+@first_cases_fast
 def test_a_saved_model_is_equal_to_the_bit(case, built, tmp_path):
     one = built(case)
     path = str(tmp_path / "model.keras")
@@ -107,7 +138,7 @@ def test_a_saved_model_is_equal_to_the_bit(case, built, tmp_path):
     np.testing.assert_array_equal(copy(one.batch).numpy(), one.model(one.batch).numpy())
 
 
-@cases
+@first_cases_fast
 def test_xla_of_the_dense_part_changes_nothing(case, built):
     one = built(case)
     embedded = one.model.embed(one.batch)
@@ -184,11 +215,7 @@ def _raw_columns(serialized: list[bytes], spec) -> dict[str, list]:
     return columns
 
 
-@pytest.mark.parametrize(
-    "case",
-    [next(c for c in MODEL_CASES if c.model == name) for name in registry.names()],
-    ids=lambda c: c.model,
-)
+@pytest.mark.parametrize("case", FIRST, ids=lambda c: c.model)
 def test_the_exported_model_answers_in_a_fresh_process_as_the_trainer_did(case, tmp_path):
     out = tmp_path / "run"
     overrides = (_size(case), "trainer.epochs=1", "trainer.batch_size=64", *case.overrides)
