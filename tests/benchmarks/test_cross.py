@@ -156,6 +156,7 @@ def check(report: dict) -> None:
             assert (figure["bound"] is None) == (figure["verdict"] is None)
 
 
+@pytest.mark.slow
 def test_quick_run_through_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     parts = ("step", "forward", "bfloat16")
@@ -171,6 +172,7 @@ def test_quick_run_through_the_command_line(tmp_path: Path) -> None:
     assert "mixture / loop over experts" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_runner_needs_neither_tfx_nor_beam_nor_tfrs(tmp_path: Path) -> None:
     """As on a machine that has only what training needs."""
     out = tmp_path / "report.json"
@@ -209,6 +211,7 @@ def test_layer_only_leaves_out_the_end_to_end_parts() -> None:
     assert {name for name, part in cross.PARTS.items() if not part.layer} == {"train", "transform"}
 
 
+@pytest.mark.slow
 def test_a_simulated_source_goes_through_beam_and_tft() -> None:
     pytest.importorskip("tensorflow_transform")
     result = in_fresh_process("benchmarks.cross_pipeline:child_transform", rows=300, seed=0)

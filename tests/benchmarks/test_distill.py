@@ -44,6 +44,7 @@ def test_steps_learn_and_cached_scores_of_a_teacher_change_the_loss() -> None:
     assert taught() != pytest.approx(losses[0], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_live_teacher_changes_the_loss_of_m3() -> None:
     sizes = {"batch": 4, "length": 6, "dim": 8, "items": 40, "steps": 3, "seed": 0}
     taught, plain = (distill.make_history_steps(taught, **sizes) for taught in (True, False))
@@ -58,6 +59,7 @@ def test_without_the_data_clicks_are_simulated_and_a_note_says_so(tmp_path: Path
     assert distill.data_of(named) == (named.data, [], ())
 
 
+@pytest.mark.slow
 def test_quick_run_of_serving() -> None:
     section = distill.measure_serving(QUICK)
     found = values(section)
@@ -85,6 +87,7 @@ def test_quick_run_of_serving() -> None:
         assert len(embeddings) == 1
 
 
+@pytest.mark.slow
 def test_quick_run_of_the_curve() -> None:
     section = distill.measure_curve(QUICK)
     found = values(section)
@@ -97,6 +100,7 @@ def test_quick_run_of_the_curve() -> None:
     assert found["rank 4 / dense, p50"] == ratio
 
 
+@pytest.mark.slow
 def test_quick_run_of_the_steps() -> None:
     section = distill.measure_step(QUICK)
     assert all(value > 0 for value in values(section).values())

@@ -149,6 +149,7 @@ def test_the_worst_error_is_that_of_the_worst_value(kind: str) -> None:
     assert 0.9 < worst < 1.001
 
 
+@pytest.mark.slow
 def test_chunks_that_are_pooled_apart_give_what_all_events_give(model: Path) -> None:
     world = World(users=1, events=3 * CHUNK_EVENTS)
     encoder = Encoder(model)
@@ -157,6 +158,7 @@ def test_chunks_that_are_pooled_apart_give_what_all_events_give(model: Path) -> 
     assert 0 < share < 1e-4
 
 
+@pytest.mark.slow
 def test_chunks_that_are_lost_are_seen(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(users=1, events=3 * CHUNK_EVENTS)
     monkeypatch.setattr(history_export.ChunkGrid, "rest", lambda self: iter(()))
@@ -164,6 +166,7 @@ def test_chunks_that_are_lost_are_seen(model: Path, monkeypatch: pytest.MonkeyPa
         history_export.chunked_difference(Encoder(model), world.table(0), world.end)
 
 
+@pytest.mark.slow
 def test_the_watch_sees_memory_of_processes_below(tmp_path: Path) -> None:
     code = "x = bytearray(300 << 20); x[::4096] = bytes(len(x[::4096])); import time; time.sleep(9)"
     own = resident_bytes()  # Other tests may have filled this process.
@@ -187,6 +190,7 @@ def test_digests_tell_names_and_bytes_apart(tmp_path: Path) -> None:
     assert len(digests) == 3
 
 
+@pytest.mark.slow
 def test_a_day_that_differs_is_not_called_identical(model: Path) -> None:
     class Forgetful(history_export.WorldTimelines):
         """Has nothing to say when it is asked for what is new."""
@@ -238,6 +242,7 @@ def check_quick(name: str, part: dict) -> None:
         assert part["baseline"] in part["timings"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["memory", "throughput", "incremental", "serving"])
 def test_quick_parts_of_the_export_and_the_server(name: str) -> None:
     if name == "serving":
@@ -257,6 +262,7 @@ def test_quick_parts_of_the_export_and_the_server(name: str) -> None:
         )
 
 
+@pytest.mark.slow
 def test_quick_run_through_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.history", "--quick"]

@@ -46,6 +46,7 @@ def model() -> keras.Model:
     return pointer.make_model(SIZES, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("xla", [False, True], ids=["no XLA", "XLA"])
 def test_all_decoders_make_the_same_slates(model: keras.Model, xla: bool) -> None:
     inputs = pointer.encoded_lists(model, ragged((6, 6, 4, 1, 0)))
@@ -99,6 +100,7 @@ def test_the_scorers_of_a_comparison_share_their_weights(model: keras.Model) -> 
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_compiled_and_plain_steps_give_the_same_loss_and_gradients() -> None:
     (plain, expected), (compiled, found) = (pointer.make_step(SIZES, 0, x)() for x in (False, True))
     assert plain > 0
@@ -133,6 +135,7 @@ def test_a_full_run_judges_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "run, loop / prefix again" in broken_bounds({"parts": {"decode": part}})
 
 
+@pytest.mark.slow
 def test_quick_run_through_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     done = subprocess.run(

@@ -60,6 +60,7 @@ def test_overlap_is_the_share_of_the_exact_rows() -> None:
     assert retrieval.overlap(found, exact) == pytest.approx(0.625)
 
 
+@pytest.mark.slow
 def test_scann_that_looks_everywhere_finds_what_brute_force_finds() -> None:
     pytest.importorskip("scann")
     everywhere, little = Setting(24, 60), Setting(1, 1)
@@ -77,6 +78,7 @@ def test_a_step_of_the_towers_learns(negatives: int) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("xla", [False, True], ids=["plain", "XLA"])
 def test_a_step_of_m3_learns(xla: bool) -> None:
     step = temporal.make_step(temporal.MODELS["M3R"], batch=4, length=6, dim=8, xla=xla)
@@ -84,6 +86,7 @@ def test_a_step_of_m3_learns(xla: bool) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_quick_run_through_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.retrieval", "--quick"]

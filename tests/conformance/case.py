@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tfrz.zoo import registry
 
@@ -32,6 +33,11 @@ class LayerCase:
     inputs: tuple[tuple[int, ...], ...]
     oracle: Callable[..., np.ndarray]
     draw: Callable[[np.random.Generator, int], list[np.ndarray]] | None = None
+
+    @property
+    def id(self) -> str:
+        """Its name among the tests."""
+        return f"{self.layer}-{self.name}"
 
     def make(self, dtype: str) -> Any:
         """A new layer."""
@@ -61,6 +67,11 @@ class ModelCase:
     overrides: tuple[str, ...]
     oracle: Callable[..., np.ndarray] | None = None
 
+    @property
+    def id(self) -> str:
+        """Its name among the tests."""
+        return f"{self.model}-{self.name}"
+
 
 registry.load_plugins()
 
@@ -75,3 +86,21 @@ def _cases(attribute: str) -> list[Any]:
 
 LAYER_CASES: list[LayerCase] = _cases("LAYER_CASES")
 MODEL_CASES: list[ModelCase] = _cases("MODEL_CASES")
+
+
+def each(cases: list[Any], fast: list[Any] | None = None) -> pytest.MarkDecorator:
+    """Parametrizes `case`: those that are not in `fast` are for `make test-all` alone."""
+    marked = [
+        pytest.param(
+            case,
+            id=case.id,
+            marks=[] if fast is None or case in fast else pytest.mark.slow,
+        )
+        for case in cases
+    ]
+    return pytest.mark.parametrize("case", marked)
+
+
+def first_of(cases: list[Any], attribute: str) -> list[Any]:
+    """The first case of each layer or model."""
+    return list({getattr(case, attribute): case for case in reversed(cases)}.values())

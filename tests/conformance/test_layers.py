@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.conformance.case import LAYER_CASES, LayerCase
+from tests.conformance.case import LAYER_CASES, LayerCase, each, first_of
 from tfrz.zoo import registry
 
 
@@ -19,7 +19,8 @@ def _mask_of(case: LayerCase) -> str | None:
     return next((name for name in ("mask", "valid", "missing") if name in known), None)
 
 
-cases = pytest.mark.parametrize("case", LAYER_CASES, ids=lambda c: f"{c.layer}-{c.name}")
+cases = each(LAYER_CASES)
+first_cases_fast = each(LAYER_CASES, first_of(LAYER_CASES, "layer"))
 
 
 def _weights(layer) -> dict[str, np.ndarray]:
@@ -87,7 +88,7 @@ def test_a_saved_model_that_holds_it_is_equal_to_the_bit(case, tmp_path):
     np.testing.assert_array_equal(model.predict(given, verbose=0), copy.predict(given, verbose=0))
 
 
-@cases
+@first_cases_fast
 def test_xla_changes_nothing(case):
     layer, inputs = _built(case), [tf.constant(x) for x in case.batch(5, dtype="float32")]
     compiled = tf.function(lambda *a: layer(*a), jit_compile=True)(*inputs)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.conformance.case import MODEL_CASES, ModelCase
+from tests.conformance.case import MODEL_CASES, ModelCase, each, first_of
 from tests.tfrz.serving.harness import Client, ServerProcess
 from tfrz.data.records import open_source
 from tfrz.zoo import registry
@@ -21,18 +21,8 @@ from tfrz.zoo.train import train
 # Some cases read users' embeddings.
 pytestmark = pytest.mark.usefixtures("embeddings")
 
-# The first case of each model.
-FIRST = [next(c for c in MODEL_CASES if c.model == name) for name in registry.names()]
-
-
-def _parametrized(fast: list[ModelCase]):
-    """All cases; those that are not in `fast` are slow."""
-    marked = [pytest.param(c, marks=[] if c in fast else pytest.mark.slow) for c in MODEL_CASES]
-    return pytest.mark.parametrize("case", marked, ids=[f"{c.model}-{c.name}" for c in MODEL_CASES])
-
-
-cases = _parametrized(MODEL_CASES)
-first_cases_fast = _parametrized(FIRST)
+FIRST = first_of(MODEL_CASES, "model")
+cases, first_cases_fast = each(MODEL_CASES), each(MODEL_CASES, FIRST)
 SIZES = {
     "impression": "data.options={rows: 2000}",
     "history": "data.options={users: 400}",
@@ -59,7 +49,7 @@ class Built:
         overrides = (_size(case), "trainer.batch_size=64", *case.overrides)
         config = load_run_config(case.model, "simulated", (*overrides, f"trainer.dtype={dtype}"))
         self.task = entry.new_task(config)
-        reads = ("data.", "features.", "trainer.batch_size", *getattr(self.task, "prepare_reads", ()))
+        reads = ("data.", "features.", "trainer.batch_size", *self.task.prepare_reads)
         key = (case.model, *(one for one in overrides if one.startswith(reads)))
         if key not in self._prepared:
             reader = open_source("simulated", None, entry.record_type, **config.data.options)

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 NAME = "tiny"
 SMALL = ("--set", "data.options={rows: 4000}")
 

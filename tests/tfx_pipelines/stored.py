@@ -9,10 +9,10 @@ from typing import Any
 from tests.lazy import lazy
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import RunConfig
-from tfx_pipelines.configs import Places
-from tfx_pipelines.local_runner import PipelineResult, _evaluation
+from tfx_pipelines.local_runner import PipelineResult
 
-evaluator = lazy("tfx.components.evaluator.executor")
+evaluations = lazy("tfx_pipelines.evaluations")
+evaluator = lazy("tfx_pipelines.components.evaluator")
 json_format = lazy("google.protobuf.json_format")
 pusher = lazy("tfx.components.pusher.executor")
 standard_artifacts = lazy("tfx.types.standard_artifacts")
@@ -46,13 +46,10 @@ def evaluate(
     Returns:
       The blessing, and the refusals as a run tells them.
     """
-    entry = registry.get(config.name)
-    judged = entry.load("task")(entry, config).eval_config(spec, has_baseline=False)
-    # Where a run's result is read from.
-    places = Places(str(folder))
-    evaluation = made("ModelEvaluation", Path(places.artifacts) / "Evaluator" / "evaluation" / "1")
-    blessing = made("ModelBlessing", Path(places.artifacts) / "Evaluator" / "blessing" / "1")
-    evaluator.Executor().Do(
+    judged = registry.get(config.name).new_task(config).eval_config(spec, has_baseline=False)
+    evaluation = made("ModelEvaluation", folder / "evaluation")
+    blessing = made("ModelBlessing", folder / "blessing")
+    evaluator.EvaluatorExecutor().Do(
         {
             "examples": [examples(run, example_gen)],
             "model": [made("Model", artifact(run, "Trainer", "model"))],
@@ -63,7 +60,7 @@ def evaluate(
             "example_splits": '["eval"]',
         },
     )
-    return blessing, _evaluation(places)[2]
+    return blessing, evaluations.read_evaluation(Path(evaluation.uri)).refusals
 
 
 def blessed(blessing: Any) -> bool:

@@ -255,6 +255,7 @@ def test_train_is_a_step_of_the_optimizer_in_eager_mode_and_in_a_graph():
             np.testing.assert_allclose(variable.numpy(), old - 0.1 * gradient, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_and_summaries_written(tmp_path):
     model = _model()
     agent = _agent(
@@ -442,6 +443,7 @@ def test_what_the_collect_policy_said_is_what_training_says_of_it():
     assert float(agent.loss(experience).extra.mean_weight) != pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_trajectories_of_a_driver_teach_the_agent():
     """On-policy: what pays is one action after the other, so the state must be read."""
     environment = tf_py_environment.TFPyEnvironment(_walk(1))
@@ -523,6 +525,7 @@ def test_the_state_after_an_action_has_seen_it():
             np.testing.assert_array_equal(again.state, tf.zeros([2, 4]))
 
 
+@pytest.mark.slow
 def test_draws_are_as_frequent_as_their_probability():
     policy = _agent(_model()).collect_policy
     step = ts.restart({"page": tf.ones([20_000], tf.int32), "hour": tf.ones([20_000])}, 20_000)
@@ -536,6 +539,7 @@ def test_draws_are_as_frequent_as_their_probability():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["policy", "collect_policy"])
 def test_a_saved_policy_is_the_agents_and_keeps_its_state(which, tmp_path):
     agent = _agent(_model())
@@ -608,6 +612,7 @@ def _learned(bandit, **values) -> np.ndarray:
     return _chances(agent, 1)[0]
 
 
+@pytest.mark.slow
 def test_from_a_biased_loggers_log_only_the_corrected_agent_finds_the_best():
     """Worked example 1: the naive fixed point is the product of logger and reward."""
     bandit = BiasedLoggerBandit()
@@ -618,6 +623,7 @@ def test_from_a_biased_loggers_log_only_the_corrected_agent_finds_the_best():
     assert bandit.value(_learned(bandit, propensities=False)) > 8.5
 
 
+@pytest.mark.slow
 def test_a_driver_of_bandits_runs_and_what_it_saw_teaches():
     slates = ContextualSlates(contexts=3, items=5, seed=2)
     agent = _bandit_agent(slates, k=1)
@@ -634,6 +640,7 @@ def test_a_driver_of_bandits_runs_and_what_it_saw_teaches():
     assert after > before + 0.6 * (best - before)
 
 
+@pytest.mark.slow
 def test_the_bandit_trainer_of_tf_agents_takes_the_agent(tmp_path):
     slates = ContextualSlates(contexts=3, items=5, seed=2)
     agent = _bandit_agent(slates)

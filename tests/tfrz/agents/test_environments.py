@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import subprocess
 import sys
 
@@ -26,10 +25,6 @@ SLATES = ContextualSlates(contexts=4, items=6, seed=1)
 def _actions(environment: agents.BanditEnvironment, rng: np.random.Generator) -> np.ndarray:
     items = int(environment.action_spec().maximum) + 1
     return rng.integers(0, items, environment.batch_size)
-
-
-def test_the_examples_of_the_docstrings_hold():
-    assert doctest.testmod(environments).failed == 0
 
 
 @pytest.mark.parametrize("observation", ["id", "one_hot"])

@@ -131,6 +131,7 @@ def test_one_line_and_status_2(case, place, capsys):
     assert new <= {"config.yaml"}, new
 
 
+@pytest.mark.slow
 def test_a_process_says_the_same_without_a_traceback(place):
     done = subprocess.run(
         [sys.executable, "-m", "tfrz", "train", "dcn_v2", "--out", str(place / "out")]
@@ -153,6 +154,7 @@ def test_an_unwritable_folder(tmp_path, capsys):
     assert "cannot write" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [500, 20_000, 200_000])
 def test_a_full_disk(tmp_path, limit):
     """The operating system refuses to let any file grow beyond the limit."""
@@ -227,6 +229,7 @@ def test_what_a_model_refuses_is_told_in_one_line(trained, server, capsys):
     assert "refused" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_resumes(tmp_path):
     import signal
     import time

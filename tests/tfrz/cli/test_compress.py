@@ -97,6 +97,7 @@ def test_it_says_what_became_of_layers_and_quality(trained, compressed, capsys):
     assert "| hidden_0 | 48 x 64 | 6 | 736 | 3,136 |" in (compressed / "card.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_tables_of_a_run_with_fine_tuning(trained, tmp_path, capsys):
     out = tmp_path / "small"
     arguments = ["--rank", "1", "--init", "spectral", "--fine-tune-steps", "30"]
@@ -117,6 +118,7 @@ def test_the_tables_of_a_run_with_fine_tuning(trained, tmp_path, capsys):
     assert (out / "curves.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dcn_v2", "m3"])
 def test_the_exported_configuration_builds_the_compressed_model_again(
     name, compressed, m3, tmp_path, capsys
@@ -150,6 +152,7 @@ def test_the_exported_configuration_builds_the_compressed_model_again(
     assert "0: is of low rank already)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_better_weights_are_kept(trained, compressed, tmp_path):
     out = tmp_path / "worse"
     arguments = ["--rank", "6", "--fine-tune-steps", "4", "--learning-rate", "3"]
@@ -163,6 +166,7 @@ def test_the_better_weights_are_kept(trained, compressed, tmp_path):
         np.testing.assert_array_equal(kept[name], value)
 
 
+@pytest.mark.slow
 def test_an_interrupted_fine_tuning_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch):
     version = tmp_path / "model" / "1"
     shutil.copytree(trained / "model" / "1", version)
@@ -259,6 +263,7 @@ def test_models_that_do_not_fit_are_one_line(trained, tmp_path, capsys):
     assert f"compress: {copy} is no model that tfrz exported" in said(str(copy), *data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["dcn_v2", "m3"])
 def test_the_model_as_it_was_teaches_in_fine_tuning(model, trained, m3, tmp_path):
     source = trained if model == "dcn_v2" else m3

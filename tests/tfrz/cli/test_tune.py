@@ -71,6 +71,7 @@ def test_the_best_configuration_is_whole_and_differs_by_its_values_alone(searche
     assert found == stored
 
 
+@pytest.mark.slow
 def test_training_with_the_best_configuration_gives_the_objective_of_its_trial(
     searched, tmp_path, capsys
 ):
@@ -81,6 +82,7 @@ def test_training_with_the_best_configuration_gives_the_objective_of_its_trial(
     assert reached == {"log_loss": best["objective"], **best["metrics"]}
 
 
+@pytest.mark.slow
 def test_json_prints_what_the_file_holds_and_a_seed_decides_everything(searched, tmp_path, capsys):
     out = tmp_path / "out"
     assert main([*TUNE, "--json", "--out", str(out)]) == 0
@@ -95,6 +97,7 @@ def test_json_prints_what_the_file_holds_and_a_seed_decides_everything(searched,
     assert (config["data"]["seed"], config["trainer"]["seed"]) == (3, 3)
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_is_resumed_to_the_same_table(
     searched, tmp_path, capsys, monkeypatch
 ):
@@ -135,6 +138,7 @@ def test_another_search_is_not_mixed_in_and_a_finished_one_is_kept(searched, tmp
     assert "holds a run with another command" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_data_are_prepared_once_unless_a_value_changes_them(tmp_path, capsys, monkeypatch):
     prepare, prepared = ClickTask.prepare, []
     monkeypatch.setattr(
@@ -154,6 +158,7 @@ def test_data_are_prepared_once_unless_a_value_changes_them(tmp_path, capsys, mo
         assert trial["steps"] == 2 * (trial["values"]["data.options"]["rows"] * 8 // 10 // 256)
 
 
+@pytest.mark.slow
 def test_a_trial_that_cannot_be_trained_is_last_and_all_combinations_are_tried(tmp_path, capsys):
     space = "tuner.search_space={trainer.learning_rate: [1.0e+30, 0.003]}"
     arguments = ["tune", "dcn_v2", *SMALL, "--set", space]

@@ -231,6 +231,7 @@ def test_the_job_writes_it(tmp_path, model):
     assert drift["cosine"]["p1"] < 0.999
 
 
+@pytest.mark.slow
 def test_an_incremental_report_is_that_of_a_full_run(tmp_path, model):
     for as_of in (D0, D0 + 4 * DAY):
         export(_events(4), tmp_path / "grown", as_of)
@@ -240,6 +241,7 @@ def test_an_incremental_report_is_that_of_a_full_run(tmp_path, model):
     assert grown == full
 
 
+@pytest.mark.slow
 def test_drift_is_against_what_readers_read(tmp_path, model, other_model):
     """Not against a newer generation that was not published."""
     first = export(_events(3), tmp_path, D0)

@@ -209,6 +209,7 @@ def test_rows_are_sorted_by_user_and_each_user_is_there_once(chain):
             assert users == sorted(set(users))
 
 
+@pytest.mark.slow
 def test_users_in_any_order_of_the_source(tmp_path, model):
     """A source is in order of users only by luck."""
     rows = [event for event in world() if event[0] != "zz_big"]
@@ -225,6 +226,7 @@ def test_users_in_any_order_of_the_source(tmp_path, model):
     assert embedding_files(tmp_path / "full") == embedding_files(tmp_path / "sorted")
 
 
+@pytest.mark.slow
 def test_groups_of_rows_are_the_same_whoever_is_carried_over(tmp_path, model, monkeypatch):
     """Users per row group are 256; here 4."""
     monkeypatch.setattr(bucket, "_USERS_A_GROUP", 4)
@@ -239,6 +241,7 @@ def test_groups_of_rows_are_the_same_whoever_is_carried_over(tmp_path, model, mo
     assert embedding_files(tmp_path / "grown") == embedding_files(tmp_path / "full")
 
 
+@pytest.mark.slow
 def test_buckets_that_fill_later(tmp_path, model):
     """A part without any user, then with some; a day without any event of the source."""
     reader = HandMade(by_user([view("a", D0 - 2 * DAY), view("b", D0 + HOUR), like("c", D0 + DAY)]))
@@ -251,6 +254,7 @@ def test_buckets_that_fill_later(tmp_path, model):
     assert len(embedding_files(tmp_path / "grown")) == 5
 
 
+@pytest.mark.slow
 def test_a_new_model_over_an_old_store(chain, tmp_path, reader, other_model):
     folder, _ = chain
     for name in ("grown", "full"):
@@ -272,6 +276,7 @@ def test_a_new_model_over_an_old_store(chain, tmp_path, reader, other_model):
     } == set()
 
 
+@pytest.mark.slow
 def test_a_new_model_at_the_same_time(chain, tmp_path, reader, other_model):
     store = tmp_path / "store"
     shutil.copytree(chain[0] / "full_0", store)
@@ -317,6 +322,7 @@ def test_events_read_of_an_incremental_day(tmp_path, model):
     assert 0 < one.counts["events_read"] <= (2 * share + 0.05) * len(seen)
 
 
+@pytest.mark.slow
 def test_events_read_where_nobody_is_affected_but_all_were_busy_days_ago(tmp_path, model):
     """The bound of the issue knows no exception: nobody is affected, five in a hundred are read."""
     reader = HandMade(by_user([view(f"u{i:02d}", D0 - 5 * DAY, i) for i in range(40)]))
@@ -371,6 +377,7 @@ def test_packed_vectors_are_those_of_the_models_own_signature(chain, model, numb
         assert np.all(np.abs(got - vectors) <= scale / 2 + 1e-4)
 
 
+@pytest.mark.slow
 def test_chunked_equals_unchunked_before_packing(model):
     encoder, spec = Encoder(model), slices()
     for user, as_of in (("zz_big", TIMES[0]), ("zz_big", TIMES[3]), ("edges", TIMES[1])):
@@ -428,6 +435,7 @@ def test_rows_against_plain_counting(chain):
         assert got == pytest.approx(wanted, rel=1e-5), user
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(tmp_path, model):
     reader = SimulatedTimelines(users=101, days=4, impressions=3)
     arguments = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
@@ -502,6 +510,7 @@ def _finished(store: Path) -> None:
     assert sorted(p.name for p in store.iterdir()) == ["CURRENT", "generations", "versions.json"]
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle(tmp_path, model, undisturbed, monkeypatch):
     store = tmp_path / "store"
     shutil.copytree(undisturbed.with_name("first"), store)
@@ -587,6 +596,7 @@ _PLACES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("start", "place"),
     [
@@ -616,6 +626,7 @@ def test_stopped_anywhere_it_goes_on(tmp_path, undisturbed, monkeypatch, place, 
     _finished(store)
 
 
+@pytest.mark.slow
 def test_files_that_a_kill_leaves_behind_are_not_in_the_generation(
     tmp_path, undisturbed, monkeypatch
 ):
@@ -633,6 +644,7 @@ def test_files_that_a_kill_leaves_behind_are_not_in_the_generation(
     _finished(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["time", "model", "source"])
 def test_an_unfinished_run_of_another_plan_is_discarded(
     tmp_path, undisturbed, other_model, monkeypatch, other
@@ -673,6 +685,7 @@ def test_not_published_until_told(tmp_path, undisturbed):
     assert embedding_files(store) == embedding_files(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_adds_to_one_that_was_not_published(tmp_path, undisturbed):
     store = tmp_path / "store"
     for as_of in (D0, SECOND, LATER[0]):
@@ -721,6 +734,7 @@ def test_forgotten_users_and_events_do_not_come_back(forgetful, tmp_path):
         assert b"user_3" not in rows_of(forgetful, number)
 
 
+@pytest.mark.slow
 def test_forgotten_by_a_new_store_too(tmp_path, undisturbed):
     """Forgetting an event before which nothing was exported since."""
     store = tmp_path / "store"
@@ -734,6 +748,7 @@ def test_forgotten_by_a_new_store_too(tmp_path, undisturbed):
     assert embedding_files(store) == embedding_files(tmp_path / "never")
 
 
+@pytest.mark.slow
 def test_forgotten_during_an_unfinished_run(tmp_path, undisturbed, monkeypatch):
     store = tmp_path / "store"
     shutil.copytree(undisturbed.with_name("first"), store)
@@ -747,6 +762,7 @@ def test_forgotten_during_an_unfinished_run(tmp_path, undisturbed, monkeypatch):
     assert b"user_3" not in rows_of(store)
 
 
+@pytest.mark.slow
 def test_forgotten_while_a_run_ends(tmp_path, undisturbed, monkeypatch):
     """The run fails, or its generation is whole and without the user."""
     store = tmp_path / "store"
@@ -769,6 +785,7 @@ def test_forgotten_while_a_run_ends(tmp_path, undisturbed, monkeypatch):
     assert len(rows) == 11
 
 
+@pytest.mark.slow
 def test_a_forgetting_that_was_stopped_is_not_forgotten(tmp_path, undisturbed, monkeypatch):
     store = tmp_path / "store"
     shutil.copytree(undisturbed.with_name("first"), store)
@@ -784,6 +801,7 @@ def test_a_forgetting_that_was_stopped_is_not_forgotten(tmp_path, undisturbed, m
 # Bad input.
 
 
+@pytest.mark.slow
 def test_events_out_of_order_and_twice(tmp_path, undisturbed):
     rows = [*SMALL, *random.Random(1).sample(SMALL, 10)]
     random.Random(2).shuffle(rows)
@@ -940,6 +958,7 @@ def test_too_many_corrupt_lines(tmp_path, model):
     assert Store(tmp_path).numbers() == [1]
 
 
+@pytest.mark.slow
 def test_a_corrupt_line_that_was_tolerated_is_tolerated_every_day(tmp_path, model):
     """Of an incremental run too it is a share of all lines: those of the old days are read."""
     features = tmp_path / "features.yaml"

@@ -360,6 +360,7 @@ def large():
     return vectors, users, _index(vectors, 20), _index(vectors, 20, config)
 
 
+@pytest.mark.slow
 def test_scann_finds_nearly_all_with_the_same_interface(large):
     vectors, users, exact, scann = large
     rows, scores = _search(scann, users)
@@ -372,6 +373,7 @@ def test_scann_finds_nearly_all_with_the_same_interface(large):
     np.testing.assert_allclose(scores, own, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_scann_leaves_out_what_was_seen(large):
     _, users, exact, scann = large
     best, _ = _search(exact, users)
@@ -383,6 +385,7 @@ def test_scann_leaves_out_what_was_seen(large):
     assert _found(rows, expected) >= 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [100, 400])
 def test_scann_still_finds_a_list_for_those_who_have_seen_the_best_of_it(large, width):
     """Whoever took what they like has seen the top of every list; that is who comes back."""
@@ -399,6 +402,7 @@ def test_scann_still_finds_a_list_for_those_who_have_seen_the_best_of_it(large, 
     assert _found(rows, expected) >= 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interests", [1, 2])
 def test_scann_that_looks_at_fewer_items_than_are_asked_for_leaves_the_other_places_empty(
     interests,
@@ -413,6 +417,7 @@ def test_scann_that_looks_at_fewer_items_than_are_asked_for_leaves_the_other_pla
     assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in rows)
 
 
+@pytest.mark.slow
 def test_scann_lists_the_whole_catalogue_if_asked():
     pytest.importorskip("scann")
     vectors = _clusters(100)
@@ -420,6 +425,7 @@ def test_scann_lists_the_whole_catalogue_if_asked():
     np.testing.assert_array_equal(np.sort(rows, axis=1), np.tile(np.arange(100), (3, 1)))
 
 
+@pytest.mark.slow
 def test_a_catalogue_too_small_for_scann_is_answered_or_refused_in_words():
     """In a process of its own: ScaNN ends the process that gives it a single item."""
     pytest.importorskip("scann")

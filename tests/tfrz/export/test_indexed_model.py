@@ -306,6 +306,7 @@ def _untrained(folder, name: str, *settings: str) -> str:
     return str(folder / "1")
 
 
+@pytest.mark.slow
 def test_without_features_new_items_are_left_out_and_the_column_may_have_any_name(tmp_path):
     settings = (
         *SETTINGS,
@@ -357,6 +358,7 @@ def test_an_index_of_other_items_is_found_out(rebuilt):
 # ScaNN.
 
 
+@pytest.mark.slow
 def test_a_model_with_scann_says_what_it_needs(trained, rebuilt, monkeypatch):
     pytest.importorskip("scann")
     settings = ("export.index={kind: scann, num_leaves: 5, leaves_to_search: 5}",)
@@ -405,6 +407,7 @@ def test_a_warm_start_from_a_rebuilt_model_takes_all_of_it(trained, rebuilt):
     _same(functions["encode_items"](items), trained.signatures["encode_items"](**items))
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_a_rebuilt_model_goes_on_from_there(trained, rebuilt, tmp_path):
     start = rebuilt(_known(range(20)))
     more = [f"trainer.warm_start={start.path}", "trainer.max_steps=1", "trainer.learning_rate=1e-9"]

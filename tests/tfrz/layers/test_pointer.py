@@ -704,6 +704,7 @@ def test_constraints_through_the_decoder():
 # Samples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_samples_have_the_probabilities_of_slates(seed):
     draws = 20_000
@@ -814,6 +815,7 @@ print("traces", len(traces))
 """
 
 
+@pytest.mark.slow
 def test_one_trace_and_one_compilation_for_all_weights_and_seeds(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", _CHILD],

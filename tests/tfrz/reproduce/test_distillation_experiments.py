@@ -59,6 +59,7 @@ def test_rows_of_steps_pass_over_the_set():
     np.testing.assert_array_equal(order, rows_of_steps(10, 3, 7, seed=0))
 
 
+@pytest.mark.slow
 def test_students_that_learn_together_learn_what_they_learn_alone():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(64, 50)).astype("float32"), rng.normal(size=(2, 64)).astype("float32")
@@ -146,6 +147,7 @@ def test_the_parts_add_up_to_the_whole():
 # MovieLens-1M.
 
 
+@pytest.mark.slow
 def test_a_quick_run_on_ratings_holds_and_is_resumed(ratings_1m, tmp_path, monkeypatch):
     says = []
     context = Context(True, 0, str(ratings_1m), tmp_path, says.append)
@@ -181,6 +183,7 @@ def _recorded(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_a_cross_fitted_teacher_scores_the_rows_that_it_has_not_seen(
     ratings_1m, tmp_path, monkeypatch
 ):
@@ -210,6 +213,7 @@ def test_a_cross_fitted_teacher_scores_the_rows_that_it_has_not_seen(
     np.testing.assert_allclose(scores, np.arange(len(halves)) / 1e6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_student_gets_the_teachers_scores(ratings_1m, tmp_path, monkeypatch):
     seen = _recorded(monkeypatch)
     key = {"data": str(ratings_1m), "split": 0, "seed": 0, "trainer": {}}

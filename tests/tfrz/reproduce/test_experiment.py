@@ -142,6 +142,7 @@ def by_page(key):
     return {"home": home, "detail": 0.8, "map_at_20": 0.4, "gates": gates}
 
 
+@pytest.mark.slow
 def test_m3_on_pages_judges_what_a_quick_run_shows(tmp_path, monkeypatch):
     arguments = context_switch, by_page, "m3/context_switch"
     quick = judged(*arguments, True, tmp_path, monkeypatch)
@@ -152,6 +153,7 @@ def test_m3_on_pages_judges_what_a_quick_run_shows(tmp_path, monkeypatch):
     assert not full.held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("release", "part"), [("100k", "validation"), ("1m", "test")])
 def test_m3_on_movielens_judges_what_a_quick_run_shows(release, part, tmp_path, monkeypatch):
     data = tmp_path / "data"
@@ -180,6 +182,7 @@ def test_m3_on_movielens_judges_what_a_quick_run_shows(release, part, tmp_path, 
     assert not broken.held
 
 
+@pytest.mark.slow
 def test_clicks_judge_what_a_quick_run_shows(tmp_path, monkeypatch):
     at = {"base ranker": 0.89, clicks._BLIND: 0.70, clicks._POINTWISE: 0.9, clicks._LISTWISE: 0.9}
 

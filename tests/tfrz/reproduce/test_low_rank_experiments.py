@@ -25,6 +25,7 @@ def test_the_group_is_listed():
 NOT_HELD = {"dimensions": ["no steady growth with m fixed beyond d = 64"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cross", "dimensions"])
 def test_quick_runs_hold(name, tmp_path):
     outcome = BY_NAME[name].run(Context(True, 0, None, Path(tmp_path), lambda line: None))
@@ -61,6 +62,7 @@ def test_the_network_learns(batch_norm, start):
 # MovieLens-1M.
 
 
+@pytest.mark.slow
 def test_a_quick_run_on_ratings_is_whole_and_resumed(ratings_1m, tmp_path, monkeypatch):
     # Break-even of a cross layer is at 36.
     monkeypatch.setattr(movielens, "ORIGINAL", {**movielens.ORIGINAL, "model.embedding_dim": 12})
@@ -80,6 +82,7 @@ def test_a_quick_run_on_ratings_is_whole_and_resumed(ratings_1m, tmp_path, monke
     assert movielens.EXPERIMENT.run(context) == outcome
 
 
+@pytest.mark.slow
 def test_validation_chooses_between_before_and_after(ratings_1m, tmp_path, monkeypatch):
     small = {"model.cross": "full", "model.embedding_dim": 4}
     key = {"data": str(ratings_1m), "split": 0, "seed": 0, "model": small}

@@ -228,6 +228,7 @@ def test_an_error_of_the_joined_run(server):
     assert {future.code().name for future in futures} == {"INVALID_ARGUMENT"}
 
 
+@pytest.mark.slow
 @contract("10", "allowed_batch_sizes: filled up with copies of a row, the surplus dropped")
 @contract("10", "pad_variable_length_inputs pads to the largest")
 @contract(
@@ -257,6 +258,7 @@ def test_allowed_sizes_and_padding(folder):
         assert 'queuing_latency_bucket{thread_pool_name="pool",le="120"}' in text
 
 
+@pytest.mark.slow
 @contract("10", "a full queue: UNAVAILABLE")
 @contract("10", "a deadline that passes in the queue: RESOURCE_EXHAUSTED")
 def test_a_full_queue(folder):
@@ -278,6 +280,7 @@ def test_a_full_queue(folder):
         assert first.result().outputs["rows"].int_val[0] == 1
 
 
+@pytest.mark.slow
 @contract("10", "enable_large_batch_splitting: at most max_execution_batch_size rows a run")
 @contract(
     "10", "per-model parameters: batching_params.pbtxt of the version, none means no batching"

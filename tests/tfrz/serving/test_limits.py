@@ -135,6 +135,7 @@ def test_a_body_that_is_too_large(server):
     _healthy(server)
 
 
+@pytest.mark.slow
 @contract("14", "connections that send slowly, or nothing, or leave, do not hold others up")
 def test_slow_and_lost_connections(server):
     slow = [socket.create_connection(("127.0.0.1", server.rest_port)) for _ in range(200)]
@@ -162,6 +163,7 @@ def test_cancelled_calls(server):
     _healthy(server)
 
 
+@pytest.mark.slow
 @contract(
     "14",
     "connections are bounded",
@@ -184,6 +186,7 @@ def test_connections_are_bounded(server):
     _healthy(server)
 
 
+@pytest.mark.slow
 @contract("14", "many clients at once over both protocols get right answers")
 def test_concurrency(server):
     wrong: list[object] = []
@@ -231,6 +234,7 @@ JSON = st.recursive(
 ALLOWED = {200, 400, 404, 501}
 
 
+@pytest.mark.slow
 @contract("9", "whatever JSON is sent: a status that the interface names, and an error in JSON")
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -257,6 +261,7 @@ def test_any_json(server, body, verb, signature):
     client.channel.close()
 
 
+@pytest.mark.slow
 @contract("9", "whatever bytes are sent as a message: a status that the interface names")
 @settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -173,6 +173,7 @@ def test_broken_warm_up(server, tmp_path, records, code, message):
         )
 
 
+@pytest.mark.slow
 @contract("12", "enable_model_warmup=false skips it")
 @contract("11", "without a monitoring file there are no metrics")
 @contract("3", "saved_model_tags choose the meta graph")

@@ -152,6 +152,7 @@ def server(tmp_path_factory):
         yield server
 
 
+@pytest.mark.slow
 def test_the_load_test_drives_both_protocols(server, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"instances": [1.0]}\n{"instances": [2.0, 3.0]}\n')
@@ -173,6 +174,7 @@ def test_the_load_test_drives_both_protocols(server, tmp_path):
         assert 0 < report["p50_ms"] <= report["p99_ms"] <= report["p999_ms"] <= report["max_ms"]
 
 
+@pytest.mark.slow
 def test_the_load_test_reports_failures(server):
     target = f"http://127.0.0.1:{server.rest_port}/v1/models/none"
     done = subprocess.run(

@@ -156,6 +156,7 @@ def test_version_and_nothing_to_serve(capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith("tfrz: nothing to serve")
 
 
+@pytest.mark.slow
 @contract("3", "unknown arguments are printed with the usage, and the server runs all the same")
 @contract("3", "--name value with a blank is not understood")
 @contract("3", "flags without weight are accepted")
@@ -281,6 +282,7 @@ def _certificates(tmp: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 @contract(
     "3", "ssl_config_file: TLS for gRPC, with client certificates where asked; HTTP stays plain"
 )
@@ -339,6 +341,7 @@ def _n(client, seconds: float) -> int:
     return int(100 * seconds / (time.perf_counter() - start))
 
 
+@pytest.mark.slow
 @contract("14", "rest_api_timeout_in_ms bounds a request: 504; a client's deadline over gRPC too")
 def test_deadlines(limited):
     client = limited.client()
@@ -354,6 +357,7 @@ def test_deadlines(limited):
     assert client.rest("half", {"instances": [0.0]}) == (200, {"predictions": [1.0]})
 
 
+@pytest.mark.slow
 @contract("14", "gRPC calls beyond grpc_max_threads are refused with RESOURCE_EXHAUSTED")
 def test_more_calls_than_threads(limited):
     client = limited.client()
@@ -369,6 +373,7 @@ def _codes(client, n: int, calls: int) -> list[str]:
     return [future.code().name for future in futures]
 
 
+@pytest.mark.slow
 @contract(
     "14",
     "SIGTERM",
@@ -420,6 +425,7 @@ def test_names_that_climb(limited):
         assert "Could not find any versions of model" in json.loads(text)["error"]
 
 
+@pytest.mark.slow
 def test_the_convenient_form_takes_one_version_or_a_folder(folder, tmp_path):
     both = tmp_path / "half"
     shutil.copytree(folder / "half", both)

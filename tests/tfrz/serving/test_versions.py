@@ -154,6 +154,7 @@ def test_a_base_path_that_goes_away_or_is_empty(server, client, tmp_path):
     )
 
 
+@pytest.mark.slow
 @contract("2.2", "a new version takes over without a failed request over gRPC or HTTP")
 @contract("2.2", "removing the newest directory rolls back")
 @contract("2.3", "a version that was unloaded stays listed as END")
@@ -197,6 +198,7 @@ def test_a_version_change_fails_no_request(server, client, tmp_path, m):
     assert client.states(m) == [(4, "END"), (3, "AVAILABLE"), (2, "END"), (1, "END")]
 
 
+@pytest.mark.slow
 @contract("2.2", "a request that is running finishes on the version it started on")
 def test_a_running_request_keeps_its_version(client, tmp_path, m):
     import tensorflow as tf
@@ -379,6 +381,7 @@ def test_a_reload_with_a_broken_model(client, tmp_path):
     assert text.startswith("1 model(s) did not become available: {")
 
 
+@pytest.mark.slow
 @contract("2.2", "a load is tried again; meanwhile the state is LOADING with status OK")
 @contract("1", "a version is seen as soon as its directory exists, even half written")
 def test_retries_of_a_load(tmp_path):
@@ -404,6 +407,7 @@ def test_retries_of_a_load(tmp_path):
         assert client.constant("m") == 2.0
 
 
+@pytest.mark.slow
 @contract("2.1", "file_system_poll_wait_seconds: 0 looks once at the start")
 @contract("4.2", "a polled configuration file is applied again and again, over what a call set")
 @contract("4.2", "a bad polled file is logged and what is served stays")

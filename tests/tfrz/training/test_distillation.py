@@ -223,6 +223,7 @@ for a, b in zip(*found, strict=True):
 """
 
 
+@pytest.mark.slow
 def test_two_replicas_learn_what_one_learns():
     done = subprocess.run([sys.executable, "-c", _REPLICAS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-1500:]

@@ -183,6 +183,7 @@ def _process(directory, die_at):
     return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
 
 
+@pytest.mark.slow
 def test_a_run_killed_twice_ends_with_the_same_bits(tmp_path):
     whole = _process(tmp_path / "whole", 0)
     assert whole.returncode == 0, whole.stderr
@@ -202,6 +203,7 @@ def test_a_run_killed_twice_ends_with_the_same_bits(tmp_path):
     assert histories[0] == histories[1]
 
 
+@pytest.mark.slow
 def test_two_mirrored_devices_compute_the_same_losses():
     """In a process of its own: logical devices must be set before TensorFlow starts."""
     code = """
@@ -234,6 +236,7 @@ def test_the_log_says_what_was_compiled(caplog, xla):
     assert result.history[0]["loss"] < 0.72
 
 
+@pytest.mark.slow
 def test_xla_leaves_the_losses_as_they_are():
     on, off = (_fit(_replace(xla=x, max_steps=20))[3].history[0] for x in ("on", "off"))
     assert on["loss"] == pytest.approx(off["loss"], rel=1e-4)
@@ -264,6 +267,7 @@ def test_embedding_lookups_stay_outside_the_compiled_part():
         np.testing.assert_allclose(on, off, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_recurrent_network_compiles_once_and_its_gradients_too():
     """What a loop keeps for its backward pass cannot cross the border of a compiled function."""
     from tfrz.training.compilation import compiled_value_and_gradients

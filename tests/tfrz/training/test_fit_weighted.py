@@ -404,6 +404,7 @@ def _fail() -> None:
     raise _Died
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_an_iteration_and_in_the_calibration_ends_with_the_same_bits(
     density, tmp_path, monkeypatch
 ):

@@ -147,6 +147,7 @@ def test_the_whole_model_is_saved_and_loaded(name, reloaded, tmp_path):
     assert copy.get_config() == model.get_config()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dcn_v2", "m3", "multi_interest"])
 def test_a_killed_run_goes_on_to_the_same_bits(name, trained, tmp_path, monkeypatch):
     more = ("trainer.steps_per_call=1", "trainer.checkpoint_every_steps=1")

@@ -27,6 +27,7 @@ _SETTINGS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("short_range", ["gru", "convolution"])
 def test_one_compilation_for_all_steps_of_a_run(tmp_path, short_range):
     dump = tmp_path / "dump"

@@ -252,6 +252,7 @@ def test_models_and_data_of_other_records_do_not_go_together(tmp_path):
         load_run_config("dcn_v2", "simulated", ["data.history={length: 5}"])
 
 
+@pytest.mark.slow
 def test_a_retrain_keeps_the_rows_of_the_items_it_knows(run, tmp_path):
     data, spec = _write(tmp_path)
     with open(data, "a") as file:

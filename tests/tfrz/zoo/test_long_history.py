@@ -119,6 +119,7 @@ def trained(clicks, tmp_path_factory):
     return out, _train("dcn_v2", clicks, out, *CLICKS, *WITH, store=make_store(1000))
 
 
+@pytest.mark.slow
 def test_dcn_learns_from_the_embedding_what_ids_do_not_tell(clicks, trained, tmp_path, caplog):
     without = _train("dcn_v2", clicks, tmp_path / "run", *CLICKS)
     assert without["metrics"]["test"]["auc"] < 0.7
@@ -126,6 +127,7 @@ def test_dcn_learns_from_the_embedding_what_ids_do_not_tell(clicks, trained, tmp
     assert trained[1]["metrics"]["test"]["auc"] > without["metrics"]["test"]["auc"] + 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "adapter"), [("m3", "gate"), ("multi_interest", "linear")])
 def test_recommendations_follow_the_embedding(model, adapter, events, tmp_path):
     settings = [*HISTORIES[model], f"features.adapter={adapter}"]
@@ -150,6 +152,7 @@ def test_recommendations_follow_the_embedding(model, adapter, events, tmp_path):
         assert listed.count(group) >= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["m3", "multi_interest"])
 def test_without_it_they_cannot_know(model, events, tmp_path):
     result = _train(model, events, tmp_path / "run", *HISTORIES[model])
@@ -219,6 +222,7 @@ def test_invariant_13_the_served_model_reads_no_bytes_of_what_is_missing(trained
     np.testing.assert_allclose(raw, [*known, *nothing, *nothing], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_bytes_reach_it_over_rest_and_with_tfrz_predict(trained, tmp_path, capsys):
     out, result = trained
     one = make_store(2).packed([b"c1"])[0]
@@ -297,6 +301,7 @@ def test_a_run_of_one_version_refuses_a_store_of_another(clicks, tmp_path):
         assert pinned(config).features.long_history_version == OTHER
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_not_resumed_with_another(clicks, tmp_path, monkeypatch):
     out, settings = tmp_path / "run", (*CLICKS, *WITH, "trainer.max_steps=2")
 

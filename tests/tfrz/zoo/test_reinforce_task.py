@@ -803,6 +803,7 @@ def test_a_log_without_any_reward_is_refused_in_one_line(tmp_path, capsys):
     assert not (tmp_path / "out" / "model").exists()
 
 
+@pytest.mark.slow
 def test_trajectories_of_one_step_are_learnt_from_if_users_are_held_out(tmp_path, capsys):
     command = [*_log(tmp_path, users=300, actions=1), "--set", "data.history.split=users"]
     command += ["--set", "data.history.time_features=[hour, gap]"]
@@ -867,6 +868,7 @@ def _policy(seed: int, weights: str) -> tuple[np.ndarray, SimulatedActions]:
     return policy, reader
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_corrected_policy_is_truly_better_than_the_logger_and_than_the_naive_one(seed):
     policy, reader = _policy(seed, "capped")

@@ -315,6 +315,7 @@ def simulated(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_on_the_simulated_world_what_was_seen_may_come_back(simulated):
     signatures = tf.saved_model.load(str(simulated / "model" / "1")).signatures
     history = [["item_0", "item_1", "item_10", ""], ["", "", "", ""]]
@@ -330,6 +331,7 @@ def test_on_the_simulated_world_what_was_seen_may_come_back(simulated):
     np.testing.assert_allclose(outputs["scores"][0], np.sort(scores[0])[::-1][:20], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_weights_that_are_kept_are_better_than_those_of_the_first_epoch(simulated):
     """A metric in which all epochs tie must not choose: fifty items are all among fifty."""
     history = json.loads((simulated / "history.json").read_text())
@@ -589,6 +591,7 @@ def test_a_vector_that_is_no_number_is_refused_with_its_item(tmp_path):
         task.signatures(model, prepared.transform, prepared.spec, prepared.vocabularies)
 
 
+@pytest.mark.slow
 def test_a_catalogue_that_shares_no_item_with_the_events_is_answered_by_features(tmp_path):
     """Nothing that can be recommended was ever taken: the features are all there is."""
     data, spec = _write(tmp_path, users=20)
@@ -604,6 +607,7 @@ def test_a_catalogue_that_shares_no_item_with_the_events_is_answered_by_features
     assert ids.tolist() == [b"n%d" % i for i in range(10)]
 
 
+@pytest.mark.slow
 def test_a_source_without_a_catalogue_recommends_what_was_taken(tmp_path):
     (tmp_path / "s.txt").write_text("1 2 3 4 5\n2 3 4 6\n7 8 1 2\n" * 20)
     entry = registry.get("multi_interest")

@@ -99,6 +99,7 @@ def test_a_bad_space_is_refused_when_it_is_read(space, message):
         load_run_config("dcn_v2", "simulated", [f"tuner.search_space={space}"])
 
 
+@pytest.mark.slow
 def test_a_trial_trains_its_values_and_the_best_keeps_the_epochs():
     config = _config("tuner.epochs_per_trial=1", "trainer.epochs=4", "evaluator.min_auc=0.7")
     values = {"model.rank": 2, "model.hidden_units": [8, 4]}

@@ -509,6 +509,7 @@ SAMPLED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", SAMPLED)
 def test_a_resumed_run_samples_what_an_uninterrupted_one_does(small, tmp_path, loss):
     """Stopped in the middle of an epoch; the counter of draws is in the checkpoint."""
@@ -543,6 +544,7 @@ def _checkpoint(folder) -> dict[str, np.ndarray]:
     return {name: reader.get_tensor(name) for name in names if "OBJECT" not in name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["cross_entropy", "reinforce"])
 def test_one_compilation_for_all_steps_of_a_run(tmp_path, loss):
     settings = [*SETTINGS, f"model.loss={loss}", "data.options={queries: 60, length: 4}"]
@@ -732,6 +734,7 @@ def test_models_and_data_of_other_records_do_not_go_together(tmp_path):
         train("seq2slate", "criteo:x", tmp_path / "o", progress=False)
 
 
+@pytest.mark.slow
 def test_a_retrain_starts_from_the_weights_it_is_given(run, tmp_path):
     start = run.folder / "out" / "model" / "1"
     settings = [*SETTINGS, f"trainer.warm_start={start}", "trainer.max_steps=1"]

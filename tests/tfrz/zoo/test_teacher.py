@@ -240,6 +240,7 @@ def test_the_loss_of_clicks_is_the_formula(clicks, weight, temperature):
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_student_without_weight_is_one_without_a_teacher(clicks, tmp_path):
     weights = []
     for name, more in (("plain", ()), ("taught", (f"distill.teacher={clicks}",))):
@@ -267,6 +268,7 @@ def test_the_metrics_of_the_teacher_stand_beside_the_students(clicks, tmp_path):
     assert str(clicks) in (tmp_path / "run" / "card.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_distillation_ends_with_the_bits_of_one_that_was_not(clicks, tmp_path):
     settings = [*CLICKS, f"distill.teacher={clicks}", "trainer.max_steps=12"]
     settings += ["trainer.checkpoint_every_steps=4", "trainer.steps_per_call=2"]
@@ -512,6 +514,7 @@ def test_a_live_teacher_that_does_not_fit_is_refused(histories, lists, clicks, t
         load_teacher(str(lists), task, dataclasses.replace(data, transform=scaled))
 
 
+@pytest.mark.slow
 def test_a_taught_m3_is_trained_and_exported(histories, tmp_path):
     overrides = [*QUICK, *LIVE["m3"], f"distill.teacher={histories}", "distill.weight=0.5"]
     result = train("m3", out=tmp_path / "run", overrides=overrides, progress=False)
@@ -565,6 +568,7 @@ def test_what_serializes_is_what_travels(clicks):
     assert TEACHER_SCORE not in example.features.feature
 
 
+@pytest.mark.slow
 def test_data_whose_label_has_another_name_are_taught_too(tmp_path):
     rng = np.random.default_rng(0)
     lines = ["user,item,clicked"]
@@ -580,6 +584,7 @@ def test_data_whose_label_has_another_name_are_taught_too(tmp_path):
     assert (tmp_path / "run" / "teaching.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "more"),
     [
@@ -606,6 +611,7 @@ def test_a_teacher_of_several_or_of_other_inputs_is_refused(tmp_path):
         ScoringTeacher(place, dataclasses.replace(SPEC, features=features))
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_version_that_it_began_with(clicks, tmp_path):
     versions = tmp_path / "versions"
     shutil.copytree(clicks / "model" / "1", versions / "1")

@@ -73,6 +73,7 @@ def test_omega_and_the_divergence_are_those_of_the_losses():
     np.testing.assert_allclose(both, divergence, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["dcn_v2", "m3", "seq2slate"])
 def test_a_run_with_a_teacher_leaves_a_report(model, tmp_path):
     small = {

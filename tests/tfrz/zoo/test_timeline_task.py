@@ -361,6 +361,7 @@ def trained(run, world):
     return one
 
 
+@pytest.mark.slow
 def test_what_users_liked_is_learned_from_their_slices(run, world, tmp_path):
     found = run[1]["metrics"]
     for split in ("validation", "test"):

@@ -236,6 +236,7 @@ def test_beam_refuses_a_fixed_point_that_it_did_not_reach(tmp_path):
         _under_beam(_events(), config, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_user_with_a_million_events_is_held_in_little_memory():
     from tfrz.data.histories.beam import _Kept
 
@@ -251,6 +252,7 @@ def test_a_user_with_a_million_events_is_held_in_little_memory():
     assert [event[0] for event in events] == list(range(1_000_000 - 8, 1_000_000))
 
 
+@pytest.mark.slow
 def test_a_million_events_of_one_user_go_through_the_pipeline(tmp_path):
     count = 1_000_000
     rng = np.random.default_rng(1)

@@ -241,6 +241,7 @@ def test_beam_makes_the_same_examples_as_memory(setting, tmp_path):
         assert found[split] == _lines(expected[split])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [{}, {"keep": 9}, TIME_SPLIT, {"split": "users"}], ids=str)
 @pytest.mark.parametrize("with_test", [True, False])
 def test_beam_holds_enough_of_long_histories(values, with_test, tmp_path):
@@ -253,6 +254,7 @@ def test_beam_holds_enough_of_long_histories(values, with_test, tmp_path):
         assert found[split] == _lines(expected[split])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [{}, {"keep": 9}, TIME_SPLIT, {"split": "users"}], ids=str)
 def test_memory_does_not_grow_with_the_history(values):
     from tfrz.data.histories.beam import _Kept
