@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +73,22 @@ def test_the_lock_has_the_versions_of_the_reference_lane():
     lock = (ROOT / "requirements.lock").read_text().splitlines()
     for pin in ("tensorflow==2.15.1", "tfx==1.15.1", "keras==2.15.0", "protobuf==3.20.3"):
         assert pin in lock
+
+
+def test_the_wheel_has_every_file_that_the_code_reads():
+    """Whatever lies in the packages and is no module must be named as package data."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    for package, patterns in setup["options.package_data"].items():
+        folder = ROOT / package
+        tracked = subprocess.run(
+            ["git", "ls-files", "."], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.split()
+        others = {f for f in tracked if not f.endswith((".py", "BUILD", ".proto", ".md"))}
+        named = {
+            str(path.relative_to(folder))
+            for pattern in patterns.split()
+            for path in folder.glob(pattern)
+        }
+        assert others <= named, sorted(others - named)
+        assert len(named) > 3

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from tfrz.config import from_mapping, read_yaml, require
 from tfrz.data.columns import ARROW, one_each, record_batch
@@ -23,11 +24,13 @@ from tfrz.data.simulators.interests import InterestSimulator
 from tfrz.data.sources.files import CorruptLine, Shard
 from tfrz.data.sources.reader import Reader, construct, require_counts, simulated_shards
 from tfrz.data.sources.tabular import (
+    NumberedRow,
     RawValues,
-    Tabular,
+    TabularFile,
     UnreadableError,
     first_of,
     key_in,
+    list_columns,
     time_in,
     values_of,
 )
@@ -67,7 +70,7 @@ class InteractionReader(Reader):
         return record_batch(self.schema, columns)
 
 
-class TabularCandidates(Tabular):
+class TabularCandidates(TabularFile[CandidateSpec]):
     """Your own CSV, Parquet or TFRecord file with a row per item of the catalogue.
 
     Args:
@@ -80,20 +83,25 @@ class TabularCandidates(Tabular):
         self.spec = spec
 
     @property
+    @override
     def _names(self) -> list[str]:
         return [feature.name for feature in self.spec.columns]
 
+    @property
+    @override
+    def _multivalent(self) -> tuple[Feature, ...]:
+        return tuple(f for f in self.spec.features if f.multivalent)
+
+    @override
     def _row(self, raw: RawValues) -> dict[str, Any]:
         row = {feature.name: values_of(raw, feature) for feature in self.spec.columns}
         if not row[self.spec.item]:
             raise UnreadableError(f"{self.spec.item} is missing")
         return row
 
-    def _batch(self, rows: list[tuple[int, dict[str, Any]]]) -> pa.RecordBatch:
-        columns = {
-            f.name: pa.array([row[f.name] for _, row in rows], pa.list_(ARROW[f.dtype]))
-            for f in self.spec.columns
-        }
+    @override
+    def _batch(self, rows: list[NumberedRow]) -> pa.RecordBatch:
+        columns = list_columns(rows, {f.name: f.dtype for f in self.spec.columns})
         columns[self.spec.item] = columns[self.spec.item].flatten()
         return pa.RecordBatch.from_pydict(columns)
 
@@ -114,15 +122,13 @@ class TabularCandidates(Tabular):
         return pa.Table.from_batches(batches)
 
 
-class TabularInteractions(Tabular, InteractionReader):
+class TabularInteractions(TabularFile[HistorySpec], InteractionReader):
     """Your own CSV, Parquet or TFRecord file with a row per interaction.
 
     Args:
       path: Path `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
       features: Path of a YAML file with the fields of `HistorySpec`.
     """
-
-    record_type = "history"
 
     def __init__(self, path: str, features: str) -> None:
         self._open(path)
@@ -134,17 +140,13 @@ class TabularInteractions(Tabular, InteractionReader):
             described = dataclasses.replace(described, file=beside)
             self.spec = dataclasses.replace(self.spec, candidates=described)
 
-    def feature_spec(self) -> Any:
-        """See `Reader`."""
-        return self.spec
-
+    @override
     def files(self) -> list[str]:
-        """See `Reader`."""
         described = self.spec.candidates
         return [self.path, *([described.file] if described and described.file else [])]
 
+    @override
     def candidates(self) -> pa.Table | None:
-        """See `InteractionReader`."""
         described = self.spec.candidates
         if described is None:
             return None
@@ -152,15 +154,13 @@ class TabularInteractions(Tabular, InteractionReader):
         return TabularCandidates(described).table()
 
     @property
-    def _multivalent(self) -> tuple[Feature, ...]:
-        return ()
-
-    @property
+    @override
     def _names(self) -> list[str]:
         spec = self.spec
         keys = [name for name in (spec.user, spec.item, spec.time) if name is not None]
         return keys + [feature.name for feature in spec.context]
 
+    @override
     def _row(self, raw: RawValues) -> dict[str, Any]:
         spec = self.spec
         row: dict[str, Any] = {"user": key_in(raw, spec.user), "item": key_in(raw, spec.item)}
@@ -168,7 +168,8 @@ class TabularInteractions(Tabular, InteractionReader):
             row["time"] = time_in(raw, spec.time)
         return row | {feature.name: first_of(raw, feature) for feature in spec.context}
 
-    def _batch(self, rows: list[tuple[int, dict[str, Any]]]) -> pa.RecordBatch:
+    @override
+    def _batch(self, rows: list[NumberedRow]) -> pa.RecordBatch:
         columns: dict[str, list[Any]] = {"position": [number for number, _ in rows]}
         for name in self.schema.names:
             if name != "position" and (name != "time" or self.spec.time is not None):
@@ -192,16 +193,16 @@ class SimulatedInteractions(InteractionReader):
         require_counts(users=users, length=length)
         self.users, self.length, self.seed = users, length, seed
 
+    @override
     def feature_spec(self) -> HistorySpec:
-        """See `Reader`."""
         return HistorySpec(context=(Feature("page"),))
 
+    @override
     def shards(self) -> list[Shard]:
-        """See `Reader`."""
         return simulated_shards(self.users, self._USERS_A_SHARD)
 
+    @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `Reader`."""
         count = shard.end - shard.start
         drawn = ContextSwitchSimulator(self.seed).sample(
             count, self.length, seed=self.seed * 1_000_003 + shard.start
@@ -255,16 +256,16 @@ class SimulatedInterests(InteractionReader):
             item_power=item_power,
         )
 
+    @override
     def feature_spec(self) -> HistorySpec:
-        """See `Reader`."""
         return HistorySpec(time=None, candidates=CandidateSpec(features=(Feature("cluster"),)))
 
+    @override
     def shards(self) -> list[Shard]:
-        """See `Reader`."""
         return simulated_shards(self.users, self._USERS_A_SHARD)
 
+    @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `Reader`."""
         count = shard.end - shard.start
         drawn = self._simulator.sample(count, self.length, seed=self.seed * 1_000_003 + shard.start)
         yield self.batch(
@@ -275,8 +276,8 @@ class SimulatedInterests(InteractionReader):
             position=np.tile(np.arange(self.length), count),
         )
 
+    @override
     def candidates(self) -> pa.Table | None:
-        """See `InteractionReader`."""
         items = np.arange(self._simulator.num_items)
         clusters = items // self._simulator.cluster_items
         return pa.table(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pyarrow as pa
+from typing_extensions import override
 
 from tfrz.data.columns import one_each
 from tfrz.data.impressions.spec import FeatureSpec
@@ -30,16 +31,16 @@ class SimulatedClicks(Reader):
         require_counts(rows=rows)
         self.rows, self.seed = rows, seed
 
+    @override
     def feature_spec(self) -> FeatureSpec:
-        """See `Reader`."""
         return FeatureSpec(tuple(Feature(name) for name in FIELDS))
 
+    @override
     def shards(self) -> list[Shard]:
-        """See `Reader`."""
         return simulated_shards(self.rows, _ROWS_A_SHARD)
 
+    @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `Reader`."""
         part = shard.start // _ROWS_A_SHARD
         rows = ClickSimulator(self.seed).sample(
             shard.end - shard.start, seed=self.seed * 1_000_003 + part

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from tfrz.config import from_mapping, read_yaml
 from tfrz.data.columns import ARROW, record_batch
@@ -21,15 +22,16 @@ from tfrz.data.simulators.slates import NUM_FEATURES, SlateSimulator
 from tfrz.data.sources.files import CorruptLine, Shard
 from tfrz.data.sources.reader import Reader, require_counts, simulated_shards
 from tfrz.data.sources.tabular import (
+    NumberedRow,
     RawRow,
     RawValues,
-    Tabular,
+    TabularFile,
     UnreadableError,
     first_of,
     key_in,
     stored_values,
 )
-from tfrz.data.spec import Feature, numeric
+from tfrz.data.spec import numeric
 
 # Bound on the candidates of a record: positions sort by record, then by candidate.
 _CANDIDATES_A_RECORD = 1 << 20
@@ -68,7 +70,7 @@ class DocumentReader(Reader):
         return record_batch(self.schema, columns)
 
 
-class TabularDocuments(Tabular, DocumentReader):
+class TabularDocuments(TabularFile[ListSpec], DocumentReader):
     """Your own file of lists.
 
     CSV and Parquet files have a row per candidate; a TFRecord file has an `ExampleListWithContext`
@@ -79,23 +81,19 @@ class TabularDocuments(Tabular, DocumentReader):
       features: Path of a YAML file with the fields of `ListSpec`.
     """
 
-    record_type = "list"
-
     def __init__(self, path: str, features: str) -> None:
         self._open(path)
         self.spec = from_mapping(ListSpec, read_yaml(features), features)
 
     @property
-    def _multivalent(self) -> tuple[Feature, ...]:
-        return ()
-
-    @property
+    @override
     def _names(self) -> list[str]:
         spec = self.spec
         keys = [n for n in (spec.query, spec.item, spec.relevance, spec.score) if n is not None]
         keys += [feature.name for feature in (*spec.candidate, *spec.context)]
         return list(dict.fromkeys(keys))
 
+    @override
     def _row(self, raw: RawValues) -> dict[str, Any]:
         spec = self.spec
         row: dict[str, Any] = {"query": key_in(raw, spec.query)}
@@ -120,7 +118,8 @@ class TabularDocuments(Tabular, DocumentReader):
                 raise UnreadableError(f"query {query}: {error}") from None
         return row
 
-    def _batch(self, rows: list[tuple[int, dict[str, Any]]]) -> pa.RecordBatch:
+    @override
+    def _batch(self, rows: list[NumberedRow]) -> pa.RecordBatch:
         columns: dict[str, list[Any]] = {"position": [number for number, _ in rows]}
         if self.spec.item is None:
             columns["item"] = [b"%d" % number for number, _ in rows]
@@ -129,6 +128,7 @@ class TabularDocuments(Tabular, DocumentReader):
                 columns[name] = [row[name] for _, row in rows]
         return self.batch(**columns)
 
+    @override
     def _examples(self, shard: Shard) -> Iterator[RawRow | CorruptLine]:
         from tensorflow_serving.apis import input_pb2
 
@@ -162,16 +162,16 @@ class SimulatedDocuments(DocumentReader):
         require_counts(queries=queries, length=length)
         self.queries, self.length, self.seed = queries, length, seed
 
+    @override
     def feature_spec(self) -> ListSpec:
-        """See `Reader`."""
         return ListSpec(candidate=tuple(numeric(f"f{i}") for i in range(1, NUM_FEATURES + 1)))
 
+    @override
     def shards(self) -> list[Shard]:
-        """See `Reader`."""
         return simulated_shards(self.queries, self._QUERIES_A_SHARD)
 
+    @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `Reader`."""
         count = shard.end - shard.start
         drawn = SlateSimulator(self.seed).sample(
             count, self.length, seed=self.seed * 1_000_003 + shard.start

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from tfrz.config import from_mapping, read_yaml
 from tfrz.data.histories.readers import InteractionReader, TabularInteractions
@@ -63,6 +64,7 @@ class TabularActions(TabularInteractions):
         mapping["outcomes"] = outcomes
         self.spec = from_mapping(HistorySpec, mapping, features)
 
+    @override
     def _row(self, raw: RawValues) -> dict[str, Any]:
         row = super()._row(raw)
         names = self.spec.outcomes
@@ -105,20 +107,20 @@ class SimulatedActions(InteractionReader):
         """The simulator, which knows the true probabilities."""
         return ContextualSlates(self.segments, self.items, seed=self.seed)
 
+    @override
     def feature_spec(self) -> HistorySpec:
-        """See `Reader`."""
         return HistorySpec(
             time=None,
             context=(Feature("segment"), numeric("reward"), numeric("propensity")),
             outcomes=("reward", "propensity"),
         )
 
+    @override
     def shards(self) -> list[Shard]:
-        """See `Reader`."""
         return simulated_shards(self.users * self.length, self._EVENTS_A_SHARD)
 
+    @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `Reader`."""
         count = shard.end - shard.start
         drawn = self.world.sample(count, seed=self.seed * 1_000_003 + shard.start)
         order = np.argsort(drawn["context"], kind="stable")

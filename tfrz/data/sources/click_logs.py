@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from tfrz.data.columns import one_each
 from tfrz.data.impressions.spec import FeatureSpec
@@ -67,8 +68,8 @@ class ClickLog(Reader):
     def __init__(self, path: str, layout: str, min_count: int = 1) -> None:
         self.name, self.path, self.layout, self.min_count = layout, path, layout, min_count
 
+    @override
     def feature_spec(self) -> FeatureSpec:
-        """See `Reader`."""
         if self.layout == "criteo":
             features = [numeric(n, 4.0 if n == "I2" else 1.0) for n in CRITEO_NUMERIC]
             names: tuple[str, ...] = CRITEO_CATEGORICAL
@@ -77,8 +78,8 @@ class ClickLog(Reader):
         features += [Feature(name, min_count=self.min_count) for name in names]
         return FeatureSpec(tuple(features))
 
+    @override
     def files(self) -> list[str]:
-        """See `Reader`."""
         path = Path(self.path)
         if path.is_dir():
             found = sorted(str(p) for p in path.iterdir() if "train" in p.name and p.is_file())
@@ -95,8 +96,8 @@ class ClickLog(Reader):
     def _width(self) -> int:
         return 40 if self.layout == "criteo" else len(AVAZU_COLUMNS)
 
+    @override
     def shards(self) -> list[Shard]:
-        """See `Reader`."""
         shards = []
         for path in self.files():
             source = TextSource(path)
@@ -111,8 +112,8 @@ class ClickLog(Reader):
             shards += parts
         return shards
 
+    @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `Reader`."""
         lines = TextSource(shard.path).lines(shard)
         parse = _criteo if self.layout == "criteo" else _avazu
         columns: dict[str, list[bytes | float | None]] = {}

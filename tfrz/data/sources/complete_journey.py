@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from tfrz.data.columns import one_each, whole
 from tfrz.data.histories.readers import InteractionReader
@@ -55,8 +56,8 @@ class CompleteJourney(InteractionReader):
         place = Path(path)
         self.path = str(place / "transactions.parquet" if place.is_dir() else place)
 
+    @override
     def feature_spec(self) -> HistorySpec:
-        """See `Reader`."""
         return HistorySpec(
             user="household_id",
             item="product_id",
@@ -74,8 +75,8 @@ class CompleteJourney(InteractionReader):
         beside = Path(self.path).with_name("products.parquet")
         return str(beside) if beside.exists() else None
 
+    @override
     def candidates(self) -> pa.Table | None:
-        """See `InteractionReader`."""
         if self._products is None:
             return None
         wanted = ("product_id", *self._DESCRIBED)
@@ -89,16 +90,16 @@ class CompleteJourney(InteractionReader):
             }
         )
 
+    @override
     def files(self) -> list[str]:
-        """See `Reader`."""
         return [self.path, *([self._products] if self._products else [])]
 
+    @override
     def shards(self) -> list[Shard]:
-        """See `Reader`."""
         return parquet_shards(self.path, self._COLUMNS)
 
+    @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `Reader`."""
         table, times, position = yield from _purchases(shard, self._COLUMNS)
         yield self.batch(
             user=whole(table["household_id"]).cast(pa.string()),
@@ -136,8 +137,8 @@ class CompleteJourneyTimelines(TimelineReader):
     def __init__(self, path: str) -> None:
         self.path = path
 
+    @override
     def feature_spec(self) -> TimelineSpec:
-        """See `Reader`."""
         names = ("product", "category", "department", "manufacturer")
         return TimelineSpec(
             ids=tuple(Feature(name, min_count=2) for name in names),
@@ -146,18 +147,18 @@ class CompleteJourneyTimelines(TimelineReader):
             binary=("bought",),
         )
 
+    @override
     def files(self) -> list[str]:
-        """See `Reader`."""
         return [str(Path(self.path) / f"{name}.parquet") for name in ("transactions", "products")]
 
+    @override
     def shards(self) -> list[Shard]:
-        """See `Reader`."""
         transactions, products = self.files()
         parquet_shards(products, ("product_id", *self._DESCRIBED))
         return parquet_shards(transactions, self._COLUMNS)
 
+    @override
     def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `TimelineReader`."""
         table, times, position = yield from _purchases(shard, self._COLUMNS)
         catalogue = pq.read_table(self.files()[1], columns=["product_id", *self._DESCRIBED])
         place = pc.index_in(whole(table["product_id"]), whole(catalogue["product_id"]))

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from tfrz.config import require
 from tfrz.data.columns import record_batch
@@ -35,20 +36,20 @@ class ItemLines(InteractionReader):
         self.name, self.first_is_user = name, first_is_user
         self._source = TextSource(path, member if Path(path).is_dir() else "")
 
+    @override
     def feature_spec(self) -> HistorySpec:
-        """See `Reader`."""
         return HistorySpec(time=None)
 
+    @override
     def files(self) -> list[str]:
-        """See `Reader`."""
         return [self._source.file]
 
+    @override
     def shards(self) -> list[Shard]:
-        """See `Reader`."""
         return self._source.shards()
 
+    @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `Reader`."""
         least = 2 if self.first_is_user else 1
         users: list[bytes] = []
         items: list[list[bytes]] = []
@@ -89,19 +90,19 @@ class AmazonSequences(ItemLines):
         beside = Path(file.removesuffix(".gz").removesuffix(".txt") + "_item2attributes.json.gz")
         self._attributes = str(beside) if beside.exists() else None
 
+    @override
     def feature_spec(self) -> HistorySpec:
-        """See `Reader`."""
         if self._attributes is None:
             return super().feature_spec()
         described = CandidateSpec(features=(Feature("attributes", multivalent=True),))
         return HistorySpec(time=None, candidates=described)
 
+    @override
     def files(self) -> list[str]:
-        """See `Reader`."""
         return [*super().files(), *([self._attributes] if self._attributes else [])]
 
+    @override
     def candidates(self) -> pa.Table | None:
-        """See `InteractionReader`."""
         if self._attributes is None:
             return None
         try:
@@ -143,20 +144,20 @@ class Gowalla(InteractionReader):
             for one in self._PARTS[part]
         ]
 
+    @override
     def feature_spec(self) -> HistorySpec:
-        """See `Reader`."""
         return HistorySpec(time=None)
 
+    @override
     def files(self) -> list[str]:
-        """See `Reader`."""
         return [file for lines in self._lines for file in lines.files()]
 
+    @override
     def shards(self) -> list[Shard]:
-        """See `Reader`."""
         return [shard for lines in self._lines for shard in lines.shards()]
 
+    @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `Reader`."""
         name = shard.place.rpartition("/")[2].rpartition("!")[2].partition(".")[0]
         place = self._PARTS[self.part].index(name)
         for batch in self._lines[place].read(shard):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from tfrz.config import require
 from tfrz.data.lists.readers import DocumentReader
@@ -84,19 +85,19 @@ class Letor(DocumentReader):
             )
         return greatest
 
+    @override
     def feature_spec(self) -> ListSpec:
-        """See `Reader`."""
         return ListSpec(
             candidate=tuple(numeric(f"f{i}") for i in range(1, self.num_features + 1)),
             score=None if self.order_by is None else f"f{self.order_by}",
         )
 
+    @override
     def files(self) -> list[str]:
-        """See `Reader`."""
         return [path for path, _ in self._parts()]
 
+    @override
     def shards(self) -> list[Shard]:
-        """See `Reader`."""
         return [shard for path in self.files() for shard in TextSource(path).shards()]
 
     def _parsed(self, line: bytes) -> tuple[float, bytes, NDArray[Any]] | str:
@@ -126,8 +127,8 @@ class Letor(DocumentReader):
                 return f"{where} is not finite: {value.decode('utf-8', 'replace')}"
         return relevance, query, values
 
+    @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `Reader`."""
         split = dict(self._parts())[shard.path]
         queries, items, grades, rows, places = [], [], [], [], []
         for i, line in enumerate(TextSource(shard.path).lines(shard)):

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from tfrz.config import require
 from tfrz.data.columns import one_each, whole
@@ -100,8 +101,8 @@ class MovieLens(Reader):
         self.path, self.release = path, release
         self.genres, self.keep_neutral = genres, keep_neutral
 
+    @override
     def feature_spec(self) -> FeatureSpec:
-        """See `Reader`."""
         names = ("user_id", "movie_id", "gender", "age", "occupation", "zip_code")
         features = [Feature(name) for name in names]
         if self.genres:
@@ -115,14 +116,14 @@ class MovieLens(Reader):
     def _source(self, member: str) -> TextSource:
         return TextSource(self.path, member)
 
+    @override
     def files(self) -> list[str]:
-        """See `Reader`."""
         layout = self._layout
         members = (layout.ratings, layout.users, layout.movies)
         return sorted({self._source(member).file for member in members})
 
+    @override
     def shards(self) -> list[Shard]:
-        """See `Reader`."""
         source = self._source(self._layout.ratings)
         shards = source.shards()
         first = source.lines(dataclasses.replace(shards[0], end=min(shards[0].end, 4096)))[0]
@@ -176,8 +177,8 @@ class MovieLens(Reader):
         assert numbers is not None
         return lines, numbers, np.array(good, np.int64)
 
+    @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `Reader`."""
         lines, numbers, indices = yield from self.ratings(shard)
         if not len(indices):
             return
@@ -303,26 +304,26 @@ class MovieLensInteractions(InteractionReader):
         self.min_rating = min_rating
         self._ratings = MovieLens(path, release)
 
+    @override
     def feature_spec(self) -> HistorySpec:
-        """See `Reader`."""
         catalogue = CandidateSpec("movie_id", (Feature("genres", multivalent=True),))
         return HistorySpec("user_id", "movie_id", "timestamp", candidates=catalogue)
 
+    @override
     def candidates(self) -> pa.Table | None:
-        """See `InteractionReader`."""
         ids, genres = self._ratings.movies()
         return pa.table({"movie_id": ids.cast(pa.string()).cast(pa.binary()), "genres": genres})
 
+    @override
     def files(self) -> list[str]:
-        """See `Reader`."""
         return self._ratings.files()
 
+    @override
     def shards(self) -> list[Shard]:
-        """See `Reader`."""
         return self._ratings.shards()
 
+    @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `Reader`."""
         lines, numbers, rows = yield from self._ratings.ratings(shard)
         sound = (numbers[:, 2] >= 1) & (numbers[:, 2] <= 5) & (numbers[:, 3] >= 0)
         for i in np.flatnonzero(~sound):
@@ -359,14 +360,14 @@ class MovieLensActions(MovieLensInteractions):
         super().__init__(path, release)
         self.good = good
 
+    @override
     def feature_spec(self) -> HistorySpec:
-        """See `Reader`."""
         return HistorySpec(
             "user_id", "movie_id", "timestamp", (numeric("reward"),), outcomes=("reward",)
         )
 
+    @override
     def of_ratings(self, ratings: NDArray[Any]) -> dict[str, Any]:
-        """See `MovieLensInteractions`."""
         reward = ratings / 5.0 if self.good == 0 else ratings >= self.good
         return {"reward": reward.astype(np.float32)}
 
@@ -396,8 +397,8 @@ class MovieLensTimelines(TimelineReader):
         self.name = f"movielens-{release}"
         self._ratings, self._movies = _Rated(path, release), MovieLens(path, release)
 
+    @override
     def feature_spec(self) -> TimelineSpec:
-        """See `Reader`."""
         return TimelineSpec(
             ids=(Feature("movie"), Feature("genre", multivalent=True), Feature("decade")),
             actions=("rated",),
@@ -406,16 +407,16 @@ class MovieLensTimelines(TimelineReader):
             regression=("rating",),
         )
 
+    @override
     def files(self) -> list[str]:
-        """See `Reader`."""
         return self._movies.files()
 
+    @override
     def shards(self) -> list[Shard]:
-        """See `Reader`."""
         return self._movies.shards()
 
+    @override
     def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `TimelineReader`."""
         described = self._movies.described()
         for batch in self._ratings.read(shard):
             if isinstance(batch, CorruptLine):

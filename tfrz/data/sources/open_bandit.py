@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pc_csv
+from typing_extensions import override
 
 from tfrz.config import require
 from tfrz.data.histories.readers import InteractionReader
@@ -41,8 +42,8 @@ class OpenBandit(InteractionReader):
             require(value in known, f"data.options.{option}", f"must be one of {', '.join(known)}")
         self.path = str(Path(path) / policy / campaign / f"{campaign}.csv.gz")
 
+    @override
     def feature_spec(self) -> HistorySpec:
-        """See `Reader`."""
         contexts = (*(Feature(name) for name in self._USERS), Feature("page_position"))
         return HistorySpec(
             time=None,
@@ -50,18 +51,18 @@ class OpenBandit(InteractionReader):
             outcomes=("reward", "propensity"),
         )
 
+    @override
     def files(self) -> list[str]:
-        """See `Reader`."""
         return [self.path]
 
+    @override
     def shards(self) -> list[Shard]:
-        """See `Reader`."""
         if not Path(self.path).exists():
             raise InputError(f"{self.path} does not exist: check the path given to --data")
         return [Shard(self.path)]
 
+    @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `Reader`."""
         wanted = ("item_id", "position", "click", "propensity_score", *self._USERS)
         try:
             table = pc_csv.read_csv(

@@ -12,16 +12,18 @@ The spec is a YAML file:
 
 from __future__ import annotations
 
+import abc
 import csv
 import io
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from google.protobuf.message import DecodeError
+from typing_extensions import override
 
 from tfrz.config import from_mapping, read_yaml
 from tfrz.data.columns import ARROW
@@ -34,6 +36,8 @@ from tfrz.errors import InputError
 _ROWS_A_BATCH = 8192
 # Maps columns to the values of a row, as they are in the file.
 RawValues = Mapping[str, list[Any]]
+NumberedRow = tuple[int, dict[str, Any]]
+SpecT = TypeVar("SpecT")
 _Parsed = TypeVar("_Parsed")
 
 
@@ -59,21 +63,11 @@ class RawRow(NamedTuple):
     position: int | None = None
 
 
-class Tabular(Reader):
-    """Rows of a file with a feature spec: impressions, unless a subclass changes that.
-
-    Args:
-      path: Path `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
-      features: Path of the feature spec, a YAML file.
-    """
+class TabularFile(abc.ABC, Generic[SpecT]):
+    """Reads a CSV, Parquet or TFRecord file row by row; a record type says what a row is."""
 
     name = "file"
-    spec: Any
-
-    def __init__(self, path: str, features: str) -> None:
-        mapping = read_yaml(features)
-        self._open(path, str(mapping.pop("separator", "|")))
-        self.spec = from_mapping(FeatureSpec, mapping, features)
+    spec: SpecT
 
     def _open(
         self, path: str, separator: str = "|", named: str = "the path given to --data"
@@ -86,22 +80,13 @@ class Tabular(Reader):
         if self.format not in ("csv", "tsv", "parquet", "tfrecord"):
             raise InputError(f"{path}: the name must end in .csv, .tsv, .parquet or .tfrecord")
 
-    def feature_spec(self) -> Any:
+    def feature_spec(self) -> SpecT:
         """See `Reader`."""
         return self.spec
 
     def files(self) -> list[str]:
         """See `Reader`."""
         return [self.path]
-
-    @property
-    def _multivalent(self) -> tuple[Feature, ...]:
-        """Features whose CSV cells may contain several values."""
-        return tuple(f for f in self.spec.features if f.multivalent)
-
-    @property
-    def _names(self) -> list[str]:
-        return [f.name for f in self.spec.features] + [self.spec.label]
 
     def _check_columns(self, present: list[str]) -> None:
         for name in self._names:
@@ -138,7 +123,7 @@ class Tabular(Reader):
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
         """See `Reader`."""
         read = {"tfrecord": self._examples, "parquet": self._parquet_rows}
-        gathered: list[tuple[int, dict[str, Any]]] = []
+        gathered: list[NumberedRow] = []
         for raw in read.get(self.format, self._csv_rows)(shard):
             if isinstance(raw, CorruptLine):
                 yield raw
@@ -154,30 +139,27 @@ class Tabular(Reader):
         if gathered:
             yield self._batch(gathered)
 
-    def _batch(self, rows: list[tuple[int, dict[str, Any]]]) -> pa.RecordBatch:
-        """Converts numbered rows to a batch."""
-        dtypes = {f.name: f.dtype for f in self.spec.features} | {self.spec.label: "float32"}
-        return pa.RecordBatch.from_pydict(
-            {
-                name: pa.array([row[name] for _, row in rows], pa.list_(ARROW[dtypes[name]]))
-                for name in self._names
-            }
-        )
+    @property
+    @abc.abstractmethod
+    def _names(self) -> list[str]:
+        """Columns to read."""
 
+    @property
+    def _multivalent(self) -> tuple[Feature, ...]:
+        """Columns whose CSV cells may contain several values."""
+        return ()
+
+    @abc.abstractmethod
     def _row(self, raw: RawValues) -> dict[str, Any]:
         """Converts the values of a row to their types.
 
         Raises:
           UnreadableError: A value is missing or invalid.
         """
-        row: dict[str, Any] = {f.name: values_of(raw, f) for f in self.spec.features}
-        try:
-            label = [float(v) for v in raw[self.spec.label]]
-        except (ValueError, TypeError):
-            label = []
-        if len(label) != 1 or label[0] not in (0.0, 1.0):
-            raise UnreadableError(f"{self.spec.label} is neither 0 nor 1")
-        return row | {self.spec.label: label}
+
+    @abc.abstractmethod
+    def _batch(self, rows: list[NumberedRow]) -> pa.RecordBatch:
+        """Converts rows to a batch."""
 
     def _csv_rows(self, shard: Shard) -> Iterator[RawRow | CorruptLine]:
         header = self._header()
@@ -240,6 +222,54 @@ class Tabular(Reader):
                 yield example
             else:
                 yield RawRow(number, {name: stored_values(example, name) for name in self._names})
+
+
+class Tabular(TabularFile[FeatureSpec], Reader):
+    """Your own file with a row per impression.
+
+    Args:
+      path: Path `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
+      features: Path of the feature spec, a YAML file.
+    """
+
+    def __init__(self, path: str, features: str) -> None:
+        mapping = read_yaml(features)
+        self._open(path, str(mapping.pop("separator", "|")))
+        self.spec = from_mapping(FeatureSpec, mapping, features)
+
+    @property
+    @override
+    def _names(self) -> list[str]:
+        return [*(f.name for f in self.spec.features), self.spec.label]
+
+    @property
+    @override
+    def _multivalent(self) -> tuple[Feature, ...]:
+        return self.spec.multivalent
+
+    @override
+    def _row(self, raw: RawValues) -> dict[str, Any]:
+        row: dict[str, Any] = {f.name: values_of(raw, f) for f in self.spec.features}
+        try:
+            label = [float(v) for v in raw[self.spec.label]]
+        except (ValueError, TypeError):
+            label = []
+        if len(label) != 1 or label[0] not in (0.0, 1.0):
+            raise UnreadableError(f"{self.spec.label} is neither 0 nor 1")
+        return row | {self.spec.label: label}
+
+    @override
+    def _batch(self, rows: list[NumberedRow]) -> pa.RecordBatch:
+        dtypes = {f.name: f.dtype for f in self.spec.features} | {self.spec.label: "float32"}
+        return pa.RecordBatch.from_pydict(list_columns(rows, {n: dtypes[n] for n in self._names}))
+
+
+def list_columns(rows: list[NumberedRow], dtypes: Mapping[str, str]) -> dict[str, pa.Array]:
+    """Returns the columns of lists of rows, by their dtypes."""
+    return {
+        name: pa.array([row[name] for _, row in rows], pa.list_(ARROW[dtype]))
+        for name, dtype in dtypes.items()
+    }
 
 
 def stored_values(example: Any, name: str) -> list[Any]:

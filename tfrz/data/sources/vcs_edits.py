@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from typing_extensions import override
 
 from tfrz.data.columns import whole
 from tfrz.data.sources.files import CorruptLine, Shard, parquet_shards, row_group
@@ -37,8 +38,8 @@ class VersionControlEdits(TimelineReader):
         require_counts(min_events=min_events)
         self.path, self.min_events = path, min_events
 
+    @override
     def feature_spec(self) -> TimelineSpec:
-        """See `Reader`."""
         names = ("file", "directory", "extension")
         return TimelineSpec(
             ids=tuple(Feature(name, min_count=2) for name in names),
@@ -55,12 +56,12 @@ class VersionControlEdits(TimelineReader):
     def _items(self) -> str:
         return str(Path(self.path) / "items.parquet")
 
+    @override
     def files(self) -> list[str]:
-        """See `Reader`."""
         return [self._events, self._items]
 
+    @override
     def shards(self) -> list[Shard]:
-        """See `Reader`."""
         parquet_shards(self._items, ("item", "project", "dir", "ext"))
         return parquet_shards(self._events, self._COLUMNS)
 
@@ -72,8 +73,8 @@ class VersionControlEdits(TimelineReader):
         extension = pc.if_else(pc.equal(text["ext"], ""), "none", text["ext"])
         return whole(table["item"]), directory.cast(pa.binary()), extension.cast(pa.binary())
 
+    @override
     def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `TimelineReader`."""
         table, before = row_group(shard, self._COLUMNS)
         position = np.arange(before, before + table.num_rows)
         if self.min_events > 1:

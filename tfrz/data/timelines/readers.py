@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from tfrz.config import from_mapping, read_yaml
 from tfrz.data.columns import record_batch
@@ -24,8 +25,9 @@ from tfrz.data.simulators.long_histories import LongHistorySimulator
 from tfrz.data.sources.files import CorruptLine, Shard
 from tfrz.data.sources.reader import Reader, require_counts, simulated_shards
 from tfrz.data.sources.tabular import (
+    NumberedRow,
     RawValues,
-    Tabular,
+    TabularFile,
     UnreadableError,
     key_in,
     time_in,
@@ -56,8 +58,8 @@ class TimelineReader(Reader):
     def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
         """Yields all events of a shard, and its corrupt lines."""
 
+    @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `Reader`."""
         for batch in self.events(shard):
             some = self.since is not None and not self.whole_shards
             if some and not isinstance(batch, CorruptLine):
@@ -122,8 +124,8 @@ class SimulatedTimelines(TimelineReader):
         require_counts(users=users, days=days, impressions=impressions)
         self.users, self.days, self.impressions, self.seed = users, days, impressions, seed
 
+    @override
     def feature_spec(self) -> TimelineSpec:
-        """See `Reader`."""
         return TimelineSpec(
             ids=(Feature("item"), Feature("topic")),
             actions=("view", "like"),
@@ -134,12 +136,12 @@ class SimulatedTimelines(TimelineReader):
             regression=("watch",),
         )
 
+    @override
     def shards(self) -> list[Shard]:
-        """See `Reader`."""
         return simulated_shards(self.users, self._USERS_A_SHARD)
 
+    @override
     def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `TimelineReader`."""
         count = shard.end - shard.start
         drawn = LongHistorySimulator().sample(
             count, self.days, self.impressions, self.seed, first_user=shard.start
@@ -175,7 +177,7 @@ def _whole_seconds(value: Any) -> int:
     return int(np.int64(seconds))
 
 
-class TabularTimelines(Tabular, TimelineReader):
+class TabularTimelines(TabularFile[TimelineSpec], TimelineReader):
     """Your own CSV, Parquet or TFRecord file with a row per event.
 
     Args:
@@ -183,20 +185,18 @@ class TabularTimelines(Tabular, TimelineReader):
       features: Path of a YAML file with the fields of `TimelineSpec`.
     """
 
-    record_type = "timeline"
-
     def __init__(self, path: str, features: str) -> None:
         mapping = read_yaml(features)
         self._open(path, str(mapping.pop("separator", "|")))
-        self.spec: TimelineSpec = from_mapping(TimelineSpec, mapping, features)
+        self.spec = from_mapping(TimelineSpec, mapping, features)
 
+    @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `Reader`."""
         return TimelineReader.read(self, shard)
 
+    @override
     def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        """See `TimelineReader`."""
-        return Tabular.read(self, shard)
+        return TabularFile.read(self, shard)
 
     def shards(self) -> list[Shard]:
         """See `Reader`; row groups that end before `since` are not read."""
@@ -219,16 +219,19 @@ class TabularTimelines(Tabular, TimelineReader):
         return [shard for shard in shards if recent(shard.start)]
 
     @property
+    @override
     def _multivalent(self) -> tuple[Feature, ...]:
         return tuple(f for f in self.spec.ids if f.multivalent)
 
     @property
+    @override
     def _names(self) -> list[str]:
         spec = self.spec
         named = (spec.user, spec.time, spec.action, spec.duration, spec.dwell, spec.value)
         keys = [name for name in named if name is not None]
         return [*keys, *(f.name for f in spec.ids), *spec.tasks]
 
+    @override
     def _row(self, raw: RawValues) -> dict[str, Any]:
         spec = self.spec
         row: dict[str, Any] = {feature.name: values_of(raw, feature) for feature in spec.ids}
@@ -251,7 +254,8 @@ class TabularTimelines(Tabular, TimelineReader):
                 raise UnreadableError(f"{column} is neither 0 nor 1")
         return row
 
-    def _batch(self, rows: list[tuple[int, dict[str, Any]]]) -> pa.RecordBatch:
+    @override
+    def _batch(self, rows: list[NumberedRow]) -> pa.RecordBatch:
         columns: dict[str, Any] = {"position": [number for number, _ in rows]}
         single = {f.name for f in self.spec.ids if not f.multivalent}
         for field in self.schema:
