@@ -71,3 +71,8 @@ class Places:
     def serving(self, model: str) -> str:
         """TF Serving's base path of a model: one folder per pushed version."""
         return f"{self.root}/serving/{model}"
+
+
+def splits_of(test_fraction: float) -> tuple[str, ...]:
+    """The splits of a pipeline's examples; the last one judges the model."""
+    return ("train", "eval", "test") if test_fraction > 0 else ("train", "eval")

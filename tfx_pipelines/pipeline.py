@@ -18,7 +18,7 @@ from tfx_pipelines.components.blessing import LatestPassedModelStrategy
 from tfx_pipelines.components.evaluator import Evaluator
 from tfx_pipelines.components.example_gen import ExampleGen
 from tfx_pipelines.components.teacher import TeacherNodes
-from tfx_pipelines.configs import Places, pipeline_name
+from tfx_pipelines.configs import Places, pipeline_name, splits_of
 
 
 def _beam_args(config: RunConfig) -> list[str]:
@@ -166,7 +166,7 @@ def create_pipeline(
         model=model,
         baseline_model=resolver.outputs["model"],
         eval_config=task.eval_config(spec, has_baseline=True),
-        example_splits=["eval"],
+        example_splits=[splits_of(config.data.test_fraction)[-1]],
     )
     components.append(evaluator)
     if teacher is not None:

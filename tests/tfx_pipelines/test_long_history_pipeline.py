@@ -20,7 +20,13 @@ example_gen = lazy("tfx_pipelines.components.example_gen")
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = (*CLICKS, *WITH, "evaluator.min_auc=0.8", "export.warmup_examples=2")
+SETTINGS = (
+    "data.test_fraction=0",
+    *CLICKS,
+    *WITH,
+    "evaluator.min_auc=0.8",
+    "export.warmup_examples=2",
+)
 
 
 @pytest.fixture(scope="module")

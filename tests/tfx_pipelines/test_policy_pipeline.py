@@ -28,6 +28,8 @@ pytestmark = pytest.mark.slow
 
 ITEMS, SEGMENTS = 30, 5
 PIPELINE = (
+    # Everything that is held out judges.
+    "data.test_fraction=0",
     f"data.options={{users: 3000, length: 4, items: {ITEMS}, segments: {SEGMENTS}}}",
     "data.validation_fraction=0.3",
     "data.history.length=3",

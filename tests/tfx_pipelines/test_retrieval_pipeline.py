@@ -26,6 +26,8 @@ pytestmark = pytest.mark.slow
 SPARE = 25
 ITEMS = 2 * HALF + len(NEVER_TAKEN) + SPARE
 PIPELINE = (
+    # Everything that is held out judges.
+    "data.test_fraction=0",
     *SETTINGS,
     "trainer.epochs=8",
     "export.top_k=50",

@@ -25,6 +25,8 @@ from tfrz.zoo.run_config import load_run_config
 pytestmark = pytest.mark.slow
 
 SETTINGS = (
+    # Everything that is held out judges.
+    "data.test_fraction=0",
     "data.validation_fraction=0.3",
     "model.units=8",
     "trainer.batch_size=32",

@@ -19,6 +19,8 @@ from tfx_pipelines.local_runner import run_pipeline
 pytestmark = pytest.mark.slow
 
 PIPELINE = (
+    # Everything that is held out judges.
+    "data.test_fraction=0",
     "data.options={users: 60, days: 12, impressions: 15}",
     "data.timeline.targets=10",
     "data.timeline.min_visible=20",

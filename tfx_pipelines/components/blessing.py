@@ -46,9 +46,10 @@ class LatestPassedModelStrategy(LatestBlessedModelStrategy):
         return resolved
 
 
-def eval_records(examples: Examples) -> tf.data.Dataset:
-    """The serialized examples of the split `eval`."""
-    folder = artifact_utils.get_split_uri([examples], "eval")
+def judged_records(examples: Examples) -> tf.data.Dataset:
+    """The serialized examples of the split that judges a model: `test`, or `eval` without one."""
+    splits = artifact_utils.decode_split_names(examples.split_names)
+    folder = artifact_utils.get_split_uri([examples], "test" if "test" in splits else "eval")
     files = sorted(str(path) for path in Path(folder).glob("*"))
     return tf.data.TFRecordDataset(files, compression_type="GZIP")
 

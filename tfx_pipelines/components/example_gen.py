@@ -8,12 +8,10 @@ so that TFX's cache sees a changed file. The component is a class, because it ru
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from typing import Any
 
 import apache_beam as beam
-import tensorflow as tf
 from google.protobuf import json_format
 from tfx.components.example_gen.base_example_gen_executor import BaseExampleGenExecutor
 from tfx.components.example_gen.component import QueryBasedExampleGen
@@ -25,12 +23,12 @@ from tfrz.data.beam import CheckCorrupt, ReadRecords, RecordsToExamples
 from tfrz.data.histories.beam import InteractionsToExamples
 from tfrz.data.histories.readers import InteractionReader
 from tfrz.data.histories.spec import HistoryConfig
+from tfrz.data.impressions.beam import SplitImpressions
 from tfrz.data.lists.beam import DocumentsToLists
 from tfrz.data.lists.readers import DocumentReader
 from tfrz.data.lists.spec import ListConfig
 from tfrz.data.records import RECORD_TYPES, load, open_source
 from tfrz.data.sources.reader import Reader
-from tfrz.data.spec import USER_EMBEDDING, USER_EMBEDDING_VERSION
 from tfrz.data.timelines.beam import EventsToExamples
 from tfrz.data.timelines.readers import check_timelines
 from tfrz.data.timelines.spec import TimelineConfig
@@ -39,8 +37,8 @@ from tfrz.data.user_embeddings_beam import JoinEmbeddings
 from tfrz.errors import InputError
 from tfrz.zoo.long_history import open_store, with_long_history
 from tfrz.zoo.run_config import DataConfig, FeaturesConfig
+from tfx_pipelines.configs import splits_of
 
-_BUCKETS = 1000
 # The fields of a `FeaturesConfig` that decide which embeddings an example gets.
 _JOINED = ("long_history", "long_history_version", "any_version", "user")
 
@@ -65,44 +63,34 @@ class Plan:
     seed: int
     join: EmbeddingJoin | None
 
+    @property
+    def with_test(self) -> bool:
+        """Whether there is a test split."""
+        return self.held_out[1] > 0
 
-def _is_eval(example: bytes, count: int, eval_buckets: int) -> int:
-    """The split of an impression, by a hash of its features.
-
-    TFX hashes the bytes of an example. They have the features in another order every time, so an
-    example would change its split with every run, or with its user's embedding.
-    """
-    del count
-    parsed = tf.train.Example.FromString(example)
-    for name in (USER_EMBEDDING, USER_EMBEDDING_VERSION):
-        if name in parsed.features.feature:
-            del parsed.features.feature[name]
-    digest = hashlib.sha256(parsed.SerializeToString(deterministic=True))
-    return int(int(digest.hexdigest(), 16) % _BUCKETS >= _BUCKETS - eval_buckets)
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The pipeline's splits."""
+        return splits_of(self.held_out[1])
 
 
-def _eval_buckets(held_out: tuple[float, float]) -> int:
-    return min(max(round(held_out[0] * _BUCKETS), 1), _BUCKETS - 1)
+# The pipeline's splits, and the names that the data layer has for them.
+_SPLITS = {"train": "train", "eval": "validation", "test": "test"}
+
+
+def _encoded(records: Splits, plan: Plan) -> Splits:
+    """Serialized examples of the splits that the data layer made."""
+    return {
+        name: records[_SPLITS[name]] | f"Encode{name.title()}" >> RecordsToExamples()
+        for name in plan.splits
+    }
 
 
 def impressions(records: beam.PCollection, plan: Plan) -> Splits:
-    """Serialized examples of impressions, split by a hash of the record."""
+    """Serialized examples of impressions, split by their own values."""
     if plan.join is not None:
         records = records | "UserEmbedding" >> JoinEmbeddings(plan.join)
-    parts = (
-        records
-        | "ToExamples" >> RecordsToExamples()
-        | "Split" >> beam.Partition(_is_eval, 2, _eval_buckets(plan.held_out))
-    )
-    return {"train": parts[0], "eval": parts[1]}
-
-
-def _encoded(records: Splits) -> Splits:
-    """Serialized examples of the splits that the data layer made."""
-    return {
-        name: records[split] | f"Encode{name.title()}" >> RecordsToExamples()
-        for name, split in (("train", "train"), ("eval", "validation"))
-    }
+    return _encoded(records | "Split" >> SplitImpressions(plan.held_out, plan.seed), plan)
 
 
 def histories(records: beam.PCollection, plan: Plan) -> Splits:
@@ -112,9 +100,9 @@ def histories(records: beam.PCollection, plan: Plan) -> Splits:
     assert isinstance(section, HistoryConfig)
     spec = reader.feature_spec()
     made = InteractionsToExamples(
-        spec, section, reader.schema, plan.held_out, plan.seed, with_test=False, join=plan.join
+        spec, section, reader.schema, plan.held_out, plan.seed, plan.with_test, plan.join
     )
-    return _encoded(records | "Histories" >> made)
+    return _encoded(records | "Histories" >> made, plan)
 
 
 def lists(records: beam.PCollection, plan: Plan) -> Splits:
@@ -128,16 +116,17 @@ def lists(records: beam.PCollection, plan: Plan) -> Splits:
         section,
         plan.held_out,
         plan.seed,
-        with_test=False,
+        plan.with_test,
     )
-    return _encoded(records | "Lists" >> made)
+    return _encoded(records | "Lists" >> made, plan)
 
 
 def timelines(records: beam.PCollection, plan: Plan) -> Splits:
     """Serialized examples of timelines, in the splits that `data.timeline` asks for."""
     assert isinstance(plan.section, TimelineConfig)
     spec = check_timelines(plan.reader).feature_spec()
-    return _encoded(records | "Timelines" >> EventsToExamples(spec, plan.section, plan.held_out))
+    made = EventsToExamples(spec, plan.section, plan.held_out)
+    return _encoded(records | "Timelines" >> made, plan)
 
 
 def _opened(query: dict[str, Any]) -> Reader:
@@ -174,7 +163,7 @@ class ExampleGenExecutor(BaseExampleGenExecutor):
     def GenerateExamplesByBeam(
         self, pipeline: beam.Pipeline, exec_properties: dict[str, Any]
     ) -> Splits:
-        """Examples of the splits `train` and `eval`."""
+        """Examples of each split."""
         inputs = example_gen_pb2.Input()
         json_format.Parse(exec_properties["input_config"], inputs)
         query = json.loads(inputs.splits[0].pattern)
@@ -182,7 +171,7 @@ class ExampleGenExecutor(BaseExampleGenExecutor):
         plan = Plan(
             reader,
             None if row.config is None else from_mapping(row.config, query["section"]),
-            (query["validation_fraction"], 0.0),
+            (query["validation_fraction"], query["test_fraction"]),
             query["seed"],
             _join(query, reader),
         )
@@ -191,7 +180,7 @@ class ExampleGenExecutor(BaseExampleGenExecutor):
 
 
 class ExampleGen(QueryBasedExampleGen):
-    """Examples in the splits `train` and `eval`; a reader's test split is part of `eval`.
+    """Examples in the splits of `tfrz train`: `train`, `eval` and, with a test fraction, `test`.
 
     Args:
       data: as `--data` of the command line.
@@ -225,6 +214,7 @@ class ExampleGen(QueryBasedExampleGen):
             "corrupt_lines": corrupt_lines,
             "fingerprint": fingerprint,
             "validation_fraction": config.validation_fraction,
+            "test_fraction": config.test_fraction,
             "seed": config.seed,
         }
         if row.section is not None:
@@ -240,10 +230,8 @@ class ExampleGen(QueryBasedExampleGen):
             query["embeddings"] = open_store(added).fingerprint()
         pattern = json.dumps(query, sort_keys=True)
         # TFX wants the splits by buckets of a hash; the executor reads their names only.
-        buckets = _eval_buckets((config.validation_fraction, 0.0))
         split = example_gen_pb2.SplitConfig.Split
-        splits = [split(name="train", hash_buckets=_BUCKETS - buckets)]
-        splits.append(split(name="eval", hash_buckets=buckets))
+        splits = [split(name=name, hash_buckets=1) for name in splits_of(config.test_fraction)]
         super().__init__(
             input_config=example_gen_pb2.Input(
                 splits=[example_gen_pb2.Input.Split(name="all", pattern=pattern)]

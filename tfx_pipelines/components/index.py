@@ -23,7 +23,7 @@ from tfrz.data.histories.catalogue import Catalogue
 from tfrz.data.histories.readers import InteractionReader
 from tfrz.data.records import open_source
 from tfrz.export.indexed_model import IndexedModel, exact_answers, export_indexed
-from tfx_pipelines.components.blessing import bless, eval_records
+from tfx_pipelines.components.blessing import bless, judged_records
 from tfx_pipelines.components.stages import Stages
 from tfx_pipelines.configs import config_from_json, config_to_json
 
@@ -94,7 +94,7 @@ def IndexCheck(
 
     Args:
       model: the model with its index.
-      examples: raw examples; those of the split `eval` are the requests.
+      examples: raw examples; those of the split that judges are the requests.
       earlier: the blessing so far.
       blessing: the output.
       run_config: the run's configuration as JSON; its `export.index.min_recall` is the bound.
@@ -103,7 +103,7 @@ def IndexCheck(
     config = config_from_json(run_config)
     wanted = config.export.index
     indexed = IndexedModel(path_utils.serving_model_path(model.uri))
-    requests = [r.numpy() for r in eval_records(examples).take(wanted.check_queries)]
+    requests = [r.numpy() for r in judged_records(examples).take(wanted.check_queries)]
     found, exact = exact_answers(indexed, _catalogue(candidates, indexed), config, requests)
     # A request has no exact answer if its user has seen every item.
     asked = [(a, b) for a, b in zip(found, exact, strict=True) if b]

@@ -13,7 +13,7 @@ from tfx.utils import path_utils
 
 from tfrz.metrics.off_policy import Estimate, inverse_propensity, self_normalized
 from tfrz.zoo.run_config import PolicyEvaluatorConfig
-from tfx_pipelines.components.blessing import bless, eval_records
+from tfx_pipelines.components.blessing import bless, judged_records
 from tfx_pipelines.components.stages import Stages
 from tfx_pipelines.configs import config_from_json, config_to_json
 
@@ -56,14 +56,14 @@ def OffPolicyCheck(
 
     Args:
       model: the policy, with the signature `judge_log`.
-      examples: raw examples; the split `eval` is the log.
+      examples: raw examples; the split that judges is the log.
       earlier: the blessing so far.
       blessing: the output.
       run_config: the run's configuration as JSON; its section `evaluator` holds the bounds.
     """
     wanted = config_from_json(run_config).evaluator
     signatures = tf.saved_model.load(path_utils.serving_model_path(model.uri)).signatures
-    records = eval_records(examples).batch(_BATCH_SIZE)
+    records = judged_records(examples).batch(_BATCH_SIZE)
     parts = [signatures["judge_log"](examples=batch) for batch in records]
     policy, logged, reward = (
         np.concatenate([part[name].numpy() for part in parts]).astype(np.float64)

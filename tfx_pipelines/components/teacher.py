@@ -29,7 +29,7 @@ from tfrz.training.distillation import DistillConfig
 from tfrz.zoo.run_config import RunConfig, run_config_to_mapping
 from tfrz.zoo.teacher import TEACHER_SCORE, find_teacher
 from tfx_pipelines.components.blessing import LatestPassedModelStrategy
-from tfx_pipelines.configs import Places, pipeline_name
+from tfx_pipelines.configs import Places, pipeline_name, splits_of
 
 COMPARISON = "ComparisonEvaluator"
 
@@ -199,7 +199,7 @@ class TeacherNodes:
 
         Args:
           trained: arguments of the Trainer.
-          examples: raw examples with the split `eval`.
+          examples: raw examples.
           eval_config: the student's evaluation; its thresholds are removed.
         """
         if not self._config.distill.compare:
@@ -219,6 +219,6 @@ class TeacherNodes:
             model=trainer.outputs["model"],
             baseline_model=self.model,
             eval_config=eval_config,
-            example_splits=["eval"],
+            example_splits=[splits_of(self._config.data.test_fraction)[-1]],
         ).with_id(COMPARISON)
         return [trainer, evaluator]
