@@ -235,7 +235,7 @@ class GrpcSurface:
           deadline: by the monotonic clock.
 
         Raises:
-          RequestError: with the contract's codes and texts.
+          RequestError: with the codes and messages of the contract.
         """
         message, function, counted = self._methods[service][method]
         start = time.perf_counter()
@@ -245,7 +245,7 @@ class GrpcSurface:
                 request.ParseFromString(data)
             except Exception as error:  # DecodeError, whichever protobuf implementation
                 raise RequestError(grpc.StatusCode.INTERNAL, "") from error
-            answer = function(request, Call(method, deadline)).SerializeToString()
+            answer: bytes = function(request, Call(method, deadline)).SerializeToString()
         except RequestError as error:
             if counted:
                 self._metrics.count(

@@ -515,5 +515,5 @@ class ModelManager:
 
 def _platform(config: model_server_config_pb2.ModelConfig) -> str:
     if config.model_platform:
-        return config.model_platform
+        return str(config.model_platform)
     return _PLATFORM if config.model_type == model_server_config_pb2.TENSORFLOW else ""

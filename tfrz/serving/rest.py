@@ -91,6 +91,15 @@ def _error(error: RequestError) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
+def _as_request_error(failure: Exception) -> RequestError:
+    if isinstance(failure, RequestError):
+        return failure
+    if isinstance(failure, RecursionError):
+        return json_tensors.too_deep()
+    logger.error("the request failed", exc_info=failure)
+    return RequestError(grpc.StatusCode.INTERNAL, str(failure))
+
+
 def unpack(body: bytes, encoding: str) -> bytes:
     """Returns the decompressed body of a request; empty if it is not valid gzip."""
     if "gzip" not in encoding:
@@ -189,21 +198,10 @@ class RestSurface:
             return Answer(
                 refused.status, refused.body, model=model, api=api, code="INVALID_ARGUMENT"
             )
-        except RequestError as error:
-            return Answer(
-                error.http_status,
-                _error(error),
-                model=model,
-                api=api,
-                code=code_name(error.code),
-            )
-        except RecursionError:
-            error = json_tensors.too_deep()
-            return Answer(400, _error(error), model=model, api=api, code="INVALID_ARGUMENT")
         except Exception as failure:  # a request must not end the server
-            logger.exception("the request failed")
-            error = RequestError(grpc.StatusCode.INTERNAL, str(failure))
-            return Answer(500, _error(error), model=model, api=api, code="INTERNAL")
+            error = _as_request_error(failure)
+            code = code_name(error.code)
+            return Answer(error.http_status, _error(error), model=model, api=api, code=code)
 
     def _status(self, model: str, version: int | None) -> bytes:
         rows = [
