@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 SPLITS = ("train", "validation", "test")
 
@@ -16,27 +18,27 @@ def share_of(key: bytes, seed: int) -> float:
     return int.from_bytes(digest, "big") / 2.0**64
 
 
-def _mixed(bits: np.ndarray) -> np.ndarray:
+def _mixed(bits: NDArray[Any]) -> NDArray[Any]:
     """Spreads each bit of unsigned 64-bit integers over all (the finaliser of SplitMix64)."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))
 
 
-def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def _sums(values: NDArray[Any], offsets: NDArray[Any]) -> NDArray[Any]:
     """Sums of unsigned integers, modulo 2^64, between consecutive offsets."""
     total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values, dtype=np.uint64)])
     return total[offsets[1:]] - total[offsets[:-1]]
 
 
-def _places(offsets: np.ndarray) -> np.ndarray:
+def _places(offsets: NDArray[Any]) -> NDArray[Any]:
     """The place of each value in its list."""
     return np.arange(offsets[-1] - offsets[0]) - np.repeat(
         offsets[:-1] - offsets[0], np.diff(offsets)
     )
 
 
-def _bits_of_text(values: pa.Array) -> np.ndarray:
+def _bits_of_text(values: pa.Array) -> NDArray[Any]:
     """A polynomial hash of the bytes of each text."""
     values = values.cast(pa.large_binary())
     offsets = np.frombuffer(values.buffers()[1], np.int64)
@@ -49,7 +51,7 @@ def _bits_of_text(values: pa.Array) -> np.ndarray:
     return _sums(text * powers[_places(offsets)], offsets - offsets[0])
 
 
-def _bits(values: pa.Array) -> np.ndarray:
+def _bits(values: pa.Array) -> NDArray[Any]:
     """Each value as an unsigned 64-bit integer; nulls are told from all values."""
     missing = np.asarray(values.is_null())
     if pa.types.is_floating(values.type):
@@ -66,7 +68,7 @@ def _bits(values: pa.Array) -> np.ndarray:
     return np.where(missing, np.uint64(0xA5A5A5A5A5A5A5A5), _mixed(bits))
 
 
-def shares_of_rows(batch: pa.RecordBatch | pa.Table, seed: int) -> np.ndarray:
+def shares_of_rows(batch: pa.RecordBatch | pa.Table, seed: int) -> NDArray[Any]:
     """A number in [0, 1) for each row, `[rows]`, that depends on its values and the seed alone.
 
     Neither the order of the columns nor the rows around it matter.
@@ -97,7 +99,7 @@ def shares_of_rows(batch: pa.RecordBatch | pa.Table, seed: int) -> np.ndarray:
 
 def split_rows(
     batch: pa.RecordBatch | pa.Table, held_out: tuple[float, float], seed: int
-) -> dict[str, np.ndarray]:
+) -> dict[str, NDArray[Any]]:
     """Split to the numbers of its rows; each row alone decides where it is.
 
     Args:

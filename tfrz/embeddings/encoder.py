@@ -138,4 +138,4 @@ class Encoder:
     @staticmethod
     def packed(vectors: NDArray[Any]) -> bytes:
         """Packs the vectors with 4 bits per value."""
-        return pack4(vectors).tobytes()
+        return bytes(pack4(vectors).tobytes())

@@ -10,7 +10,38 @@ from numpy.typing import NDArray
 from tfrz.config import require
 
 
-class BiasedLoggerBandit:
+class _Bandit:
+    """Items with known rewards, and a logger that shows one at a time."""
+
+    rewards: NDArray[Any]
+    logger: NDArray[Any]
+    _stream: int
+
+    def sample(self, n: int, seed: int) -> dict[str, NDArray[Any]]:
+        """Samples a log.
+
+        Args:
+          n: Number of rows.
+          seed: Equal seeds return equal logs.
+
+        Returns:
+          `action` int64 from 0, `propensity` and `reward` float64, each `[n]`.
+
+        Raises:
+          ConfigError: If `n` is not positive.
+        """
+        return _log(self.logger, self.rewards, n, np.random.default_rng([seed, 1812, self._stream]))
+
+    def value(self, policy: NDArray[Any]) -> float:
+        """Expected reward of one draw of a policy `[items]`: `sum_a pi(a) r(a)`.
+
+        Raises:
+          ConfigError: If `policy` has the wrong shape.
+        """
+        return float(_policy(policy, self.rewards.shape) @ self.rewards)
+
+
+class BiasedLoggerBandit(_Bandit):
     """A logger that prefers low rewards: `r(a_i) = i`, `beta(a_i) = (A + 1 - i) / sum_j j`.
 
     REINFORCE without importance weights maximises `sum_a beta(a) r(a) log pi(a)`, so it ends at
@@ -35,6 +66,8 @@ class BiasedLoggerBandit:
       Chen et al. (WSDM 2019, arXiv 1812.02353), section 6.1.1; specification, worked example 1.
     """
 
+    _stream = 1
+
     def __init__(self, items: int = 10) -> None:
         require(items >= 2, "items", "must be at least 2")
         self.rewards = np.arange(1.0, items + 1.0)
@@ -45,31 +78,8 @@ class BiasedLoggerBandit:
         """The limit of REINFORCE without importance weights, float64 `[items]`."""
         return _normalized(self.logger * self.rewards)
 
-    def sample(self, n: int, seed: int) -> dict[str, NDArray[Any]]:
-        """Samples a log.
 
-        Args:
-          n: Number of rows.
-          seed: Equal seeds return equal logs.
-
-        Returns:
-          `action` int64 from 0, `propensity` and `reward` float64, each `[n]`.
-
-        Raises:
-          ConfigError: If `n` is not positive.
-        """
-        return _log(self.logger, self.rewards, n, np.random.default_rng([seed, 1812, 1]))
-
-    def value(self, policy: NDArray[Any]) -> float:
-        """Expected reward of one draw of a policy `[items]`: `sum_a pi(a) r(a)`.
-
-        Raises:
-          ConfigError: If `policy` has the wrong shape.
-        """
-        return float(_policy(policy, self.rewards.shape) @ self.rewards)
-
-
-class PageOfTwoBandit:
+class PageOfTwoBandit(_Bandit):
     """Pages of items with two nearly equal rewards (10, 9, 1, ..., 1), and a uniform logger.
 
     A page consists of K draws of a policy, without repetitions. Its expected reward is
@@ -96,34 +106,13 @@ class PageOfTwoBandit:
       Chen et al. (WSDM 2019, arXiv 1812.02353), section 6.1.2; specification, worked example 2.
     """
 
+    _stream = 2
+
     def __init__(self, items: int = 10) -> None:
         require(items >= 3, "items", "must be at least 3")
         self.rewards = np.ones(items)
         self.rewards[:2] = 10.0, 9.0
         self.logger = np.full(items, 1.0 / items)
-
-    def sample(self, n: int, seed: int) -> dict[str, NDArray[Any]]:
-        """Samples a log of single items.
-
-        Args:
-          n: Number of rows.
-          seed: Equal seeds return equal logs.
-
-        Returns:
-          `action` int64 from 0, `propensity` and `reward` float64, each `[n]`.
-
-        Raises:
-          ConfigError: If `n` is not positive.
-        """
-        return _log(self.logger, self.rewards, n, np.random.default_rng([seed, 1812, 2]))
-
-    def value(self, policy: NDArray[Any]) -> float:
-        """Expected reward of one draw of a policy `[items]`: `sum_a pi(a) r(a)`.
-
-        Raises:
-          ConfigError: If `policy` has the wrong shape.
-        """
-        return self.page_value(policy, 1)
 
     def page_value(self, policy: NDArray[Any], draws: int = 2) -> float:
         """Expected reward of `draws` draws of a policy `[items]`, without repetitions.

@@ -80,34 +80,12 @@ class _Catalogue:
     decades: pa.Array
 
 
-class MovieLens(Reader):
-    """Ratings with the attributes of user and movie.
+class _Release:
+    """The files of a release, whatever records they become."""
 
-    Features: `user_id`, `movie_id`, `gender`, `age`, `occupation`, `zip_code` (strings) and
-    `genres` (a list). Label: 1 for ratings of 4 and 5, 0 for 1 and 2; ratings of 3 are left out,
-    as in the DCN-V2 paper, section 7.1.1.
-
-    Args:
-      path: The archive published by GroupLens, or a folder with its files.
-      release: "1m" or "100k".
-      genres: Whether the list of genres is a feature.
-      keep_neutral: Label ratings of 3 as 0 instead of leaving them out.
-    """
-
-    def __init__(
-        self, path: str, release: str = "1m", genres: bool = True, keep_neutral: bool = False
-    ) -> None:
+    def __init__(self, path: str, release: str = "1m") -> None:
         self.name = f"movielens-{release}"
         self.path, self.release = path, release
-        self.genres, self.keep_neutral = genres, keep_neutral
-
-    @override
-    def feature_spec(self) -> FeatureSpec:
-        names = ("user_id", "movie_id", "gender", "age", "occupation", "zip_code")
-        features = [Feature(name) for name in names]
-        if self.genres:
-            features.append(Feature("genres", multivalent=True))
-        return FeatureSpec(tuple(features))
 
     @property
     def _layout(self) -> _Layout:
@@ -116,14 +94,14 @@ class MovieLens(Reader):
     def _source(self, member: str) -> TextSource:
         return TextSource(self.path, member)
 
-    @override
     def files(self) -> list[str]:
+        """See `Reader`."""
         layout = self._layout
         members = (layout.ratings, layout.users, layout.movies)
         return sorted({self._source(member).file for member in members})
 
-    @override
     def shards(self) -> list[Shard]:
+        """See `Reader`."""
         source = self._source(self._layout.ratings)
         shards = source.shards()
         first = source.lines(dataclasses.replace(shards[0], end=min(shards[0].end, 4096)))[0]
@@ -176,6 +154,50 @@ class MovieLens(Reader):
             numbers = whole_numbers([rows[i] for i in good])
         assert numbers is not None
         return lines, numbers, np.array(good, np.int64)
+
+    def rated(
+        self, shard: Shard
+    ) -> Generator[CorruptLine, None, tuple[NDArray[Any], NDArray[Any]]]:
+        """Yields the corrupt lines of a shard, including ratings and times out of range.
+
+        Returns:
+          User, movie, rating and time of each rating, int64 `[ratings, 4]`, and its position.
+        """
+        lines, numbers, rows = yield from self.ratings(shard)
+        sound = (numbers[:, 2] >= 1) & (numbers[:, 2] <= 5) & (numbers[:, 3] >= 0)
+        for i in np.flatnonzero(~sound):
+            reason = "a negative time" if numbers[i, 3] < 0 else "a rating outside 1 to 5"
+            yield corrupt(shard, int(rows[i]), reason, lines[int(rows[i])])
+        return numbers[sound], shard.first_line + rows[sound]
+
+
+class MovieLens(_Release, Reader):
+    """Ratings with the attributes of user and movie.
+
+    Features: `user_id`, `movie_id`, `gender`, `age`, `occupation`, `zip_code` (strings) and
+    `genres` (a list). Label: 1 for ratings of 4 and 5, 0 for 1 and 2; ratings of 3 are left out,
+    as in the DCN-V2 paper, section 7.1.1.
+
+    Args:
+      path: The archive published by GroupLens, or a folder with its files.
+      release: "1m" or "100k".
+      genres: Whether the list of genres is a feature.
+      keep_neutral: Label ratings of 3 as 0 instead of leaving them out.
+    """
+
+    def __init__(
+        self, path: str, release: str = "1m", genres: bool = True, keep_neutral: bool = False
+    ) -> None:
+        super().__init__(path, release)
+        self.genres, self.keep_neutral = genres, keep_neutral
+
+    @override
+    def feature_spec(self) -> FeatureSpec:
+        names = ("user_id", "movie_id", "gender", "age", "occupation", "zip_code")
+        features = [Feature(name) for name in names]
+        if self.genres:
+            features.append(Feature("genres", multivalent=True))
+        return FeatureSpec(tuple(features))
 
     @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
@@ -289,7 +311,7 @@ def _catalogue(path: str, release: str) -> _Catalogue:
     )
 
 
-class MovieLensInteractions(InteractionReader):
+class MovieLensInteractions(_Release, InteractionReader):
     """MovieLens ratings as interactions: user, movie, time.
 
     Args:
@@ -300,9 +322,8 @@ class MovieLensInteractions(InteractionReader):
 
     def __init__(self, path: str, release: str = "1m", min_rating: int = 1) -> None:
         require(1 <= min_rating <= 5, "data.options.min_rating", "must be 1 to 5")
-        self.name = f"movielens-{release}"
+        super().__init__(path, release)
         self.min_rating = min_rating
-        self._ratings = MovieLens(path, release)
 
     @override
     def feature_spec(self) -> HistorySpec:
@@ -311,31 +332,19 @@ class MovieLensInteractions(InteractionReader):
 
     @override
     def candidates(self) -> pa.Table | None:
-        ids, genres = self._ratings.movies()
+        ids, genres = self.movies()
         return pa.table({"movie_id": ids.cast(pa.string()).cast(pa.binary()), "genres": genres})
 
     @override
-    def files(self) -> list[str]:
-        return self._ratings.files()
-
-    @override
-    def shards(self) -> list[Shard]:
-        return self._ratings.shards()
-
-    @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        lines, numbers, rows = yield from self._ratings.ratings(shard)
-        sound = (numbers[:, 2] >= 1) & (numbers[:, 2] <= 5) & (numbers[:, 3] >= 0)
-        for i in np.flatnonzero(~sound):
-            reason = "a negative time" if numbers[i, 3] < 0 else "a rating outside 1 to 5"
-            yield corrupt(shard, int(rows[i]), reason, lines[int(rows[i])])
-        kept = sound & (numbers[:, 2] >= self.min_rating)
+        numbers, position = yield from self.rated(shard)
+        kept = numbers[:, 2] >= self.min_rating
         if kept.any():
             yield self.batch(
-                user=pa.array(numbers[kept, 0]).cast(pa.string()),
-                item=pa.array(numbers[kept, 1]).cast(pa.string()),
+                user=_strings(numbers[kept, 0]),
+                item=_strings(numbers[kept, 1]),
                 time=numbers[kept, 3],
-                position=shard.first_line + rows[kept],
+                position=position[kept],
                 **self.of_ratings(numbers[kept, 2]),
             )
 
@@ -372,17 +381,7 @@ class MovieLensActions(MovieLensInteractions):
         return {"reward": reward.astype(np.float32)}
 
 
-class _Rated(MovieLensInteractions):
-    """MovieLens ratings with the rating as a context."""
-
-    def feature_spec(self) -> HistorySpec:
-        return HistorySpec("user_id", "movie_id", "timestamp", context=(numeric("rating"),))
-
-    def of_ratings(self, ratings: NDArray[Any]) -> dict[str, Any]:
-        return {"rating": ratings.astype(np.float32)}
-
-
-class MovieLensTimelines(TimelineReader):
+class MovieLensTimelines(_Release, TimelineReader):
     """Ratings of MovieLens as explicit events whose value is the rating.
 
     Ids: `movie`, `genre` (several) and `decade`. Outcomes: `liked`, whether the rating is 4 or 5,
@@ -392,10 +391,6 @@ class MovieLensTimelines(TimelineReader):
       path: The archive published by GroupLens, or a folder with its files.
       release: "1m" or "100k".
     """
-
-    def __init__(self, path: str, release: str = "1m") -> None:
-        self.name = f"movielens-{release}"
-        self._ratings, self._movies = _Rated(path, release), MovieLens(path, release)
 
     @override
     def feature_spec(self) -> TimelineSpec:
@@ -408,31 +403,22 @@ class MovieLensTimelines(TimelineReader):
         )
 
     @override
-    def files(self) -> list[str]:
-        return self._movies.files()
-
-    @override
-    def shards(self) -> list[Shard]:
-        return self._movies.shards()
-
-    @override
     def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        described = self._movies.described()
-        for batch in self._ratings.read(shard):
-            if isinstance(batch, CorruptLine):
-                yield batch
-                continue
-            rating = batch.column("rating")
-            rows = pc.index_in(batch.column("item"), whole(described["movie"]))
-            genre = whole(described["genre"]).take(rows)
-            yield self.batch(
-                user=batch.column("user"),
-                time=batch.column("time"),
-                position=batch.column("position"),
-                movie=batch.column("item"),
-                genre=pc.if_else(pc.is_null(genre), pa.scalar([], genre.type), genre),
-                decade=whole(described["decade"]).take(rows),
-                value=rating,
-                label_liked=pc.greater_equal(rating, 4.0).cast(pa.float32()),
-                label_rating=rating,
-            )
+        numbers, position = yield from self.rated(shard)
+        if not len(numbers):
+            return
+        described = self.described()
+        movie = _strings(numbers[:, 1]).cast(pa.binary())
+        rows = pc.index_in(movie, whole(described["movie"]))
+        genre = whole(described["genre"]).take(rows)
+        yield self.batch(
+            user=_strings(numbers[:, 0]),
+            time=numbers[:, 3],
+            position=position,
+            movie=movie,
+            genre=pc.if_else(pc.is_null(genre), pa.scalar([], genre.type), genre),
+            decade=whole(described["decade"]).take(rows),
+            value=numbers[:, 2].astype(np.float32),
+            label_liked=(numbers[:, 2] >= 4).astype(np.float32),
+            label_rating=numbers[:, 2].astype(np.float32),
+        )
