@@ -23,8 +23,8 @@ class _Lazy:
         object.__setattr__(self, "_name", name)
 
     def __getattr__(self, attribute: str) -> Any:
-        # pytest looks for its own marks on everything that a test module holds.
-        if attribute.startswith(("__", "_pytest", "pytest")):
+        # pytest looks for its own marks, and for mocks, among all that a test module holds.
+        if attribute.startswith(("__", "_mock", "_pytest", "pytest")):
             raise AttributeError(attribute)
         return getattr(importlib.import_module(self._name), attribute)
 
