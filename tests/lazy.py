@@ -29,10 +29,7 @@ class _Lazy:
         return getattr(importlib.import_module(self._name), attribute)
 
     def __setattr__(self, attribute: str, value: Any) -> None:
-        setattr(importlib.import_module(self._name), attribute, value)  # For `monkeypatch`.
-
-    def __delattr__(self, attribute: str) -> None:
-        delattr(importlib.import_module(self._name), attribute)
+        raise TypeError(f"patch the module itself: setattr('{self._name}.{attribute}', value)")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return lazy, (self._name,)

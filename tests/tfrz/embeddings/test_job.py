@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import importlib
 import os
 import random
 import shutil
@@ -229,7 +230,7 @@ def test_users_in_any_order_of_the_source(tmp_path, model):
 @pytest.mark.slow
 def test_groups_of_rows_are_the_same_whoever_is_carried_over(tmp_path, model, monkeypatch):
     """Users per row group are 256; here 4."""
-    monkeypatch.setattr(bucket, "_USERS_A_GROUP", 4)
+    monkeypatch.setattr("tfrz.embeddings.bucket._USERS_A_GROUP", 4)
     rows = [view("a", D0 - 30 * DAY)]
     rows += [view(f"b{i:02d}", D0 - (2 + n) * DAY, i + n) for i in range(9) for n in range(2)]
     rows += [view(f"b{i:02d}", D0 + HOUR, i) for i in range(9)]
@@ -571,19 +572,24 @@ def _stop_at(monkeypatch, owner, name: str, when, after: bool = False) -> None:
 _PLACES = {
     "while it reads": (lambda: job.WriteTimelines, "process", lambda self, b: b[0] == 2, False),
     "before the counts of what was read": (
-        lambda: job,
+        lambda: importlib.import_module("tfrz.embeddings.job"),
         "atomic_write",
         lambda p, _: p.name == "ingested.json",
         False,
     ),
     "while it encodes": (lambda: bucket.EncodeBucket, "_encode", lambda self, f, b: b == 3, False),
     "before a bucket is marked": (
-        lambda: bucket,
+        lambda: importlib.import_module("tfrz.embeddings.bucket"),
         "atomic_write",
         lambda p, _: p.name == "00001.json",
         False,
     ),
-    "before the report": (lambda: job, "health_report", lambda *_: True, False),
+    "before the report": (
+        lambda: importlib.import_module("tfrz.embeddings.job"),
+        "health_report",
+        lambda *_: True,
+        False,
+    ),
     "events are removed": (
         lambda: shutil,
         "rmtree",
@@ -775,7 +781,9 @@ def test_forgotten_while_a_run_ends(tmp_path, undisturbed, monkeypatch):
         return made
 
     with monkeypatch.context() as patch:
-        patch.setattr(lambda: job, "health_report", forgetting)
+        patch.setattr(
+            lambda: importlib.import_module("tfrz.embeddings.job"), "health_report", forgetting
+        )
         try:
             export(HandMade(SMALL), store, SECOND)
         except Exception as error:
