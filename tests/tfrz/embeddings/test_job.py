@@ -781,9 +781,7 @@ def test_forgotten_while_a_run_ends(tmp_path, undisturbed, monkeypatch):
         return made
 
     with monkeypatch.context() as patch:
-        patch.setattr(
-            lambda: importlib.import_module("tfrz.embeddings.job"), "health_report", forgetting
-        )
+        patch.setattr("tfrz.embeddings.job.health_report", forgetting)
         try:
             export(HandMade(SMALL), store, SECOND)
         except Exception as error:
