@@ -76,12 +76,17 @@ class ModelCase:
 registry.load_plugins()
 
 
+def _module(model: str) -> Any:
+    return importlib.import_module(f"tests.conformance.cases.{model}")
+
+
 def _cases(attribute: str) -> list[Any]:
-    found = []
-    for name in registry.names():
-        module = importlib.import_module(f"tests.conformance.cases.{name}")
-        found += list(getattr(module, attribute))
-    return found
+    return [case for name in registry.names() for case in getattr(_module(name), attribute)]
+
+
+def dense_settings(model: str) -> tuple[str, ...] | None:
+    """Overrides with which a model has dense or full cross layers; None if it never has any."""
+    return getattr(_module(model), "DENSE_SETTINGS", ())
 
 
 LAYER_CASES: list[LayerCase] = _cases("LAYER_CASES")

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfrz.config import from_mapping, to_mapping
 from tfrz.data.spec import UserEmbedding
-from tfrz.models.low_rank import low_rank_layers, with_low_rank
+from tfrz.models.factorizable import low_rank_layers, with_low_rank
 
 Model = TypeVar("Model", bound="ZooModel")
 
@@ -26,8 +26,8 @@ class ZooModel(keras.Model):
 
     A subclass sets `config_class` and `arguments`, keeps every constructor argument in an attribute
     of the same name, and implements `embed`, `interact` and `compute_output_shape`. It makes all
-    its variables in the constructor, so that their initial values depend on the seed alone. Give
-    every layer a unique name: checkpoints and warm starts find weights by it.
+    its variables in the constructor, so that their initial values depend on the seed alone, and
+    keeps them in layers with unique names: SavedModels and warm starts find weights by these.
 
     Attributes:
       config_class: the class of `config`.

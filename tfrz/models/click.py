@@ -12,7 +12,7 @@ from tfrz.data.spec import UserEmbedding
 from tfrz.layers.history import LongHistoryAdapter
 from tfrz.layers.pooling import mean_of_real
 from tfrz.models.base import ZooModel
-from tfrz.models.long_history import read_long_history
+from tfrz.models.user_embedding import read_user_embedding
 
 
 class ClickModel(ZooModel):
@@ -32,7 +32,7 @@ class ClickModel(ZooModel):
       numeric: names of float inputs, already normalised.
       long_history: the embedding of the user that comes with an example; None for none.
       adapter: how it is read, linear or gate (see `tfrz.layers.LongHistoryAdapter`).
-      adapter_units: width of what is read.
+      adapter_units: width of its output.
 
     Call arguments:
       inputs: a dict. Univalent ids int64 `[batch]`, multivalent ids int64 `[batch, values]`,
@@ -121,7 +121,7 @@ class ClickModel(ZooModel):
             fields.append(vectors)
         fields += [tf.cast(inputs[name], dtype)[:, None] for name in self.numeric]
         if self.long_history_adapter is not None and self.long_history is not None:
-            read = self.long_history_adapter(*read_long_history(inputs, self.long_history))
+            read = self.long_history_adapter(*read_user_embedding(inputs, self.long_history))
             fields.append(tf.cast(read, dtype))
         return tf.concat(fields, axis=1)
 

@@ -1,8 +1,9 @@
-"""DCN-V2: cross layers over the embeddings of all fields, stacked on or beside a ReLU network."""
+"""DCN-V2: cross layers on the embeddings of all fields, below or beside a ReLU network."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from tfrz.layers.cross import Cross, LowRankCross, MixtureOfLowRankCross
 from tfrz.layers.dropout import SeededDropout
 from tfrz.layers.low_rank import LowRankDense
 from tfrz.models.click import ClickModel
-from tfrz.models.low_rank import placed_layers
+from tfrz.models.factorizable import placed_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,25 +25,25 @@ class DCNv2Config:
     Attributes:
       structure: stacked (the ReLU network reads the last cross layer) or parallel (both read the
         embeddings, and the logit reads both).
-      cross: full, low_rank or mixture.
-      num_cross_layers: 0 leaves the plain ReLU network.
-      rank: of one low-rank layer or of one expert. (The paper's tables quote the total.)
+      cross: the kind of cross layers: full, low_rank or mixture.
+      num_cross_layers: number of cross layers; 0 for a plain ReLU network.
+      rank: rank of one low-rank layer or of one expert. The paper's tables quote the total.
       num_experts: experts of a mixture layer.
       gate: softmax, sigmoid or constant.
-      gate_constant: value of constant gates.
+      gate_constant: the value of constant gates.
       expert_activation: Keras activation inside the subspace; "linear" for none.
       inner_map: whether the experts have the inner map C (equation 4).
-      hidden_units: widths of the ReLU layers; none leaves the cross network alone.
-      hidden_rank: of the ReLU layers' matrices: one for all or one for each, 0 for a dense layer;
-        null leaves all dense.
+      hidden_units: widths of the ReLU layers; empty for a cross network without any.
+      hidden_rank: rank of the ReLU layers' matrices, one for all or one for each; 0 for a dense
+        layer, null if all are dense.
       embedding_dim: width of each field; null for the paper's rule, the average over the fields
         of 6 * (vocabulary size)^(1/4).
       embedding_scale: standard deviation of the initial embeddings.
-      cross_decay: lambda of the penalty on the squared Frobenius norms of the cross layers.
+      cross_decay: weight lambda of the penalty on the squared Frobenius norms of the cross layers.
       deep_decay: the same for the kernels of the ReLU layers. The paper does not say whether its
         penalty includes them.
       dropout: share of the ReLU activations dropped in training.
-      logit_bias: add a bias to the logit; the paper writes none.
+      logit_bias: add a bias to the logit; the paper has none.
     """
 
     structure: Literal["stacked", "parallel"] = "stacked"
@@ -102,15 +103,16 @@ def embedding_width(vocabulary_sizes: Sequence[int]) -> int:
       >>> embedding_width([10000, 16])
       36
     """
-    return round(sum(6 * size**0.25 for size in vocabulary_sizes) / len(vocabulary_sizes))
+    widths = [6 * math.pow(size, 0.25) for size in vocabulary_sizes]
+    return round(sum(widths) / len(widths))
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
 class DCNv2(ClickModel):
     """Deep & Cross Network V2.
 
-    Formula: with `x0` the concatenation of all embeddings, the numeric inputs and, where the
-    examples carry one, the adapted embedding of the user's long history,
+    Formula: with `x0` the concatenation of all embeddings, of the numeric inputs and, if examples
+    carry one, of the adapted embedding of the user's long history,
 
         stacked:  logit = w . deep(cross(x0))
         parallel: logit = w . [cross(x0), deep(x0)]
@@ -120,12 +122,12 @@ class DCNv2(ClickModel):
       vocabulary_sizes: input name to the rows of its embedding: padding (id 0), the vocabulary
         and the out-of-vocabulary buckets.
       multivalent: inputs of `vocabulary_sizes` with several ids per example; the field's vector
-        is the mean of their embeddings, ids of 0 left out, and zero if none is left.
+        is the mean of their embeddings. Ids of 0 are left out; the vector is zero if none is left.
       numeric: names of float inputs, already normalised: a cross network of L layers is a
         polynomial of degree L + 1 in them.
       long_history: the embedding of the user that comes with an example; None for none.
       adapter: how it is read, linear or gate (see `tfrz.layers.LongHistoryAdapter`).
-      adapter_units: width of what is read.
+      adapter_units: width of its output.
 
     Call arguments:
       inputs: a dict. Univalent ids int64 `[batch]`, multivalent ids int64 `[batch, values]`,
@@ -137,7 +139,7 @@ class DCNv2(ClickModel):
       Logits, float32 `[batch]`.
 
     Raises:
-      ConfigError: no inputs at all, or neither cross nor ReLU layers.
+      ConfigError: there are no inputs, or neither cross nor ReLU layers.
 
     Example:
       >>> model = DCNv2(DCNv2Config(embedding_dim=4), {"user_xf": 10, "item_xf": 20})
@@ -177,7 +179,7 @@ class DCNv2(ClickModel):
             for i in range(len(config.hidden_units))
             if config.dropout
         ]
-        # The logit stays in float32: a sum of hundreds of terms in bfloat16 would lose it.
+        # The logit stays in float32: a sum of hundreds of terms loses too much in bfloat16.
         self.logit = keras.layers.Dense(
             1, use_bias=config.logit_bias, name="logit", dtype="float32"
         )
@@ -225,7 +227,7 @@ class DCNv2(ClickModel):
         self.logit.build((None, width))
 
     def interact(self, x0: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Logits `[batch]` of embedded inputs `[batch, dim]`: the dense part of the model."""
+        """Logits `[batch]` of embedded inputs `[batch, dim]`."""
         x = x0
         for layer in self.cross_layers:
             x = layer(x0, x)

@@ -1,4 +1,4 @@
-"""DV365: an upstream model that makes a few vectors of a user's whole history, for all others."""
+"""DV365: encodes a user's whole history as a few vectors that other models read."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from tfrz.models.base import ZooModel
 
 @dataclasses.dataclass(frozen=True)
 class DV365Config:
-    """The shape of a DV365 and of the ranker that it is trained in.
+    """The shape of a DV365 and of the ranker that trains it.
 
     Attributes:
-      dim: D, the width of the slices' vectors and of the user's.
-      encoder: both (the funnel's vectors and those of the linear compression, one after the other),
-        funnel, linear, or none (the ranker does without the history: a baseline).
-      funnel_blocks: of the funnel; each divides the number of vectors by `stride`.
+      dim: D, the width of the slices' and the user's vectors.
+      encoder: both (the vectors of the funnel, then those of the linear compression), funnel,
+        linear, or none (a baseline: the ranker without the history).
+      funnel_blocks: blocks of the funnel; each divides the number of vectors by `stride`.
       layers_per_block: encoder layers of a block.
-      num_heads: of attention.
-      stride: of the mean pooling after a block.
-      attend_over: dims (positions are the D dimensions, the width is the number of slices:
-        parameters are shared by all dimensions) or tokens (positions are the slices).
-      linear_outputs: vectors of the linear compression.
+      num_heads: attention heads.
+      stride: stride of the mean pooling after a block.
+      attend_over: dims (positions are the D dimensions and the width is the number of slices, so
+        all dimensions share the parameters) or tokens (positions are the slices).
+      linear_outputs: number of vectors from the linear compression.
       candidate_dim: width of the candidates' vectors.
-      hidden_units: ReLU layers of the ranker.
-      dropout: in the funnel and the ranker.
+      hidden_units: widths of the ranker's ReLU layers.
+      dropout: share of values dropped in training, in the funnel and the ranker.
       embedding_scale: bound of the uniform initial embeddings.
     """
 
@@ -64,7 +64,7 @@ class DV365Config:
 
 @keras.saving.register_keras_serializable(package="tfrz")
 class DV365(ZooModel):
-    """A user's history as vectors, learned by ranking candidates for several tasks.
+    """Encodes a user's history as vectors, learned by ranking candidates for several tasks.
 
     Formula: with x_f the weighted mean of slice f and X = [x_1 ... x_N],
 
@@ -73,12 +73,12 @@ class DV365(ZooModel):
 
     Args:
       config: the shape of the network.
-      tables: table of slices to the places of its slices in X.
+      tables: table of slices to the positions of its slices in X.
       table_ids: table of slices to its type of id.
-      vocabulary_sizes: type of id to its ids in all: padding, vocabulary, out of vocabulary.
-      candidates: how many an example has.
+      vocabulary_sizes: type of id to its number of ids: padding, vocabulary, out of vocabulary.
+      candidates: number of candidates of an example.
       described: types of ids that describe a candidate.
-      recent: whether examples bring the newest events' ids.
+      recent: whether examples contain the ids of the newest events.
       num_tasks: outputs for each candidate.
 
     Call arguments:
@@ -201,7 +201,7 @@ class DV365(ZooModel):
         return funnel + (self.config.linear_outputs if self.compression is not None else 0)
 
     def _build_parts(self) -> None:
-        """Makes all variables now, so that the order of first calls cannot change them."""
+        """Creates all variables, so that the order of first calls does not change them."""
         config, kinds = self.config, len(self.described)
         for layers in (self.slice_tables, self.candidate_tables, self.recent_tables):
             for layer in layers.values():
@@ -228,7 +228,7 @@ class DV365(ZooModel):
 
     @staticmethod
     def _entries(inputs: Mapping[str, Any], name: str) -> tuple[tf.Tensor, ...]:
-        """Row, place, id and weight of every entry of a list that is not padding, and the rows."""
+        """Row, place, id and weight of every entry that is not padding, and the number of rows."""
         ids, places, weights = (
             inputs[f"{name}_{part}_xf"] for part in ("ids", "places", "weights")
         )
@@ -252,7 +252,7 @@ class DV365(ZooModel):
         return layer.sums_of(rows, places, ids, weights, batch)
 
     def in_order(self, by_table: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Values of each table's slices `[batch, slices of it, ...]` in the order of all slices."""
+        """The tables' values `[batch, slices of the table, ...]` in the order of all slices."""
         together = tf.concat([by_table[name] for name in self.tables], axis=1)
         placed = [place for places in self.tables.values() for place in places]
         order = [placed.index(place) for place in range(self.num_slices)]
@@ -277,7 +277,7 @@ class DV365(ZooModel):
         return tf.concat(parts, axis=1)
 
     def embed(self, inputs: Mapping[str, Any], training: bool = False) -> dict[str, tf.Tensor]:
-        """What the dense part reads: X, sums of weights, vectors of candidates and recent ids."""
+        """Looks up X, the sums of weights, and the vectors of candidates and of recent ids."""
         del training
 
         def means(layers: Mapping[str, MultiSlicePooling]) -> tf.Tensor:
@@ -292,7 +292,7 @@ class DV365(ZooModel):
         return embedded
 
     def interact(self, embedded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Outputs `[batch, candidates, tasks]` of what `embed` gives."""
+        """Outputs `[batch, candidates, tasks]` from the result of `embed`."""
         dtype = self.compute_dtype
         candidates = tf.cast(embedded["candidates"], dtype)  # [batch, candidates, kinds, dim]
         shape = tf.shape(candidates)[:2]

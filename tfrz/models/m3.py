@@ -1,4 +1,4 @@
-"""M3: encoders of tiny, short and long range, mixed by a gate that the context drives."""
+"""M3: encoders of tiny, short and long range, mixed by gates that depend on the context."""
 
 from __future__ import annotations
 
@@ -164,11 +164,11 @@ class M3(NextItemModel):
         return self.mixture(z, self._gate_inputs(z, embedded), mask=self._mask(embedded))
 
     def gates(self, inputs: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        """How the mixture weighs its encoders at every event.
+        """The weights of the mixture's encoders at every event.
 
         Returns:
-          The gates `[batch, time, ranges]`, and the norms of `G^k SE^k` in the same shape: gates
-          of encoders whose outputs differ in scale are not comparable by themselves.
+          The gates `[batch, time, ranges]`, and the norms of `G^k SE^k` in the same shape. Gates
+          alone are not comparable if the outputs of the encoders differ in scale.
         """
         require(self.config.encoder == "mixture", "model.encoder", "has no gates")
         embedded = self.embed(inputs)

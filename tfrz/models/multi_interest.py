@@ -1,4 +1,4 @@
-"""Two-tower retrieval whose users have several vectors; an item is scored by the best of them."""
+"""Two-tower retrieval with several vectors a user; the best of them scores an item."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.config import check_range, require
 from tfrz.layers.dropout import SeededDropout
@@ -24,26 +25,26 @@ from tfrz.models.next_item import HistoryModel
 
 @dataclasses.dataclass(frozen=True)
 class MultiInterestConfig:
-    """The shape of the towers, and what they are trained by.
+    """The shape of the towers, and how they are trained.
 
     Attributes:
       user_tower: shallow (unprojected attention), deep (projection and residual self-attention), or
-        popularity (no history is read: vectors that all users share, a baseline).
+        popularity (a baseline: vectors that all users share, without a history).
       num_interests: H, vectors of a user; 1 is the plain two-tower model.
       dim: width of embeddings and of both towers' outputs.
       num_layers: residual self-attention layers of the deep tower.
       num_heads: attention heads of each.
-      positions: the deep tower adds sinusoids counted from the last event; off for sets.
-      dropout: share of the values dropped in training, of the deep tower and of item embeddings.
+      positions: whether the deep tower adds sinusoidal positions, counted from the last event.
+      dropout: share of the values dropped in training, in the deep tower and the item embeddings.
       item_layers: layers of the item tower's MLP, the last linear; 0 for a plain table.
-      item_features: read the features of the catalogue, where the source has any.
+      item_features: read the features of the catalogue, if the source has one.
       embedding_scale: half the width of the uniform distribution of initial embeddings.
       query_scale: standard deviation of the initial queries.
       normalize: L2-normalise both towers' outputs.
       temperature: tau; scores are divided by it.
-      log_q: correct the logits of training for how often a candidate is expected.
-      num_negatives: uniform negatives of a batch, besides its own targets.
-      focal_gamma: weight losses by `(1 - p)^gamma`; 0 for none.
+      log_q: correct the logits in training for how often a candidate is expected.
+      num_negatives: uniform negatives of a batch, in addition to its own targets.
+      focal_gamma: weight losses by `(1 - p)^gamma`; 0 for no weights.
       disagreement: weight of the penalty on the cosines of the queries.
     """
 
@@ -76,15 +77,16 @@ class MultiInterestConfig:
 
 @keras.saving.register_keras_serializable(package="tfrz")
 class ItemStatistics(keras.layers.Layer):
-    """What a two-tower model knows of its items without learning it; no layer to call.
+    """Statistics and features of the items, as weights that are not trained; it is not called.
 
-    Weights, a row for each id: `counts` (how often the item is a training target), `weights` (what
-    an example with that target weighs), and a column for each feature of the catalogue.
+    The weights have a row for each id: `counts` (how often the item is a training target),
+    `example_weights` (the weight of an example with that target), and a column for each feature of
+    the catalogue.
 
     Args:
-      rows: ids in all.
+      rows: the number of ids.
       features: names to the width of a multivalent feature, or 0 for one value.
-      numeric: those of them that are numbers.
+      numeric: names of the features that are numbers.
     """
 
     def __init__(
@@ -125,7 +127,7 @@ class ItemStatistics(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tfrz")
 class MultiInterest(HistoryModel):
-    """Two towers: several vectors of a user, one of an item.
+    """Two towers: several vectors for a user, one for an item.
 
     Formula, with x the embedded events of a history:
 
@@ -133,13 +135,13 @@ class MultiInterest(HistoryModel):
         v_i    = MLP(sqrt(d) (E_i[i] + sum_f mean F_f[i]))  ELU between layers, the last linear
         S(u,i) = max_h U_h . v_i / tau
 
-    The input table E_u and the item tower's table E_i are separate. Where the source has contexts,
-    those of an event are added to its vector, and those of the request stand as one more event at
-    the end. A history without events then has all scores 0 (or those of the request's context),
-    and equal scores are in the order of the vocabulary: by popularity.
+    The input table E_u and the item tower's table E_i are separate. If the source has contexts,
+    those of an event are added to its vector, and those of the request become one more event at the
+    end. A history without events has scores of 0, or those of the request's context. Equal scores
+    are ordered like the vocabulary, which is by popularity.
 
-    Where the examples carry an embedding of the user's long history, what an adapter reads of it is
-    added to every U_h, before they are normalised.
+    If the examples carry an embedding of the user's long history, an adapter's output is added to
+    every U_h before they are normalised.
 
     Args:
       config: the shape of the towers.
@@ -150,7 +152,7 @@ class MultiInterest(HistoryModel):
       numeric: names of numeric contexts.
       padding: the side on which histories are padded, `right` or `left`; positions need `left`.
       features: categorical feature of the items to the number of its ids.
-      multivalent: those of them with several values, to how many at most.
+      multivalent: the ones of these with several values, to the largest number of values.
       numeric_features: numeric features of the items.
       **kwargs: `long_history` and `adapter` of `HistoryModel`, and Keras's own.
 
@@ -271,7 +273,7 @@ class MultiInterest(HistoryModel):
         )
 
     def _build_parts(self) -> None:
-        """Makes all variables now, so that the order of first calls cannot change them."""
+        """Creates all variables, so that the order of first calls does not change them."""
         tables = [self.items, *self.context_tables.values(), *self.feature_tables.values()]
         for table in [*([self.events] if self.events is not None else []), *tables]:
             table.build((None,))
@@ -286,7 +288,7 @@ class MultiInterest(HistoryModel):
         self.user_tower.build((None,) if self.events is None else (None, None, dim))
         self.built = True
 
-    # What density weighting asks for.
+    # Density weighting.
 
     @property
     def target_counts(self) -> tf.Variable:
@@ -295,24 +297,25 @@ class MultiInterest(HistoryModel):
 
     @property
     def target_weights(self) -> tf.Variable:
-        """What an example with each target weighs, float32 `[item_rows]`."""
+        """The weight of an example with each target, float32 `[item_rows]`."""
         return self.statistics.weights_of
 
     @property
     def item_tower(self) -> list[keras.layers.Layer]:
-        """The layers that vectors of items depend on."""
+        """The layers that the vectors of items depend on."""
         numbers = [self.feature_numbers] if self.feature_numbers is not None else []
         return [self.items, *self.feature_tables.values(), *numbers, *self.item_mlp]
 
-    def item_embeddings(self) -> np.ndarray:
+    def item_embeddings(self) -> NDArray[np.float32]:
         """V of the ids 1..V, float32 `[V, dim]`."""
-        return self.item_vectors().numpy()
+        vectors: NDArray[np.float32] = self.item_vectors().numpy()
+        return vectors
 
-    def set_item_features(self, columns: Mapping[str, np.ndarray]) -> None:
-        """Tells the features of the ids 1..V; padding and unknown items have none.
+    def set_item_features(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Sets the features of the ids 1..V; padding and unknown items have none.
 
         Args:
-          columns: names to `[V]`, or `[V, at most the width]`.
+          columns: names to arrays `[V]`, or `[V, values]` with at most the feature's width.
         """
         for name, variable in self.statistics.columns.items():
             rows = np.zeros(tuple(variable.shape), variable.dtype.as_numpy_dtype)
@@ -328,12 +331,12 @@ class MultiInterest(HistoryModel):
     def embed_items(
         self, ids: tf.Tensor, columns: Mapping[str, tf.Tensor] | None = None
     ) -> tf.Tensor:
-        """What the item tower's MLP reads, `[items, dim]`.
+        """The input of the item tower's MLP, `[items, dim]`.
 
         Args:
-          ids: `[items]`; padding and unknown ids have no embedding of their own where there are
-            features to know them by.
-          columns: features of the items; those of the vocabulary if left out.
+          ids: `[items]`. If items have features, padding and unknown ids have no embedding of
+            their own.
+          columns: features of the items; None for those of the vocabulary.
         """
         scale = self.config.dim**0.5
         vectors = tf.cast(self.items(ids), self.compute_dtype)
@@ -385,7 +388,7 @@ class MultiInterest(HistoryModel):
     def embed(
         self, inputs: Mapping[str, tf.Tensor], training: bool = False
     ) -> dict[str, tf.Tensor]:
-        """What is looked up: `events` `[batch, time, dim]`, `real` `[batch, time]`, and more."""
+        """Looks up `events` `[batch, time, dim]`, `real` `[batch, time]` and the long history."""
         del training
         return self._embed_events(inputs) | self.embed_long_history(inputs)
 
@@ -427,7 +430,7 @@ class MultiInterest(HistoryModel):
         return users
 
     def disagreement(self) -> tf.Tensor:
-        """The penalty on queries that agree, a scalar; 0 where there are none."""
+        """The penalty on similar queries, a scalar; 0 if there are no two of them."""
         if self.events is None or self.config.num_interests == 1:
             return tf.constant(0.0)
         return tf.cast(self.user_tower.interests.disagreement(), tf.float32)

@@ -15,7 +15,7 @@ from tfrz.layers.dropout import SeededDropout
 from tfrz.layers.history import LongHistoryAdapter
 from tfrz.losses.retrieval import NegativeSampler
 from tfrz.models.base import ZooModel
-from tfrz.models.long_history import read_long_history
+from tfrz.models.user_embedding import read_user_embedding
 
 
 class HistoryModel(ZooModel):
@@ -81,7 +81,7 @@ class HistoryModel(ZooModel):
         """The user's vectors and whether they are missing; nothing without a long history."""
         if self.long_history is None:
             return {}
-        vectors, missing = read_long_history(inputs, self.long_history)
+        vectors, missing = read_user_embedding(inputs, self.long_history)
         return {"long_history": vectors, "no_long_history": missing}
 
     def compute_output_shape(

@@ -1,4 +1,4 @@
-"""Seq2slate: a pointer network that re-ranks a list, and scorers of single candidates beside it."""
+"""Seq2slate: a pointer network that re-ranks a list, and simpler scorers to compare with."""
 
 from __future__ import annotations
 
@@ -33,31 +33,33 @@ LISTWISE = ("softmax", "approx_ndcg", "lambda_rank")
 class Seq2SlateConfig:
     """The shape of a re-ranker, and how it is trained.
 
-    The paper's text was not at hand when this was written: widths, initialisation and the exact
-    training objectives are choices, each a switch here.
+    The paper's full text was not available when this was written. Widths, initialisation and the
+    exact training objectives are choices, and each is an option here.
 
     Attributes:
-      scorer: sequential (a decoder step for each position), one_step (one decoder step, its scores
-        ranked), or mlp (each candidate by itself, to compare with).
+      scorer: sequential (a decoder step for each position), one_step (ranks the scores of a single
+        decoder step), or mlp (scores each candidate by itself, to compare with).
       units: H, the width of encoder and decoder.
-      input_units: widths of ReLU layers before the encoder; none feeds the features raw.
+      input_units: widths of ReLU layers before the encoder; empty for none.
       hidden_units: widths of the mlp's ReLU layers.
-      position: give each candidate its place in the base ranker's order, one-hot.
-      embedding_dim: of each categorical feature.
-      initial_scale: the kernels of encoder and decoder, the pointer, the decoder's first input and
-        embeddings start uniform between minus this and this; recurrent kernels and ReLU layers
-        start as Keras has them.
+      position: add each candidate's position in the base ranker's order, one-hot.
+      embedding_dim: width of the embedding of each categorical feature.
+      initial_scale: initial values are uniform between minus this and this: the kernels of encoder
+        and decoder, the pointer, the decoder's first input and embeddings. Recurrent kernels and
+        ReLU layers have Keras's initial values.
       dropout: share of the features' values dropped in training.
-      loss: per step, cross_entropy, hinge or smooth_hinge; reinforce; or for one_step and mlp
+      loss: cross_entropy, hinge or smooth_hinge at every step; reinforce; or, for one_step and mlp,
         sigmoid (pointwise), softmax, approx_ndcg or lambda_rank of TF-Ranking.
-      trajectory: the slates that step losses follow: greedy or sample.
+      trajectory: the slates that step losses follow, greedy or sample.
       score_term: with sampled slates, add the gradient of their probability (unbiased, noisier).
-      normalizer: cross_entropy divides by the positives remaining, or by all of the list.
+      normalizer: cross_entropy divides by the number of positives that remain, or of all positives
+        in the list.
       step_weights: log (1 / ln(j + 1)) or equal.
-      reward: of reinforce: ndcg, map or clicks.
-      reward_at: its cut.
-      baseline: of reinforce: none, mean (of the batch's other lists) or greedy (self-critical).
-      beam_width: beams at serving; 1 is greedy. For the sequential decoder.
+      reward: the reward of reinforce: ndcg, map or clicks.
+      reward_at: positions that the reward counts.
+      baseline: the baseline of reinforce: none, mean (of the batch's other lists) or greedy
+        (self-critical).
+      beam_width: beams when serving; 1 is greedy. For the sequential decoder only.
     """
 
     scorer: Literal["sequential", "one_step", "mlp"] = "sequential"
@@ -113,9 +115,9 @@ class Seq2SlateConfig:
 class Seq2Slate(ZooModel):
     """Re-ranks the candidates of a list, each choice depending on those before it.
 
-    Formula: `p(pi | x) = prod_j p(pi_j | pi_<j, x)` by an LSTM encoder over the base ranker's order
-    and a pointer decoder (see `tfrz.layers.PointerDecoder`). With one step, or an mlp, all steps
-    have the same scores, and p is the Plackett-Luce distribution.
+    Formula: `p(pi | x) = prod_j p(pi_j | pi_<j, x)`, computed by an LSTM encoder over the base
+    ranker's order and a pointer decoder (see `tfrz.layers.PointerDecoder`). With one step or an
+    mlp, all steps have the same scores, and p is the Plackett-Luce distribution.
 
     Args:
       config: the shape of the network.
@@ -133,8 +135,8 @@ class Seq2Slate(ZooModel):
       training: whether dropout is on.
 
     Returns:
-      The first step's scores, float32 `[batch, N]`, 0 at padding: what a ranking in one step goes
-      by. `rerank` and `beams` build slates.
+      The first step's scores, float32 `[batch, N]`, 0 at padding. `rerank` and `beams` build
+      slates.
 
     Raises:
       ConfigError: an argument is out of its range.
@@ -199,7 +201,7 @@ class Seq2Slate(ZooModel):
         self._build_parts()
 
     def _build_parts(self) -> None:
-        """Makes all variables now, so that the order of first calls cannot change them."""
+        """Creates all variables, so that the order of first calls does not change them."""
         for table in self.tables.values():
             table.build((None,))
         width = self.num_features + self.num_context
@@ -213,7 +215,7 @@ class Seq2Slate(ZooModel):
         if self.encoder is not None and self.decoder is not None:
             self.encoder.build((None, self.length, width))
             self.decoder.build((None, self.length, width))
-        else:
+        elif self.output_layer is not None:
             self.output_layer.build((None, None, width))
         self.draws = self.add_weight(
             name="draws", shape=(), dtype="int32", initializer="zeros", trainable=False
@@ -223,17 +225,17 @@ class Seq2Slate(ZooModel):
     def next_seed(self, seed: int = 0) -> tf.Tensor:
         """The seed of the next batch of samples, int32 `[2]`: a function of (seed, calls so far).
 
-        The counter is a weight, so that a resumed run draws what an uninterrupted one draws.
+        The counter is a weight, so that a resumed run makes the same draws as one without a break.
         """
         draw = tf.convert_to_tensor(self.draws)
         self.draws.assign(draw + 1)
-        # A slate's steps count up the second number.
+        # The steps of a slate increment the second number.
         return tf.stack([draw, tf.constant(seed * self.length, tf.int32)])
 
     def embed(
         self, inputs: Mapping[str, tf.Tensor], training: bool = False
     ) -> dict[str, tf.Tensor]:
-        """What is looked up: `x` `[batch, N, dim]` and boolean `valid` `[batch, N]`."""
+        """Looks up `x` `[batch, N, dim]` and boolean `valid` `[batch, N]`."""
         del training
         numeric = tf.cast(inputs["features_xf"], self.compute_dtype)
         valid = tf.cast(inputs["mask_xf"], tf.bool)
@@ -280,7 +282,7 @@ class Seq2Slate(ZooModel):
         constraints: SlateConstraints | None = None,
         training: bool = False,
     ) -> Slate:
-        """A slate of what `embed` gave; see `tfrz.layers.pointer.roll` for the arguments."""
+        """A slate from the result of `embed`; see `tfrz.layers.pointer.roll` for the arguments."""
         if self.config.scorer == "sequential":
             assert self.encoder is not None
             assert self.decoder is not None
@@ -317,7 +319,7 @@ class Seq2Slate(ZooModel):
         return Slate(positions, every, available, logs)
 
     def rerank(self, inputs: Mapping[str, tf.Tensor], **arguments: Any) -> Slate:
-        """A slate for each list of `inputs`; arguments as of `slate`."""
+        """A slate for each list of `inputs`, with the arguments of `slate`."""
         return self.slate(self.embed(inputs), **arguments)
 
     def beams(
@@ -350,10 +352,7 @@ class Seq2Slate(ZooModel):
     def best(
         self, inputs: Mapping[str, tf.Tensor], constraints: SlateConstraints | None = None
     ) -> Slate:
-        """The slate to show: greedy, or the best beam where that is more probable.
-
-        A beam can end below the greedy slate; then that is returned.
-        """
+        """The slate to show: the more probable one of the greedy slate and the best beam."""
         embedded = self.embed(inputs)
         greedy = self.slate(embedded, constraints=constraints)
         width = self.config.beam_width

@@ -1,4 +1,4 @@
-"""A recommender policy trained by REINFORCE from the logs of others, corrected for pages of K."""
+"""A policy trained by REINFORCE from the logs of another policy, corrected for pages of K items."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from tfrz.models.next_item import HistoryModel
 
 @dataclasses.dataclass(frozen=True)
 class TopKReinforceConfig:
-    """The shape of the policy, and what it is trained by.
+    """The shape of the policy, and how it is trained.
 
     Attributes:
       action_dim: m, width of the embeddings of past actions.
       units: n, width of the state and of the output embeddings.
-      k: K, draws of a page that the gradient is corrected for; 1 for one recommendation.
+      k: K, the number of draws on a page; 1 for a single recommendation.
       cap: c, bound on pi / beta; null for none.
-      weights: capped, normalized (NIS), or none (naive: what the logs reward, biased).
-      multiplier: lambda, or alpha (what public code uses; not the gradient of a page's reward).
-      cap_after: cap the product with the multiplier instead.
+      weights: capped, normalized (NIS), or none (naive and biased: the logged rewards as they are).
+      multiplier: lambda, or alpha (used by public code; not the gradient of a page's reward).
+      cap_after: cap the product with the multiplier instead of pi / beta.
       gamma: discount of later rewards.
-      warm_up: places at the start of a full window that only bring the state up to date.
-      look_ahead: places at its end that only bring rewards.
-      propensities: where the log has propensities, use them instead of the head's estimate.
+      warm_up: positions at the start of a full window that only update the state.
+      look_ahead: positions at its end that only contribute rewards.
+      propensities: use the propensities of the log, if it has any, instead of the head's estimate.
       loss: softmax over all actions, or over sampled negatives, the same for both heads.
       num_sampled: negatives of a batch.
       sampling: uniform, or log_uniform over the rank of popularity.
@@ -94,7 +94,7 @@ class TopKReinforce(HistoryModel):
         pi(a)   = softmax_a(h_t . v_a / T)
         beta(a) = softmax_a(sg(h_t) . v'_a)
 
-    Neither head has a bias, so that an index of the v_a serves what was trained. The gradient of
+    Neither head has a bias, so that an index of the v_a serves the trained policy. The gradient of
     the logger's head stops at the state.
 
     Args:
@@ -175,7 +175,7 @@ class TopKReinforce(HistoryModel):
         self._build_parts()
 
     def _build_parts(self) -> None:
-        """Makes all variables now, so that the order of first calls cannot change them."""
+        """Creates all variables, so that the order of first calls does not change them."""
         tables = [self.actions, self.policy_head, self.behavior_head]
         for layer in (*tables, *self.past_contexts.values(), *self.request_contexts.values()):
             layer.build((None,))
@@ -192,9 +192,10 @@ class TopKReinforce(HistoryModel):
     def embed(
         self, inputs: Mapping[str, tf.Tensor], training: bool = False
     ) -> dict[str, tf.Tensor]:
-        """What is looked up: `past` `[batch, time, dim]`, `real`, and `request` `[batch, units]`.
+        """Looks up `past` `[batch, time, dim]`, `real` `[batch, time]` and contexts.
 
-        With contexts also `requests`, those of every past action, `[batch, time, units]`.
+        With contexts, the result also has `request` `[batch, units]` and, for every past action,
+        `requests` `[batch, time, units]`.
         """
         del training
         history = tf.convert_to_tensor(inputs["history_xf"])
@@ -216,7 +217,7 @@ class TopKReinforce(HistoryModel):
         return embedded
 
     def encode(self, embedded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """The h before every action of the window and of the request `[batch, time + 1, units]`."""
+        """The h before every action of the window and the request, `[batch, time + 1, units]`."""
         del training
         states = tf.cast(self.rnn(embedded["past"], mask=embedded["real"]), tf.float32)
         if "request" not in embedded:
@@ -235,18 +236,18 @@ class TopKReinforce(HistoryModel):
         return scores / self.config.temperature
 
     def behavior_logits(self, hidden: tf.Tensor) -> tf.Tensor:
-        """Logits of beta, `[..., A]`; no gradient reaches the state."""
+        """Logits of beta, `[..., A]`. No gradient reaches the state."""
         return tf.tensordot(tf.stop_gradient(hidden), self.head("behavior"), [[-1], [1]])
 
     def draw(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
-        """What a sampled softmax looks up: negatives, the same for both heads, and vectors.
+        """Looks up negatives, the same for both heads, and vectors for a sampled softmax.
 
         Args:
           ids: actions, from 1, any shape.
 
         Returns:
           `negatives` int64 `[n]`, and for each head the vectors of the actions and of the
-          negatives, `<head>_own` and `<head>_negatives`; nothing for a whole softmax.
+          negatives, `<head>_own` and `<head>_negatives`. Empty for a softmax over all actions.
         """
         if self.sampler is None:
             return {}
@@ -264,8 +265,8 @@ class TopKReinforce(HistoryModel):
 
         Args:
           hidden: h before each action, `[..., units]`.
-          ids: actions, from 1, `[...]`; what comes of others is meaningless but finite.
-          drawn: of `draw`.
+          ids: actions, from 1, `[...]`. The results for other ids are finite but meaningless.
+          drawn: the result of `draw`.
         """
         if self.sampler is None:
             policy = log_probability(self.policy_logits(hidden), ids)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tfrz.config import did_you_mean, require
 from tfrz.errors import ConfigError
 from tfrz.layers.low_rank import FullMatrix, LowRankDense, as_float64, as_rows, full_matrix
-from tfrz.models.low_rank import (
+from tfrz.models.factorizable import (
     Factorizable,
     low_rank_layers,
     low_rank_like,

@@ -148,3 +148,4 @@ MODEL_CASES = [
         _logits,
     ),
 ]
+DENSE_SETTINGS = ("model.cross=full",)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tests.conformance.case import LayerCase, ModelCase
-from tests.oracles import long_history, temporal
+from tests.oracles import next_item, temporal
 
 _TIME, _DIM, _UNITS = 7, 3, 4
 _PATH = "tfrz.layers.temporal:"
@@ -138,73 +138,20 @@ LAYER_CASES = [
 ]
 
 
-def _named(layer: Any) -> Weights:
-    return {
-        getattr(w, "path", w.name).split(":")[0].split("/")[-1]: np.asarray(w.numpy(), "float64")
-        for w in layer.weights
-    }
-
-
-def _dense(layers: list[Any], h: np.ndarray, linear: bool) -> np.ndarray:
-    for i, layer in enumerate(layers):
-        h = h @ np.asarray(layer.kernel.numpy(), "float64") + layer.bias.numpy()
-        if not (linear and i == len(layers) - 1):
-            h = temporal.relu(h)
-    return h
+def _encode(model: Any, z: np.ndarray, past: np.ndarray, request: np.ndarray) -> np.ndarray:
+    config, weights = model.config, next_item.named_weights(model.mixture)
+    if config.encoder == "caser":
+        return temporal.caser(z, weights, 5)
+    after = np.concatenate([past[1:], request])
+    u = z if config.gate == "bottom" else np.concatenate([past, after], axis=1)[None]
+    if u.shape[-1] == 0:
+        u = np.zeros((*z.shape[:2], 1))
+    gate = "fixed" if config.gate == "fixed" else config.gate_activation
+    return _mixture(weights, z, u, config.short_range, gate, config.ranges)
 
 
 def _logits(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
-    """The whole model, one history after the other, padding cut off."""
-    config, tables = (
-        model.config,
-        {n: t.embeddings.numpy() for n, t in model.context_tables.items()},
-    )
-    rows = []
-    read = long_history.read(model, batch) if model.long_history is not None else None
-    for row in range(len(batch["history_xf"])):
-        history = batch["history_xf"][row]
-        real = history != 0
-
-        def context(prefix: str, which: Any, row: int = row) -> np.ndarray:
-            parts = [np.zeros((*np.shape(batch["history_xf"][row][which]), 0))]
-            for name, size in model.context.items():
-                ids = batch[f"{prefix}{name}_xf"][row]
-                ids = ids[which] if prefix else np.full(np.shape(history[which]), ids)
-                parts.append(tables[name][ids] if name in tables else np.eye(size)[ids])
-            return np.concatenate(parts, axis=-1).astype("float64")
-
-        past, request = context("history_", real), context("", slice(0, 1))
-        x = model.items.embeddings.numpy()[history[real]].astype("float64")
-        z = np.concatenate([x, past], axis=1) if config.context_in_input else x
-        z = _dense(model.input_layers, z, False)[None]
-        after = np.concatenate([past[1:], request])
-        u = z if config.gate == "bottom" else np.concatenate([past, after], axis=1)[None]
-        if u.shape[-1] == 0:
-            u = np.zeros((*z.shape[:2], 1))
-        weights = _named(model.mixture)
-        if not real.any():
-            mixed = np.zeros((1, 1, config.encoder_dim))
-        elif config.encoder == "caser":
-            mixed = temporal.caser(z, weights, 5)
-        else:
-            mixed = _mixture(
-                weights,
-                z,
-                u,
-                config.short_range,
-                "fixed" if config.gate == "fixed" else config.gate_activation,
-                config.ranges,
-            )
-        h = mixed[0, -1:]
-        if config.context_in_output and model.output_layers:
-            h = np.concatenate([h, request], axis=1)
-        h = _dense(model.output_layers, h, config.linear_output)
-        end = 1 + model.num_items
-        Q = model.output_items.embeddings.numpy()[1:end].astype("float64")
-        if model.long_history is not None:
-            h = h + read[row]
-        rows.append(h @ Q.T + model.output_bias.embeddings.numpy()[1:end, 0])
-    return np.concatenate(rows)
+    return next_item.logits(model, batch, _encode)
 
 
 _SMALL = (

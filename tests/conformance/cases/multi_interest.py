@@ -159,3 +159,4 @@ MODEL_CASES = [
     ),
     ModelCase("multi_interest", "popularity", (*_SMALL, "model.user_tower=popularity"), _logits),
 ]
+DENSE_SETTINGS = ("model.item_layers=2",)

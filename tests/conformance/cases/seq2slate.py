@@ -113,3 +113,4 @@ MODEL_CASES = [
         _scores,
     ),
 ]
+DENSE_SETTINGS = ("model.input_units=[32]",)

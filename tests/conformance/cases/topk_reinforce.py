@@ -85,3 +85,5 @@ MODEL_CASES = [
         _logits,
     ),
 ]
+# Recurrent cells and embedding tables only.
+DENSE_SETTINGS = None

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.conformance.case import dense_settings
 from tfrz.cli.main import main
 from tfrz.config import read_yaml
 from tfrz.data.records import open_source
 from tfrz.errors import ConfigError
 from tfrz.layers import LowRankCross, LowRankDense
-from tfrz.models.low_rank import low_rank_layers, with_low_rank
+from tfrz.models.factorizable import low_rank_layers, with_low_rank
 from tfrz.training import fit as loop
 from tfrz.training.batches import ArrayBatches
 from tfrz.training.config import LowRankConfig
@@ -34,20 +35,13 @@ SIZES = {
     "logged_action": "data.options={users: 200}",
     "timeline": "data.options={users: 40}",
 }
-# What makes a model have dense or full cross layers, where its simulated configuration has none.
-DENSE = {
-    "dcn_v2": ("model.cross=full",),
-    "seq2slate": ("model.input_units=[32]",),
-    "multi_interest": ("model.item_layers=2",),
-}
-# Recurrent cells and tables of embeddings, nothing else.
-NOTHING = ("topk_reinforce",)
-MODELS = [name for name in registry.names() if name not in NOTHING]
+MODELS = [name for name in registry.names() if dense_settings(name) is not None]
+NOTHING = [name for name in registry.names() if dense_settings(name) is None]
 RANK = 4
 
 
 def overrides(name, *more):
-    settings = (SIZES[registry.get(name).record_type], *DENSE.get(name, ()))
+    settings = (SIZES[registry.get(name).record_type], *(dense_settings(name) or ()))
     steps = ("trainer.batch_size=32", "trainer.max_steps=4", "trainer.tensorboard=false")
     return [*settings, *steps, f"low_rank.rank={RANK}", "low_rank.init=data", *more]
 
@@ -175,7 +169,8 @@ def test_a_model_without_dense_layers_is_one_line(name, tmp_path, capsys):
     assert main(["train", name, "--out", str(tmp_path / "run"), *arguments, "--quiet"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "low_rank: no layer of this TopKReinforce becomes smaller (it has no dense" in said
+    kind = registry.get(name).model.partition(":")[2]
+    assert f"low_rank: no layer of this {kind} becomes smaller (it has no dense" in said
     assert not list((tmp_path / "run").iterdir())
 
 

@@ -33,7 +33,8 @@ def _config(*overrides: str):
 @pytest.mark.parametrize("dataset", ["simulated", "file"])
 @pytest.mark.parametrize("model", registry.names())
 def test_every_model_declares_a_space_around_its_own_configuration(model, dataset):
-    slices = ["data.timeline.slices=simulated"] if model == "dv365" else []
+    timelines = registry.get(model).record_type == "timeline"
+    slices = ["data.timeline.slices=simulated"] if timelines else []
     config = load_run_config(model, dataset, slices)
     assert not config.tuner.enabled
     assert "trainer.learning_rate" in config.tuner.search_space

@@ -11,9 +11,9 @@ from tests.fake_embeddings import packed
 from tfrz.config import to_mapping
 from tfrz.data.spec import UserEmbedding
 from tfrz.models.dcn_v2 import DCNv2, DCNv2Config
-from tfrz.models.long_history import read_long_history
 from tfrz.models.m3 import M3, M3Config
 from tfrz.models.multi_interest import MultiInterest, MultiInterestConfig
+from tfrz.models.user_embedding import read_user_embedding
 
 STORED = UserEmbedding("1-a", num_vectors=3, dim=20)
 ANY = UserEmbedding("1-a", num_vectors=3, dim=20, any_version=True)
@@ -72,11 +72,11 @@ def test_what_is_missing_and_what_is_read():
     sent = [one, other, b"", one[:-1], one + b"\0", one]
     versions = ["1-a", "2-b", "1-a", "1-a", "1-a", ""]
     batch = _batch(sent, versions)
-    vectors, missing = read_long_history(batch, STORED)
+    vectors, missing = read_user_embedding(batch, STORED)
     assert missing.numpy().tolist() == [False, True, True, True, True, True]
     assert vectors.shape == (6, 3, 20) and vectors.dtype == tf.float32
     assert np.abs(vectors[0].numpy()).max() > 0.5 and not vectors[1:].numpy().any()
-    vectors, missing = read_long_history(batch, ANY)
+    vectors, missing = read_user_embedding(batch, ANY)
     assert missing.numpy().tolist() == [False, False, True, True, True, False]
     np.testing.assert_array_equal(vectors[0], vectors[5])
 
@@ -172,7 +172,7 @@ def test_dcn_puts_it_behind_the_fields_and_the_numbers():
     x0 = model.embed(batch).numpy()
     assert x0.shape == (4, 2 * 4 + 1 + 5)
     np.testing.assert_array_equal(x0[:, :9], plain.embed(batch).numpy())
-    read = model.long_history_adapter(*read_long_history(batch, STORED))
+    read = model.long_history_adapter(*read_user_embedding(batch, STORED))
     np.testing.assert_array_equal(x0[:, 9:], read.numpy())
 
 

@@ -1,4 +1,4 @@
-"""How models read the embedding of a user's long history that comes with a request."""
+"""Reading the embedding of a user's long history that comes with a request."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tfrz.data.spec import USER_EMBEDDING, USER_EMBEDDING_VERSION, UserEmbedding
 from tfrz.layers.quantize import packed_bytes, unpack4_strings
 
 
-def read_long_history(
+def read_user_embedding(
     inputs: Mapping[str, tf.Tensor], described: UserEmbedding
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The vectors of each example's user, and whether they are missing.
 
-    They are missing if nothing came, something of another length, or, unless
-    `described.any_version`, something of another version: nothing depends on its bytes then.
+    Vectors are missing if the feature is empty, has another length or, unless
+    `described.any_version`, is of another version. Its bytes then have no effect.
 
     Args:
       inputs: `long_history_xf` and `long_history_version_xf`, string `[batch]`.
@@ -31,6 +31,6 @@ def read_long_history(
     if not described.any_version:
         version = tf.convert_to_tensor(inputs[transformed_name(USER_EMBEDDING_VERSION)])
         missing |= tf.not_equal(version, described.version)
-    # Not only hidden by the adapter: a NaN among them would come back in the gradients.
+    # The adapter hides missing vectors, but a NaN among them would return in the gradients.
     known = tf.where(missing, tf.fill(tf.shape(packed), ""), packed)
     return unpack4_strings(known, described.num_vectors, described.dim), missing

@@ -1,7 +1,7 @@
-"""Dense layers of a model replaced by layers of low rank, whatever class the model has.
+"""Replaces dense layers by layers of low rank in a model of any class.
 
-Layers are found where models of the zoo keep them: in public attributes, and in lists and dicts
-there. A model whose `get_config` and `from_config` call `low_rank_layers` and `with_low_rank`, as
+Layers are found where models of the zoo keep them: in public attributes, and in lists and dicts of
+these. A model whose `get_config` and `from_config` call `low_rank_layers` and `with_low_rank`, as
 those of `ZooModel` do, is saved and loaded with them. A model whose own configuration describes
 layers of low rank is `Factorizable`.
 """
@@ -55,12 +55,12 @@ def _attributes(model: keras.Model) -> list[tuple[str, Any]]:
 
 
 def placed_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """The layers in a model's public attributes; one that is in two places comes twice."""
+    """The layers in a model's public attributes; a layer in two places is listed twice."""
     return [layer for _, value in _attributes(model) for layer in _layers_in(value)]
 
 
 def replace_layer(model: keras.Model, old: keras.layers.Layer, new: keras.layers.Layer) -> None:
-    """Puts a layer in the place of another, wherever `placed_layers` finds that."""
+    """Puts a layer in every place where `placed_layers` finds another one."""
 
     def changed(value: Any) -> Any:
         if value is old:
@@ -74,14 +74,14 @@ def replace_layer(model: keras.Model, old: keras.layers.Layer, new: keras.layers
 
     for name, value in _attributes(model):
         if any(layer is old for layer in _layers_in(value)):
-            # The whole attribute: Keras saves no list of which an element was replaced.
+            # Set the whole attribute: Keras cannot save a list that was changed in place.
             setattr(model, name, changed(value))
 
 
 def low_rank_like(
     dense: keras.layers.Dense, rank: int, frobenius_decay: float = 0.0
 ) -> LowRankDense:
-    """A built layer of low rank with a dense layer's name, shape, activation and dtype."""
+    """A built low-rank layer with a dense layer's name, shape, activation and dtype."""
     layer = LowRankDense(
         dense.units,
         rank,
@@ -113,7 +113,7 @@ def low_rank_layers(model: keras.Model) -> dict[str, Any]:
 
 
 def with_low_rank(model: Model, low_rank: Mapping[str, Mapping[str, Any]]) -> Model:
-    """The model as `from_config` made it, its dense layers replaced as `low_rank_layers` says."""
+    """Replaces the dense layers of a new model as `low_rank_layers` describes."""
     dense = {layer.name: layer for layer in placed_layers(model)}
     for name, values in low_rank.items():
         replace_layer(model, dense[name], low_rank_like(dense[name], **values))
