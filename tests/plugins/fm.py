@@ -59,14 +59,12 @@ class FactorizationMachine(ClickModel):
 
     def interact(self, x0: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Logits `[batch]`."""
+        shape = [tf.shape(x0)[0], len(self.embeddings), self.field_width()]
         x0 = tf.cast(x0, tf.float32)
-        fields = x0[:, : x0.shape[1] - self.num_numbers]
-        fields = tf.reshape(fields, [tf.shape(x0)[0], len(self.embeddings), self.field_width()])
+        fields = tf.reshape(x0[:, : shape[1] * shape[2]], shape)
         if self.num_numbers:
-            numbers = x0[:, -self.num_numbers :, None] * tf.convert_to_tensor(
-                self.numbers.embeddings
-            )
-            fields = tf.concat([fields, numbers], axis=1)
+            numbers = self.numbers(tf.range(self.num_numbers))
+            fields = tf.concat([fields, x0[:, -self.num_numbers :, None] * numbers], axis=1)
         factors, weights = fields[..., :-1], fields[..., -1]
         pairs = tf.square(tf.reduce_sum(factors, 1)) - tf.reduce_sum(tf.square(factors), 1)
         logits = tf.reduce_sum(weights, axis=1) + 0.5 * tf.reduce_sum(pairs, axis=1)
