@@ -21,7 +21,7 @@ def test_every_layer_and_model_has_a_case(entry):
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
 def test_every_dotted_path_leads_somewhere(entry):
-    for path in (entry.model, entry.config, entry.task, *entry.layers, *entry.losses):
+    for path in (entry.model, entry.config, entry.task.task, *entry.layers, *entry.losses):
         assert inspect.isclass(registry.resolve(path))
         assert inspect.getdoc(registry.resolve(path))
 

@@ -38,7 +38,6 @@ class FactorizationMachine(ClickModel):
     """
 
     config_class = FactorizationMachineConfig
-    config: FactorizationMachineConfig
 
     def field_width(self) -> int:
         """Factors and weight."""
@@ -81,12 +80,9 @@ registry.register(
             "ICDM 2010",
             "https://doi.org/10.1109/ICDM.2010.127",
         ),
-        record_type="impression",
+        task=registry.CLICK,
         model="tests.plugins.fm:FactorizationMachine",
         config="tests.plugins.fm:FactorizationMachineConfig",
-        task="tfrz.zoo.tasks.click:ClickTask",
-        signatures=("serving_default", "serving_raw", "score", "classify", "regress"),
-        metrics=("auc", "log_loss", "calibration"),
         long_history=True,
         distillation=True,
         configs=str(Path(__file__).parent / "configs" / "factorization_machine"),

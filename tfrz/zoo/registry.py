@@ -129,9 +129,9 @@ class ModelEntry:
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """The words of `--data` that have a configuration of their own, `simulated` first."""
-        found = {path.stem for path in self.config_directory.glob("*.yaml")} - {"default"}
-        return tuple(sorted(found, key=lambda name: (name != "simulated", name)))
+        """The words of `--data`: `simulated`, and those with a configuration of their own."""
+        found = {path.stem for path in self.config_directory.glob("*.yaml")}
+        return ("simulated", *sorted(found - {"simulated", "default"}))
 
     @property
     def config_directory(self) -> Path:
