@@ -120,7 +120,9 @@ def test_simulated_shards_make_different_users_and_a_seed_makes_the_same_log_aga
     ("name", "value"), [("users", 0), ("users", "many"), ("length", 0), ("length", 1.5)]
 )
 def test_bad_options_of_the_simulator_are_named(name, value):
-    with pytest.raises(ConfigError, match=rf"data.options.{name}: (must be|expected) a whole number"):
+    with pytest.raises(
+        ConfigError, match=rf"data.options.{name}: (must be|expected) a whole number"
+    ):
         _rows("simulated", **{name: value})
 
 
