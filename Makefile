@@ -12,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 unexport PYTHONDONTWRITEBYTECODE
 
 # Workers take whole files, in the order of tests/conftest.py.
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 40
 DOCTESTED := tfrz/agents tfrz/data tfrz/export tfrz/layers tfrz/losses tfrz/metrics tfrz/models \
   tfrz/training tfrz/zoo
 

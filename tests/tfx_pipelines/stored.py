@@ -9,6 +9,7 @@ from typing import Any
 from tests.lazy import lazy
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import RunConfig
+from tfx_pipelines.configs import splits_of
 from tfx_pipelines.local_runner import PipelineResult
 
 evaluations = lazy("tfx_pipelines.evaluations")
@@ -33,8 +34,9 @@ def made(kind: str, uri: Path) -> Any:
 
 def examples(run: PipelineResult, example_gen: str) -> Any:
     """The examples of a run."""
-    found = made("Examples", artifact(run, example_gen, "examples"))
-    found.split_names = '["train", "eval"]'
+    folder = artifact(run, example_gen, "examples")
+    found = made("Examples", folder)
+    found.split_names = json.dumps([p.name.removeprefix("Split-") for p in folder.glob("Split-*")])
     return found
 
 
@@ -57,7 +59,7 @@ def evaluate(
         {"evaluation": [evaluation], "blessing": [blessing]},
         {
             "eval_config": json_format.MessageToJson(judged, preserving_proto_field_name=True),
-            "example_splits": '["eval"]',
+            "example_splits": json.dumps(splits_of(config.data.test_fraction)[-1:]),
         },
     )
     return blessing, evaluations.read_evaluation(Path(evaluation.uri)).refusals

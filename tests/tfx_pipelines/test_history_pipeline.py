@@ -17,6 +17,7 @@ from tfx_pipelines.local_runner import run_pipeline
 
 PIPELINE = (
     *SETTINGS,
+    "data.test_fraction=0",
     "trainer.epochs=40",
     "trainer.early_stopping_patience=null",
     "export.top_k=10",
