@@ -1,11 +1,11 @@
-"""Drives any server of TF Serving's protocol; reports throughput, latencies and errors.
+"""Load test of a server that speaks TF Serving's protocols: throughput, latencies and errors.
 
     python serving/load_test.py --target grpc://127.0.0.1:8500/dcn_v2 --request @rows.json
     python serving/load_test.py --target http://127.0.0.1:8501/v1/models/dcn_v2 --clients 32
 
-Closed loop: each of `--clients` sends its next request when it has the answer to the last one.
-With `--rate` open loop: requests leave at that rate whatever the server does, and a latency
-counts from the time at which the request should have left.
+By default the loop is closed: each of `--clients` sends its next request after the response to the
+last one. With `--rate` the loop is open: requests are sent at this rate whatever the server does, and
+latencies are measured from the scheduled time of the request.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ Send = Callable[[bytes], Awaitable[str]]
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a run showed.
+    """The result of a run.
 
     Attributes:
-      requests: answered, with whatever status.
-      errors: how often each status but OK.
+      requests: number of responses, with any status.
+      errors: number of responses by status, without OK.
       seconds: wall time.
-      per_second: answers with status OK.
-      p50_ms, p99_ms, p999_ms, max_ms: latencies of the answers with status OK.
+      per_second: responses with status OK.
+      p50_ms, p99_ms, p999_ms, max_ms: latencies of the responses with status OK.
       generator_share: processor time of this process, as a share of all cores.
     """
 
@@ -55,7 +55,7 @@ class Report:
     def __str__(self) -> str:
         failed = ", ".join(f"{n} {status}" for status, n in sorted(self.errors.items())) or "none"
         return (
-            f"{self.requests} requests in {self.seconds:.1f} s: {self.per_second:,.0f} a second, "
+            f"{self.requests} requests in {self.seconds:.1f} s: {self.per_second:,.0f} per second, "
             f"p50 {self.p50_ms:.2f} ms, p99 {self.p99_ms:.2f} ms, p99.9 {self.p999_ms:.2f} ms, "
             f"largest {self.max_ms:.2f} ms\nerrors: {failed}\n"
             f"this program took {self.generator_share:.0%} of the processor"
@@ -63,7 +63,7 @@ class Report:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of the values do not exceed; `values` ascending."""
+    """Returns the smallest value that a `share` of the values do not exceed; `values` ascending."""
     if not values:
         return float("nan")
     return values[min(len(values) - 1, max(0, -int(-share * len(values) // 1) - 1))]
@@ -165,7 +165,7 @@ async def _grpc(target: str, clients: int, timeout: float) -> Opened:
         ("grpc.max_send_message_length", 2**31 - 1),
     ]
     channel = grpc.aio.insecure_channel(urllib.parse.urlsplit(target).netloc, options=limit)
-    # Bytes in, bytes out: what this program spends is not the server's.
+    # Bytes in, bytes out: keeps the cost of this program low.
     call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
 
     async def send(payload: bytes) -> str:
@@ -202,7 +202,7 @@ async def _http(target: str, clients: int, timeout: float) -> Opened:
 
 
 def payloads_of(target: str, documents: Sequence[dict]) -> list[bytes]:
-    """Requests in the form of the REST API as what goes over the wire to `target`."""
+    """Encodes requests of the REST API as the bytes that are sent to `target`."""
     if not target.startswith("grpc://"):
         return [json.dumps(document).encode() for document in documents]
     sys.path.insert(0, str(ROOT))
@@ -223,13 +223,13 @@ def main() -> int:
     parser.add_argument(
         "--request",
         required=True,
-        help="JSON as TF Serving's REST API takes it, or @FILE; a file may hold one a line",
+        help="JSON in the format of TF Serving's REST API, or @FILE with one per line",
     )
-    parser.add_argument("--clients", type=int, default=1, help="requests at a time (1)")
+    parser.add_argument("--clients", type=int, default=1, help="number of parallel requests (1)")
     parser.add_argument("--rate", type=float, help="open loop with this many requests per second")
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long (10)")
-    parser.add_argument("--timeout", type=float, default=30.0, help="of one request (30)")
-    parser.add_argument("--json", action="store_true", help="the report as JSON")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration (10)")
+    parser.add_argument("--timeout", type=float, default=30.0, help="seconds per request (30)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     from tfrz.errors import InputError

@@ -122,7 +122,7 @@ def _by_hand(values: dict, folder) -> dict:
 
 
 @contract("10", "requests that arrive together are joined, run once and split again")
-@contract("10", "a batched answer equals the single one (floats to 1e-5, others exactly)")
+@contract("10", "a batched response equals the single one (floats to 1e-5, others exactly)")
 def test_joined_answers_equal_single_ones(server, folder):
     requests = [_values(rows, seed) for seed, rows in enumerate([1, 2, 1, 3, 1, 2])]
     before = _runs(server)
@@ -161,7 +161,7 @@ def test_other_outputs_are_not_joined(server):
     assert [future.result().outputs["rows"].int_val[0] for future in futures] == [1, 1, 1]
 
 
-@contract("10", "what a batch cannot take: codes and texts")
+@contract("10", "requests that cannot be batched: codes and messages")
 @pytest.mark.parametrize(
     ("values", "spec", "code", "message"),
     [
@@ -208,7 +208,7 @@ def test_what_a_batch_cannot_take(server, values, spec, code, message):
     assert failure(server.client().predict, "m", values, **spec) == (code, message)
 
 
-@contract("10", "other dimensions that differ fail every request of the batch")
+@contract("10", "requests that differ in other dimensions all fail")
 def test_shapes_that_differ(server):
     client = server.client()
     futures = [
@@ -229,11 +229,11 @@ def test_an_error_of_the_joined_run(server):
 
 
 @pytest.mark.slow
-@contract("10", "allowed_batch_sizes: filled up with copies of a row, the surplus dropped")
+@contract("10", "allowed_batch_sizes: padded with copies of a row, which are dropped afterwards")
 @contract("10", "pad_variable_length_inputs pads to the largest")
 @contract(
     "10",
-    "a request with zero rows where allowed_batch_sizes is set",
+    "a request with zero rows if allowed_batch_sizes is set",
     deviates="refused with INVALID_ARGUMENT; the real server aborts",
 )
 @contract("11", "metrics of batching: joined runs and the time in the queue")
@@ -281,7 +281,7 @@ def test_a_full_queue(folder):
 
 
 @pytest.mark.slow
-@contract("10", "enable_large_batch_splitting: at most max_execution_batch_size rows a run")
+@contract("10", "enable_large_batch_splitting: at most max_execution_batch_size rows per run")
 @contract(
     "10", "per-model parameters: batching_params.pbtxt of the version, none means no batching"
 )

@@ -89,7 +89,8 @@ def _post(address, verb, document):
 
 
 @contract(
-    "7.6", "classify and regress: JSON values decide the kind of feature, context, forms of answers"
+    "7.6",
+    "classify and regress: JSON values determine the kind of feature; context; forms of responses",
 )
 @pytest.mark.parametrize(
     ("verb", "document", "answer"),
@@ -117,7 +118,7 @@ def test_answers_over_http(served, verb, document, answer):
     assert _post(served[0], verb, document) == (200, answer)
 
 
-@contract("9", "classify and regress: texts of what is wrong with signature, examples and features")
+@contract("9", "classify and regress: errors of signature, examples and features")
 @pytest.mark.parametrize(
     ("verb", "document", "message"),
     [

@@ -47,7 +47,7 @@ BODY = b'{"instances": [0.0]}'
 POST = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\n"
 
 
-@contract("14", "what is no HTTP is answered with 400 or closed, and harms no other")
+@contract("14", "what is not HTTP gets 400 or is closed, and does not affect others")
 @pytest.mark.parametrize(
     "data",
     [
@@ -100,7 +100,7 @@ def test_unusual_but_right(server):
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
 
 
-@contract("8", "bytes that are no UTF-8: in values they are kept, in names they fail as any other")
+@contract("8", "bytes that are not UTF-8 are kept in values, and fail in names as unknown ones do")
 @pytest.mark.parametrize(
     ("verb", "body", "status"),
     [
@@ -136,7 +136,7 @@ def test_a_body_that_is_too_large(server):
 
 
 @pytest.mark.slow
-@contract("14", "connections that send slowly, or nothing, or leave, do not hold others up")
+@contract("14", "slow, silent and aborted connections do not delay others")
 def test_slow_and_lost_connections(server):
     slow = [socket.create_connection(("127.0.0.1", server.rest_port)) for _ in range(200)]
     for i, connection in enumerate(slow):
@@ -153,7 +153,7 @@ def test_slow_and_lost_connections(server):
         connection.close()
 
 
-@contract("14", "gRPC calls that their clients cancel do not hold others up")
+@contract("14", "cancelled gRPC calls do not delay others")
 def test_cancelled_calls(server):
     client = server.client()
     request = client.request("m", {"x": np.zeros(1_000_000, "f")})
@@ -187,7 +187,7 @@ def test_connections_are_bounded(server):
 
 
 @pytest.mark.slow
-@contract("14", "many clients at once over both protocols get right answers")
+@contract("14", "many clients in parallel over both protocols get correct responses")
 def test_concurrency(server):
     wrong: list[object] = []
 
@@ -235,7 +235,7 @@ ALLOWED = {200, 400, 404, 501}
 
 
 @pytest.mark.slow
-@contract("9", "whatever JSON is sent: a status that the interface names, and an error in JSON")
+@contract("9", "any JSON gets a status of the interface, and an error in JSON")
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -262,7 +262,7 @@ def test_any_json(server, body, verb, signature):
 
 
 @pytest.mark.slow
-@contract("9", "whatever bytes are sent as a message: a status that the interface names")
+@contract("9", "any bytes as a message get a status of the interface")
 @settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -113,14 +113,14 @@ def _series(server) -> dict[str, float]:
 
 
 @contract("12", "predict, regress and multi-inference records run before the version is available")
-@contract("12", "num_request_iterations_for_warmup; the runs are real: variables keep their marks")
+@contract("12", "num_request_iterations_for_warmup; the runs are real: they change variables")
 def test_warm_up_runs(server):
     answer = server.client().predict("m", {}, signature="count")
     # Twice each: one predict, one regress and one multi-inference record.
     assert answer.outputs["n"].int_val[0] == 2 * (1 + 10 + 10)
 
 
-@contract("12", "every failure of warm-up fails the load: code and text")
+@contract("12", "every failure of warm-up fails the load: code and message")
 @pytest.mark.parametrize(
     ("records", "code", "message"),
     [
@@ -189,8 +189,8 @@ def test_without_warm_up(folder, tmp_path):
         assert server.client().ask("GET", PATH)[0] == 404
 
 
-@contract("11", "request_count by the name asked for and the status; GET and unknown names too")
-@contract("11", "request_latency of the successful ones, by API and entrypoint")
+@contract("11", "request_count by requested name and status; also of GET and of unknown names")
+@contract("11", "request_latency of successful requests, by API and entrypoint")
 @contract("11", "runtime_latency, example counts, warm-up and load metrics")
 def test_what_is_counted(server, folder):
     client = server.client()
@@ -235,7 +235,9 @@ def test_what_is_counted(server, folder):
     assert after[f'{loads}_latency{{model_path="{path}"}}'] > 0
 
 
-@contract("11", "text form: TYPE lines, no HELP, cumulative buckets with limits 10, 18, 32.4, ...")
+@contract(
+    "11", "text format: TYPE lines, no HELP, cumulative buckets with limits 10, 18, 32.4, ..."
+)
 @contract("11", "the path must match exactly; a query string gives 400")
 def test_the_text_form(server):
     client = server.client()

@@ -68,7 +68,7 @@ def served(tmp_path_factory):
 HALF = "/v1/models/half_plus_two"
 
 
-@contract("7.5", "row and column form of predict: answers, and the texts of what is wrong")
+@contract("7.5", "row and column form of predict: responses and error messages")
 @contract("16", "the worked examples over HTTP")
 @pytest.mark.parametrize(
     ("path", "body", "status", "answer"),
@@ -171,7 +171,7 @@ def test_predict_over_http(served, path, body, status, answer):
     assert (got, json.loads(text)) == (status, answer)
 
 
-@contract("9", "bodies that are empty, no JSON, no object, or have something behind them")
+@contract("9", "bodies that are empty, not JSON, not an object, or have trailing content")
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -214,7 +214,7 @@ def test_other_paths_and_methods(served, method, path, status):
         assert json.loads(text)["error"] == f"Malformed request: {method} {path}"
 
 
-@contract("7.2", "gzip bodies are unpacked; one that does not unpack counts as empty")
+@contract("7.2", "gzip bodies are decompressed; an invalid one counts as empty")
 def test_gzip_bodies_are_unpacked_and_broken_ones_are_empty(served):
     body = gzip.compress(json.dumps({"instances": [2.0]}).encode())
     headers = {"Content-Encoding": "gzip"}
@@ -226,7 +226,7 @@ def test_gzip_bodies_are_unpacked_and_broken_ones_are_empty(served):
 
 @contract(
     "8",
-    "floats: shortest of six digits that reads back the same, else all; .0 on whole numbers; bare NaN and Infinity",
+    "floats: six digits if they give the same value, else all; .0 on whole numbers; bare NaN and Infinity",
 )
 def test_numbers_are_written_as_the_contract_has_them(served):
     values = [2.0, -3.8, 1111111.0, -3.99994, 17999996.0, float("inf"), float("nan")]
@@ -242,7 +242,7 @@ def test_numbers_are_written_as_the_contract_has_them(served):
 
 @contract(
     "7.5",
-    "several outputs have names, a single one has not; 64-bit integers keep all digits; ..._bytes outputs are base64; surplus columns are ignored",
+    "several outputs are named, a single one is not; 64-bit integers keep all digits; ..._bytes outputs are base64; extra columns are ignored",
 )
 def test_several_outputs_large_integers_and_bytes(served):
     row = {"user_id": 9007199254740993, "item_ids": [2, 1, 4]}
@@ -264,7 +264,7 @@ def test_several_outputs_large_integers_and_bytes(served):
     assert json.loads(text)["outputs"]["scores"] == [[0.25, 0.125, 0.5]]
 
 
-@contract("9", "row form: which keys a row must have, and that plain values need a single input")
+@contract("9", "row form: the keys that a row must have; plain values need a single input")
 def test_row_form_names_what_is_missing(served):
     status, text = served.ask("POST", "/v1/models/ranker:predict", {"instances": [{"user_id": 1}]})
     assert status == 400
@@ -273,7 +273,7 @@ def test_row_form_names_what_is_missing(served):
     assert "instances is a plain list" in json.loads(text)["error"]
 
 
-@contract("8", "of a key given twice the first counts")
+@contract("8", "of duplicate keys the first counts")
 def test_for_a_key_given_twice_the_first_counts(served):
     body = b'{"instances": [1.0], "instances": [2.0]}'
     _, text = served.ask("POST", f"{HALF}:predict", body)
@@ -317,7 +317,7 @@ def test_status_and_metadata_over_http(served):
 
 @contract(
     "6.1",
-    "answers fill the typed field and leave tensor_content empty; model_spec has the signature and the version",
+    "responses fill the typed field and leave tensor_content empty; model_spec has the signature and the version",
 )
 @contract("16", "the worked example over gRPC")
 def test_predict_over_grpc_answers_in_typed_fields(served):
@@ -348,7 +348,7 @@ def test_grpc_takes_other_shapes_and_repeats_short_fields(served):
 
 @contract(
     "9",
-    "unknown model, version, label, signature, input, output; wrong dtype; counts of inputs: codes and texts over gRPC",
+    "unknown model, version, label, signature, input, output; wrong dtype; number of inputs: codes and messages over gRPC",
 )
 @pytest.mark.parametrize(
     ("model", "values", "spec", "code", "message"),
@@ -433,14 +433,14 @@ def test_errors_over_grpc(served, model, values, spec, code, message):
     assert error.value.details().startswith(message)
 
 
-@contract("6.1", "output_filter: only the outputs asked for")
+@contract("6.1", "output_filter: only the requested outputs")
 def test_an_output_filter_leaves_the_others_out(served):
     values = {"user_id": np.int64([1]), "item_ids": np.int64([[1, 2, 3]])}
     answer = served.predict("ranker", values, outputs=["user"])
     assert list(answer.outputs) == ["user"]
 
 
-@contract("6.5", "GetModelMetadata gives a SignatureDefMap in an Any")
+@contract("6.5", "GetModelMetadata returns a SignatureDefMap in an Any")
 @contract("6.6", "GetModelStatus: rows, and Missing ModelSpec")
 def test_status_and_metadata_over_grpc(served):
     client = served
@@ -459,7 +459,7 @@ def test_status_and_metadata_over_grpc(served):
     assert "serving_default" in signatures.signature_def
 
 
-@contract("14", "gRPC messages beyond gRPC's default of 4 MiB, both ways")
+@contract("14", "gRPC messages beyond gRPC's default of 4 MiB, in both directions")
 def test_messages_beyond_four_mebibytes_pass(served):
     many = np.ones(2_000_000, "float32")
     answer = served.predict("half_plus_two", {"x": many})

@@ -98,9 +98,11 @@ def test_the_exit_status_is_that_of_the_process(bad, tmp_path):
 
 
 @contract("4", "an unreadable or empty model configuration file ends the start")
-@contract("2.4", "labels in the file that the server starts with end it")
-@contract("3", "combinations of flags that are refused end it; a boolean's other values: the usage")
-@contract("14", "a model whose first version fails for good: status 255 and the reason")
+@contract("2.4", "labels in the start configuration end the process")
+@contract(
+    "3", "invalid combinations of flags end the process; other values of a boolean print the usage"
+)
+@contract("14", "a model whose first version fails permanently: status 255 and the reason")
 @pytest.mark.parametrize(
     ("case", "text"),
     [
@@ -157,12 +159,12 @@ def test_version_and_nothing_to_serve(capsys):
 
 
 @pytest.mark.slow
-@contract("3", "unknown arguments are printed with the usage, and the server runs all the same")
-@contract("3", "--name value with a blank is not understood")
-@contract("3", "flags without weight are accepted")
-@contract("3", "rest_api_port equal to port: HTTP is left out with a logged error")
-@contract("3", "grpc_socket_path serves gRPC on a Unix socket; grpc_channel_arguments are taken")
-@contract("14", "a base path that is missing or empty is waited for, ports closed, and logged")
+@contract("3", "unknown arguments are printed with the usage, and the server still runs")
+@contract("3", "--name value with a space is not recognised")
+@contract("3", "flags without effect are accepted")
+@contract("3", "rest_api_port equal to port: an error is logged, and HTTP is not served")
+@contract("3", "grpc_socket_path serves gRPC on a Unix socket; grpc_channel_arguments are applied")
+@contract("14", "a missing or empty base path is logged and waited for, with closed ports")
 def test_waiting_and_unusual_flags(tmp_path):
     base, port = tmp_path / "m", free_port()
     socket_path = tmp_path / "s"
@@ -202,9 +204,9 @@ def test_waiting_and_unusual_flags(tmp_path):
 
 @contract("3", "booleans without a value are true")
 @contract("6.4", "with the method name check, Classify and Regress need signatures marked for them")
-@contract("3", "session parallelism and a session configuration file are taken")
+@contract("3", "session parallelism and a session configuration file are applied")
 @contract("3", 'the health service answers for "", ModelService and PredictionService')
-@contract("14", "the ready tests used in practice work")
+@contract("14", "the usual readiness probes work")
 def test_a_server_with_many_flags(folder, tmp_path):
     from grpc_health.v1 import health_pb2, health_pb2_grpc
     from tensorflow_serving.apis import classification_pb2
@@ -284,7 +286,7 @@ def _certificates(tmp: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 @contract(
-    "3", "ssl_config_file: TLS for gRPC, with client certificates where asked; HTTP stays plain"
+    "3", "ssl_config_file: TLS for gRPC, with client certificates if required; HTTP stays plain"
 )
 def test_tls(folder, tmp_path):
     pem = _certificates(tmp_path)
@@ -416,7 +418,7 @@ def test_sigterm_during_load(folder, tmp_path, drain):
             assert over_http != [200]
 
 
-@contract("14", "nothing is read outside the base path: names with dots and slashes are unknown")
+@contract("14", "nothing outside the base path is read: names with dots and slashes are unknown")
 def test_names_that_climb(limited):
     client = limited.client()
     for name in ("..", "..%2f..%2fetc", "%2e%2e", "half%2f1"):

@@ -110,7 +110,7 @@ def test_every_dtype_over_grpc(client, dtype):
     assert again == answer
 
 
-@contract("6.1", "a typed field with no value at all means zeros")
+@contract("6.1", "an empty typed field means zeros")
 def test_an_empty_typed_field_is_zeros(client):
     request = client.request("v", {}, signature="int64")
     proto = request.inputs["x"]
@@ -119,7 +119,7 @@ def test_an_empty_typed_field_is_zeros(client):
     assert list(client.predict_stub.Predict(request).outputs["y"].int64_val) == [0, 0, 0]
 
 
-@contract("6.1", "a TensorProto that does not decode: tensor parsing error: <name>")
+@contract("6.1", "a TensorProto that cannot be decoded: tensor parsing error: <name>")
 @pytest.mark.parametrize("case", ["no dtype", "wrong length"])
 def test_tensors_that_do_not_decode(client, case):
     request = client.request("v", {}, signature="float32")
@@ -136,7 +136,7 @@ def test_tensors_that_do_not_decode(client, case):
     )
 
 
-@contract("6.1", "an input that is not sent takes the signature's default; over HTTP it does not")
+@contract("6.1", "a missing input takes the signature's default; not over HTTP")
 def test_defaults_of_a_signature(client):
     answer = client.predict("v", {"x": np.float32([1, 2])})
     assert list(answer.outputs["y"].float_val) == [3.0, 6.0]
@@ -146,7 +146,7 @@ def test_defaults_of_a_signature(client):
     assert (status, document["error"]) == (400, "Missing named input: k in 'inputs' object.")
 
 
-@contract("6.1", "missing, surplus and misnamed inputs: the texts of steps 1, 2 and 4")
+@contract("6.1", "missing, extra and misnamed inputs: the messages of steps 1, 2 and 4")
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -172,7 +172,7 @@ def test_inputs_that_do_not_fit(client, values, message):
     assert failure(client.predict, "v", values) == ("INVALID_ARGUMENT", message)
 
 
-@contract("6.1", "an operation that cannot take a shape fails with its own status and text")
+@contract("6.1", "an operation that does not accept a shape fails with its own status and message")
 def test_an_operation_that_fails(client):
     code, text = failure(client.predict, "v", {"a": np.ones([1, 2], "f")}, signature="product")
     assert code == "INVALID_ARGUMENT"
@@ -195,7 +195,7 @@ def test_a_signature_without_inputs_over_http(client):
     assert (status, document["error"]) == (400, "Failed to get input map for signature: nothing")
 
 
-@contract("7.5", "row form needs rows in every output, equally many; column form does not")
+@contract("7.5", "row form needs the same number of rows in every output; column form does not")
 def test_outputs_without_rows(client):
     assert _signature(client, "scalar", {"instances": [1.0, 2.0]}) == (
         400,
@@ -281,7 +281,7 @@ def test_dtypes_that_json_cannot_carry(client):
     assert document["error"].startswith("Failed to process element: 0 of 'instances' list. Error:")
 
 
-@contract("8", "strings are bytes: written as they are, or as base64 where the name ends in _bytes")
+@contract("8", "strings are bytes: written as they are, or as base64 if the name ends in _bytes")
 def test_bytes_in_and_out(client):
     raw = base64.b64encode(b"\xff\xfe").decode()
     row = {"plain": "ü", "other": {"b64": raw}}
@@ -292,7 +292,7 @@ def test_bytes_in_and_out(client):
     )
 
 
-@contract("9", "the forms that are not rows or columns")
+@contract("9", "forms that are neither rows nor columns")
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -373,7 +373,7 @@ def test_labels_in_paths(client):
     assert json.loads(text) == {"error": "Unrecognized servable version label: none"}
 
 
-@contract("7.1", "OPTIONS with and without an Origin; CORS headers where they are asked for")
+@contract("7.1", "OPTIONS with and without an Origin; CORS headers if enabled")
 def test_cors(client):
     path = "/v1/models/v:predict"
     assert client.ask("OPTIONS", path, None, {"Origin": "https://a.example"}) == (200, "")
@@ -385,7 +385,7 @@ def test_cors(client):
     assert client.headers["Access-Control-Allow-Origin"] == "*"
 
 
-@contract("7.2", "answers are not compressed, have a length and a type, and keep the connection")
+@contract("7.2", "responses are not compressed, have a length and a type, and keep the connection")
 def test_headers_of_an_answer(client):
     body = {"signature_name": "float32", "instances": [1.0] * 1000}
     status, text = client.ask(
@@ -418,7 +418,7 @@ def test_metadata_fields(client):
     assert signatures["serving_default"]["defaults"]["k"]["float_val"] == [3.0]
 
 
-@contract("6.7", "messages beyond 1024 bytes are cut over gRPC, not over HTTP")
+@contract("6.7", "messages beyond 1024 bytes are truncated over gRPC, not over HTTP")
 def test_long_messages(client):
     name = "n" * 2000
     code, text = failure(client.predict, name, {"x": np.float32([1])})

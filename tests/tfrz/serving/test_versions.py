@@ -83,7 +83,7 @@ def test_files_of_a_loaded_version(client, tmp_path, m):
     assert client.states(m) == [(1, "AVAILABLE")]
 
 
-@contract("1", "a number whose load failed for good stays failed; a repair needs a new number")
+@contract("1", "a version whose load failed permanently stays failed; a repair needs a new number")
 @contract("2.2", "a version that fails to load does not disturb the ones that serve")
 @contract("2.3", "a failed version stays listed as END with its error; lists run from the largest")
 def test_a_version_that_failed_stays_failed(client, tmp_path, m):
@@ -127,7 +127,7 @@ def test_policies(client, tmp_path, m):
         assert until(lambda policy=policy, expected=expected: wanted(policy) == expected), policy
 
 
-@contract("2.1", "a version of a specific policy that is not there is a logged warning")
+@contract("2.1", "a missing version of a specific policy is logged as a warning")
 def test_a_specific_version_that_is_missing(server, client, tmp_path):
     publish(1.0, tmp_path / "m" / "1")
     policy = "model_version_policy { specific { versions: 1 versions: 77 } }"
@@ -286,7 +286,7 @@ def test_roll_back_by_policy(client, tmp_path, m):
     assert until(lambda: client.available(m) == [2])
 
 
-@contract("4.1", "what refuses a model configuration, in this order")
+@contract("4.1", "the checks of a model configuration, in order")
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [
@@ -337,7 +337,7 @@ def test_the_platform_of_a_running_model(client, tmp_path, m):
     )
 
 
-@contract("13", "logging_config is refused: there is no log collector")
+@contract("13", "logging_config is refused, since there is no log collector")
 def test_request_logging_is_refused(client, tmp_path, m):
     more = "logging_config { sampling_config { sampling_rate: 1 } }"
     assert failure(client.reload, config_text(**{m: f"{tmp_path} {more}"})) == (
@@ -346,7 +346,7 @@ def test_request_logging_is_refused(client, tmp_path, m):
     )
 
 
-@contract("4.2", "a reload is the whole truth: models it does not name are unloaded; OK is 0")
+@contract("4.2", "a reload replaces the list of models: others are unloaded; OK is 0")
 @contract("4.1", "the base path of a running model may change")
 def test_a_reload_is_the_whole_truth(client, tmp_path):
     publish(1.0, tmp_path / "a" / "1")
@@ -409,8 +409,8 @@ def test_retries_of_a_load(tmp_path):
 
 @pytest.mark.slow
 @contract("2.1", "file_system_poll_wait_seconds: 0 looks once at the start")
-@contract("4.2", "a polled configuration file is applied again and again, over what a call set")
-@contract("4.2", "a bad polled file is logged and what is served stays")
+@contract("4.2", "a polled configuration file is applied repeatedly, and overrides a reload call")
+@contract("4.2", "an invalid polled file is logged, and the served models stay")
 @contract("2.4", "with the flag, a label may name a version that is not loaded; it is NOT_FOUND")
 @contract("2.4", "with the flag, a label in use may be moved only to an available version")
 def test_a_polled_configuration_file(tmp_path):
