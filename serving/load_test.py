@@ -63,7 +63,7 @@ class Report:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Returns the smallest value that a `share` of the values do not exceed; `values` ascending."""
+    """Returns the smallest of the ascending `values` that a `share` of them do not exceed."""
     if not values:
         return float("nan")
     return values[min(len(values) - 1, max(0, -int(-share * len(values) // 1) - 1))]
