@@ -4,8 +4,8 @@
     python serving/load_test.py --target http://127.0.0.1:8501/v1/models/dcn_v2 --clients 32
 
 By default the loop is closed: each of `--clients` sends its next request after the response to the
-last one. With `--rate` the loop is open: requests are sent at this rate whatever the server does, and
-latencies are measured from the scheduled time of the request.
+last one. With `--rate` the loop is open: requests are sent at this rate whatever the server does,
+and latencies are measured from the scheduled time of the request.
 """
 
 from __future__ import annotations
