@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tfrz.config import require
+from tfrz.config import check_range, require
 from tfrz.errors import InputError
 from tfrz.operations import load_scann
 
@@ -50,14 +50,9 @@ class IndexConfig:
     check_queries: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("num_leaves", "leaves_to_search"):
-            value = getattr(self, name)
-            require(
-                value is None or value >= 1, f"export.index.{name}", "must be at least 1, or null"
-            )
-        for name in ("dimensions_per_block", "reorder", "check_queries"):
-            require(getattr(self, name) >= 1, f"export.index.{name}", "must be at least 1")
-        require(0 <= self.min_recall <= 1, "export.index.min_recall", "must be 0 to 1")
+        names = ("num_leaves", "leaves_to_search", "dimensions_per_block", "reorder")
+        check_range(self, "export.index", *names, "check_queries", at_least=1)
+        check_range(self, "export.index", "min_recall", at_least=0, at_most=1)
 
     def leaves(self, items: int) -> tuple[int, int]:
         """Partitions, and partitions that a query searches, for a number of items."""

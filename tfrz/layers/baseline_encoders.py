@@ -117,16 +117,6 @@ class CaserEncoder(Encoder):
         output = tf.nn.relu(tf.tensordot(joined, tf.convert_to_tensor(self.W), 1) + self.b)
         return zero_padding(output, mask)
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "window": self.window,
-            "horizontal_filters": self.horizontal_filters,
-            "vertical_filters": self.vertical_filters,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-        }
-
 
 @keras.saving.register_keras_serializable(package="tfrz")
 class SelfAttentiveEncoder(Encoder):
@@ -211,7 +201,3 @@ class SelfAttentiveEncoder(Encoder):
             h = tf.nn.relu(tf.tensordot(h, tf.convert_to_tensor(block["W_1"]), 1) + block["b_1"])
             x += tf.tensordot(h, tf.convert_to_tensor(block["W_2"]), 1) + block["b_2"]
         return zero_padding(layer_norm(x, self.scale, self.shift), mask)
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {**super().get_config(), "length": self.length, "num_blocks": self.num_blocks}

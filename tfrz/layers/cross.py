@@ -16,6 +16,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tfrz.config import require
+from tfrz.layers.configured import ConfiguredLayer
 from tfrz.layers.initializers import independent
 from tfrz.layers.low_rank import Factors, FullMatrix, as_float64, full_matrix
 
@@ -52,7 +53,7 @@ def _experts(
     return draw
 
 
-class _CrossBase(keras.layers.Layer):
+class _CrossBase(ConfiguredLayer):
     """Base class of the three kinds: `x0 * transform(x) + x`, bias, residual, penalty."""
 
     def __init__(
@@ -106,18 +107,6 @@ class _CrossBase(keras.layers.Layer):
     def compute_output_shape(self, x0_shape: Any, x_shape: Any = None) -> tuple[int | None, ...]:
         """The shape of `x0`."""
         return tuple(x0_shape)
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "use_bias": self.use_bias,
-            "use_residual": self.use_residual,
-            "frobenius_decay": self.frobenius_decay,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
-            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
-        }
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
@@ -268,10 +257,6 @@ class LowRankCross(_CrossBase):
         if self.use_bias:
             transformed = transformed + self.b
         return self._cross(x0, transformed, x)
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {**super().get_config(), "rank": self.rank}
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
@@ -441,17 +426,3 @@ class MixtureOfLowRankCross(_CrossBase):
             else:
                 transformed += tf.reduce_sum(gates, axis=1, keepdims=True) * self.b
         return self._cross(x0, transformed, x)
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "num_experts": self.num_experts,
-            "rank": self.rank,
-            "gate": self.gate,
-            "gate_constant": self.gate_constant,
-            "expert_activation": keras.activations.serialize(self.expert_activation),
-            "use_inner_map": self.use_inner_map,
-            "inner_initializer": keras.initializers.serialize(self.inner_initializer),
-            "gate_initializer": keras.initializers.serialize(self.gate_initializer),
-        }

@@ -7,9 +7,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfrz.layers.configured import ConfiguredLayer
+
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class SeededDropout(keras.layers.Layer):
+class SeededDropout(ConfiguredLayer):
     """Dropout whose draws are a function of (seed, step), so that a resumed run repeats them.
 
     The layer of Keras keeps the state of its generator outside the checkpoint.
@@ -47,7 +49,3 @@ class SeededDropout(keras.layers.Layer):
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The shape of the input."""
         return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {**super().get_config(), "rate": self.rate, "seed": self.seed}

@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from tfrz.config import require
+from tfrz.layers.configured import ConfiguredLayer
 from tfrz.layers.dropout import SeededDropout
 from tfrz.layers.initializers import independent
 from tfrz.layers.numerics import layer_norm, wide
@@ -44,7 +45,7 @@ def _whole(values: tf.Tensor) -> tf.Tensor:
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class MultiSlicePooling(keras.layers.Layer):
+class MultiSlicePooling(ConfiguredLayer):
     """One vector for each slice: the weighted mean of the embeddings of its entries.
 
     Formula: `x_f = sum_e w_e table[id_e] / sum_e w_e` over the entries e of slice f.
@@ -177,16 +178,6 @@ class MultiSlicePooling(keras.layers.Layer):
         """`[batch, num_slices, dim]`."""
         return (ids_shape[0], self.num_slices, self.dim)
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "num_slices": self.num_slices,
-            "num_ids": self.num_ids,
-            "dim": self.dim,
-            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
-        }
-
 
 def _means_of_neighbours(z: tf.Tensor, stride: int) -> tf.Tensor:
     """Means of `stride` neighbours on the last axis of `[batch, rows, width]`, fewer at its end."""
@@ -210,7 +201,7 @@ def _sides(shape: Any, name: str) -> tuple[int, int]:
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class FunnelSummarizer(keras.layers.Layer):
+class FunnelSummarizer(ConfiguredLayer):
     """Reduces tokens by blocks of transformer layers with mean pooling after each block.
 
     Formula, with `z = Xᵀ` `[dim, tokens]`:
@@ -383,23 +374,9 @@ class FunnelSummarizer(keras.layers.Layer):
         """`[batch, num_outputs(tokens), dim]`."""
         return (x_shape[0], self.num_outputs(x_shape[1]), x_shape[2])
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "num_blocks": self.num_blocks,
-            "layers_per_block": self.layers_per_block,
-            "num_heads": self.num_heads,
-            "stride": self.stride,
-            "attend_over": self.attend_over,
-            "units": self.units,
-            "dropout": self.dropout,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-        }
-
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class LinearCompression(keras.layers.Layer):
+class LinearCompression(ConfiguredLayer):
     """A linear map of the tokens, or of the dimensions, without bias.
 
     Formula: `Y = (Xᵀ W)ᵀ` with `W [tokens, num_outputs]` for tokens: every output is one mixture of
@@ -463,18 +440,9 @@ class LinearCompression(keras.layers.Layer):
             return (batch, self.num_outputs, dim)
         return (batch, tokens, self.num_outputs)
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "num_outputs": self.num_outputs,
-            "compress": self.compress,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-        }
-
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class LongHistoryAdapter(keras.layers.Layer):
+class LongHistoryAdapter(ConfiguredLayer):
     """Projects stored vectors of a user, with a learned replacement for missing ones.
 
     Formula: `y = W vec(x) + b` for `linear`; for `gate` of `x_n * sigmoid(x_n G + g)` in place of
@@ -551,12 +519,3 @@ class LongHistoryAdapter(keras.layers.Layer):
     ) -> tuple[int | None, ...]:
         """`[batch, units]`."""
         return (vectors_shape[0], self.units)
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "kind": self.kind,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-        }

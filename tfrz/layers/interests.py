@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from tfrz.config import require
+from tfrz.layers.configured import ConfiguredLayer
 from tfrz.layers.dropout import SeededDropout
 from tfrz.layers.initializers import independent
 from tfrz.layers.numerics import wide
@@ -81,7 +82,7 @@ def _attended(scores: tf.Tensor, values: tf.Tensor, mask: tf.Tensor | None) -> t
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class MultiInterestAttention(keras.layers.Layer):
+class MultiInterestAttention(ConfiguredLayer):
     """Several summaries of a history, each by attention with a learned query.
 
     Formula: `U_h = sum_t softmax_t(c q_h . y_t) y_t`: convex combinations of the vectors of events,
@@ -166,17 +167,8 @@ class MultiInterestAttention(keras.layers.Layer):
         """`[batch, num_interests, dim]`."""
         return (y_shape[0], self.num_interests, y_shape[-1])
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "num_interests": self.num_interests,
-            "query_initializer": keras.initializers.serialize(self.query_initializer),
-            "scale_initializer": keras.initializers.serialize(self.scale_initializer),
-        }
 
-
-class _InterestEncoder(keras.layers.Layer):
+class _InterestEncoder(ConfiguredLayer):
     """Base class of both towers: a body `[batch, time, dim]`, then `MultiInterestAttention`."""
 
     def __init__(
@@ -189,14 +181,6 @@ class _InterestEncoder(keras.layers.Layer):
         self.interests = MultiInterestAttention(
             num_interests, self.query_initializer, dtype=policy_of(self), name="interests"
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "num_interests": self.num_interests,
-            "query_initializer": keras.initializers.serialize(self.query_initializer),
-        }
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
@@ -383,15 +367,3 @@ class DeepInterestEncoder(_InterestEncoder):
     def compute_output_shape(self, x_shape: Any) -> tuple[int | None, ...]:
         """`[batch, num_interests, units]`."""
         return (x_shape[0], self.num_interests, self.units)
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "num_layers": self.num_layers,
-            "num_heads": self.num_heads,
-            "dropout": self.dropout,
-            "positions": self.positions,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-        }

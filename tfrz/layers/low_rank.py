@@ -12,6 +12,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tfrz.config import require
+from tfrz.layers.configured import ConfiguredLayer
 from tfrz.layers.temporal import last_dim
 
 Factors = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -121,7 +122,7 @@ def _(layer: keras.layers.Dense) -> FullMatrix:
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class LowRankDense(keras.layers.Layer):
+class LowRankDense(ConfiguredLayer):
     """A dense layer of low rank, without an activation between the two factors.
 
     Formula: `y = act(x U V^T + b)`, with `U` `[dim, rank]` and `V` `[units, rank]`.
@@ -244,19 +245,6 @@ class LowRankDense(keras.layers.Layer):
     def compute_output_shape(self, x_shape: Any) -> tuple[int | None, ...]:
         """The input's, with `units` at the end."""
         return (*x_shape[:-1], self.units)
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "rank": self.rank,
-            "activation": keras.activations.serialize(self.activation),
-            "use_bias": self.use_bias,
-            "frobenius_decay": self.frobenius_decay,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
-        }
 
 
 def frobenius_penalty(model: keras.Model) -> tf.Tensor:

@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from tfrz.config import require
+from tfrz.layers.configured import ConfiguredLayer
 from tfrz.layers.initializers import independent
 from tfrz.layers.numerics import wide
 from tfrz.layers.temporal import last_dim, policy_of, zero_padding
@@ -154,7 +155,7 @@ def rank(scores: tf.Tensor, valid: tf.Tensor, slate: int | None = None) -> tf.Te
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class ListEncoder(keras.layers.Layer):
+class ListEncoder(ConfiguredLayer):
     """Reads a list in its order with an LSTM, which skips padding.
 
     Formula: `(c_i, e_i) = LSTM(x_i, (c_{i-1}, e_{i-1}))` from zeros. At a row that is not valid the
@@ -225,17 +226,9 @@ class ListEncoder(keras.layers.Layer):
         """`[batch, list, units]`."""
         return (*tuple(x_shape)[:-1], self.units)
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-        }
-
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class PointerAttention(keras.layers.Layer):
+class PointerAttention(ConfiguredLayer):
     """Scores every candidate for a decoder state.
 
     Formula: `s_i = v^T tanh(W_enc e_i + W_dec d)`, no bias.
@@ -311,14 +304,6 @@ class PointerAttention(keras.layers.Layer):
     ) -> tuple[int | None, ...]:
         """`[batch, list]`."""
         return tuple(encoded_shape)[:-1]
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-        }
 
 
 def _allowed(
@@ -505,7 +490,7 @@ def beam_search(
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class PointerDecoder(keras.layers.Layer):
+class PointerDecoder(ConfiguredLayer):
     """Builds a slate with an LSTM that points at candidates and reads the chosen ones.
 
     Formula: `(c'_j, d_j) = LSTM(u_j, (c'_{j-1}, d_{j-1}))` from the encoder's last state, with
@@ -676,11 +661,3 @@ class PointerDecoder(keras.layers.Layer):
     ) -> tuple[int | None, ...]:
         """`[batch, list, list]`."""
         return (x_shape[0], x_shape[1], x_shape[1])
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-        }

@@ -8,12 +8,13 @@ import keras
 import tensorflow as tf
 
 from tfrz.config import require
+from tfrz.layers.configured import ConfiguredLayer
 from tfrz.layers.initializers import independent
 from tfrz.layers.temporal import last_dim, zero_padding
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class ChaosFreeCell(keras.layers.Layer):
+class ChaosFreeCell(ConfiguredLayer):
     """One step of the chaos-free network (CFN); a cell for `keras.layers.RNN` too.
 
     Formula:
@@ -128,19 +129,9 @@ class ChaosFreeCell(keras.layers.Layer):
         rows = tf.shape(inputs)[0] if inputs is not None else batch_size
         return [tf.zeros([rows, self.units], dtype or self.compute_dtype)]
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "recurrent_initializer": keras.initializers.serialize(self.recurrent_initializer),
-            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
-        }
-
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class ChaosFreeRNN(keras.layers.Layer):
+class ChaosFreeRNN(ConfiguredLayer):
     """States of a user before each action, and after the last.
 
     Formula: `s_{t+1} = CFN(s_t, u_t)`, see `ChaosFreeCell`; a padded step keeps the state. Score
@@ -191,7 +182,9 @@ class ChaosFreeRNN(keras.layers.Layer):
             dtype="float64" if self.compute_dtype == "float64" else "float32",
             name="cell",
         )
-        self.units = units
+        self.units, self.kernel_initializer = units, self.cell.kernel_initializer
+        self.recurrent_initializer = self.cell.recurrent_initializer
+        self.bias_initializer = self.cell.bias_initializer
         self.supports_masking = True
 
     def build(self, inputs_shape: Any, *_: Any, **__: Any) -> None:
@@ -236,14 +229,3 @@ class ChaosFreeRNN(keras.layers.Layer):
         """`[batch, time + 1, units]`."""
         batch, time = tuple(inputs_shape)[:2]
         return (batch, None if time is None else time + 1, self.units)
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        cell = self.cell
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "kernel_initializer": keras.initializers.serialize(cell.kernel_initializer),
-            "recurrent_initializer": keras.initializers.serialize(cell.recurrent_initializer),
-            "bias_initializer": keras.initializers.serialize(cell.bias_initializer),
-        }

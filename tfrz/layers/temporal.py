@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from tfrz.config import require
+from tfrz.layers.configured import ConfiguredLayer
 from tfrz.layers.initializers import independent
 from tfrz.layers.numerics import wide
 
@@ -64,7 +65,7 @@ def windows(z: tf.Tensor, size: int, dilation: int = 1) -> tf.Tensor:
     return tf.concat([before[:, place : place + steps] for place in places], axis=-1)
 
 
-class Encoder(keras.layers.Layer):
+class Encoder(ConfiguredLayer):
     """Base class of encoders: `[batch, time, in]` to `[batch, time, units]`."""
 
     def __init__(self, units: int | None, **kwargs: Any) -> None:
@@ -76,10 +77,6 @@ class Encoder(keras.layers.Layer):
     def compute_output_shape(self, z_shape: Any) -> tuple[int | None, ...]:
         """`[batch, time, units]`."""
         return (*tuple(z_shape)[:-1], self.units or z_shape[-1])
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {**super().get_config(), "units": self.units}
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
@@ -140,14 +137,6 @@ class TinyRangeEncoder(Encoder):
         if self.units is not None:
             z = tf.tensordot(z, tf.convert_to_tensor(self.W_T), 1) + self.b_T
         return zero_padding(z, mask)
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
-        }
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
@@ -259,18 +248,6 @@ class ShortRangeEncoder(Encoder):
             z = zero_padding(self.activation(z), mask)
         return z
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "kind": self.kind,
-            "kernel_size": self.kernel_size,
-            "dilations": list(self.dilations),
-            "activation": keras.activations.serialize(self.activation),
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
-        }
-
 
 @keras.saving.register_keras_serializable(package="tfrz")
 class LongRangeEncoder(Encoder):
@@ -365,19 +342,9 @@ class LongRangeEncoder(Encoder):
         values = z if self.W_V is None else tf.tensordot(z, tf.convert_to_tensor(self.W_V), 1)
         return tf.matmul(self.attention(z, mask), values)
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "key_dim": self.key_dim,
-            "projections": self.projections,
-            "learn_values": self.learn_values,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-        }
-
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class ContextualGate(keras.layers.Layer):
+class ContextualGate(ConfiguredLayer):
     """One weight per encoder and step, from the context of the request.
 
     Formula: `G_t = sigmoid(u_t W_G + b_G)`, or `softmax(...)`, or ones.
@@ -447,19 +414,9 @@ class ContextualGate(keras.layers.Layer):
         """`[batch, time, num_gates]`."""
         return (*tuple(u_shape)[:-1], self.num_gates)
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "num_gates": self.num_gates,
-            "gate": self.gate,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
-        }
-
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class MultiTemporalRangeMixture(keras.layers.Layer):
+class MultiTemporalRangeMixture(ConfiguredLayer):
     """Encoders of several ranges on the same inputs, weighted by a gate: the core of M3.
 
     Formula: `z_t^mix = sum_k G_t^k SE_t^k` over the encoders k.
@@ -566,17 +523,3 @@ class MultiTemporalRangeMixture(keras.layers.Layer):
     def compute_output_shape(self, z_shape: Any, u_shape: Any = None) -> tuple[int | None, ...]:
         """`[batch, time, units]`."""
         return (*tuple(z_shape)[:-1], self.units)
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "ranges": list(self.ranges),
-            "short_range": self.short_range,
-            "gate": self.gate,
-            "identity": self.identity,
-            "learn_values": self.learn_values,
-            "kernel_size": self.kernel_size,
-            "dilations": list(self.dilations),
-        }

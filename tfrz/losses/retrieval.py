@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfrz.config import require
+from tfrz.layers.configured import ConfiguredLayer
 from tfrz.layers.numerics import wide
 from tfrz.shapes import require_fit, require_shape, shape_of
 
@@ -224,7 +225,7 @@ def focal_loss(losses: tf.Tensor, gamma: float) -> tf.Tensor:
 
 
 @keras.saving.register_keras_serializable(package="tfrz")
-class NegativeSampler(keras.layers.Layer):
+class NegativeSampler(ConfiguredLayer):
     """Draws item ids for a whole batch, with their expected counts.
 
     Formula: uniform `q(i) = 1/V`; log-uniform over the rank of popularity k = i - 1:
@@ -334,14 +335,3 @@ class NegativeSampler(keras.layers.Layer):
         others = tf.reduce_sum(tf.cast(~hits, tf.float32), axis=-1, keepdims=True)
         scale = tf.math.log(tf.maximum(others, 1.0) / max(self.num_items - 1, 1))
         return sampled_softmax_loss(target_logits, negative_logits, hits, 0.0, scale)
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "num_items": self.num_items,
-            "num_sampled": self.num_sampled,
-            "distribution": self.distribution,
-            "correction": self.correction,
-            "seed": self.seed,
-        }

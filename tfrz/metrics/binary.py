@@ -191,11 +191,6 @@ class Calibration(keras.metrics.Metric):
             tf.convert_to_tensor(self.predicted), tf.convert_to_tensor(self.observed)
         )
 
-    def reset_state(self) -> None:
-        """Resets the sums."""
-        self.predicted.assign(0.0)
-        self.observed.assign(0.0)
-
 
 @keras.saving.register_keras_serializable(package="tfrz")
 class NormalizedEntropy(keras.metrics.Metric):
@@ -246,8 +241,3 @@ class NormalizedEntropy(keras.metrics.Metric):
             tf.math.divide_no_nan(tf.convert_to_tensor(self.loss), total * entropy),
             tf.constant(float("nan"), total.dtype),
         )
-
-    def reset_state(self) -> None:
-        """Resets the sums."""
-        for state in (self.loss, self.observed, self.total):
-            state.assign(0.0)

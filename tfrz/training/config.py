@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from tfrz.config import require
+from tfrz.config import check_range, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +37,10 @@ class LowRankConfig:
     def __post_init__(self) -> None:
         given = (self.rank is not None, self.target_parameters is not None, bool(self.layers))
         require(sum(given) <= 1, "low_rank", "takes one of rank, target_parameters and layers")
-        require(self.rank is None or self.rank >= 1, "low_rank.rank", "must be at least 1")
-        require(
-            self.target_parameters is None or self.target_parameters >= 1,
-            "low_rank.target_parameters",
-            "must be at least 1",
-        )
+        check_range(self, "low_rank", "rank", "target_parameters", at_least=1)
+        check_range(self, "low_rank", "frobenius_decay", at_least=0)
         for name, rank in self.layers.items():
             require(rank >= 1, f"low_rank.layers.{name}", "must be at least 1")
-        require(self.frobenius_decay >= 0, "low_rank.frobenius_decay", "must not be negative")
 
     @property
     def enabled(self) -> bool:
@@ -113,33 +108,20 @@ class TrainerConfig:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        for name in (
+        check_range(
+            self,
+            "trainer",
             "epochs",
             "batch_size",
             "evaluations_per_epoch",
             "checkpoint_every_steps",
             "steps_per_call",
             "decay_steps",
-        ):
-            require(getattr(self, name) >= 1, f"trainer.{name}", "must be at least 1")
-        require(self.learning_rate > 0, "trainer.learning_rate", "must be above 0")
-        require(0 < self.decay_rate <= 1, "trainer.decay_rate", "must be above 0, at most 1")
-        require(self.embedding_l2 >= 0, "trainer.embedding_l2", "must not be negative")
-        require(
-            self.clip_norm is None or self.clip_norm > 0, "trainer.clip_norm", "must be above 0"
+            "early_stopping_patience",
+            "max_steps",
+            at_least=1,
         )
-        require(
-            self.ema_decay is None or 0 < self.ema_decay < 1,
-            "trainer.ema_decay",
-            "must be between 0 and 1",
-        )
-        require(
-            self.early_stopping_patience is None or self.early_stopping_patience >= 1,
-            "trainer.early_stopping_patience",
-            "must be at least 1, or null",
-        )
-        require(
-            self.max_steps is None or self.max_steps >= 1,
-            "trainer.max_steps",
-            "must be at least 1, or null",
-        )
+        check_range(self, "trainer", "learning_rate", "clip_norm", above=0)
+        check_range(self, "trainer", "decay_rate", above=0, at_most=1)
+        check_range(self, "trainer", "embedding_l2", at_least=0)
+        check_range(self, "trainer", "ema_decay", above=0, below=1)

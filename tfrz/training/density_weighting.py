@@ -23,7 +23,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from tfrz.config import require
+from tfrz.config import check_range, require
 from tfrz.errors import InputError
 from tfrz.files import atomic_write
 from tfrz.training.batches import Batches
@@ -84,21 +84,12 @@ class WeightingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "epochs", "block_size"):
-            require(getattr(self, name) >= 1, f"weighting.{name}", "must be at least 1")
-        require(self.samples >= 2, "weighting.samples", "must be at least 2")
-        require(0 <= self.momentum <= 1, "weighting.momentum", "must be 0 to 1")
-        require(self.tolerance >= 0, "weighting.tolerance", "must not be negative")
-        require(self.noise >= 0, "weighting.noise", "must not be negative")
-        require(self.floor > 0, "weighting.floor", "must be above 0")
-        require(self.calibration_rate > 0, "weighting.calibration_rate", "must be above 0")
-        for name, least in (("components", 1), ("max_weight", 1), ("calibration_epochs", 1)):
-            value = getattr(self, name)
-            require(
-                value is None or value >= least,
-                f"weighting.{name}",
-                f"must be at least {least}, or null",
-            )
+        names = ("iterations", "epochs", "block_size", "components", "max_weight")
+        check_range(self, "weighting", *names, "calibration_epochs", at_least=1)
+        check_range(self, "weighting", "samples", at_least=2)
+        check_range(self, "weighting", "momentum", at_least=0, at_most=1)
+        check_range(self, "weighting", "tolerance", "noise", at_least=0)
+        check_range(self, "weighting", "floor", "calibration_rate", above=0)
 
 
 def weighted_kernel_density(
