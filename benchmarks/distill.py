@@ -287,8 +287,8 @@ def export_ranks(data: str, overrides: Sequence[str], ranks: Sequence[int], out:
     """
     from tfrz.data.records import open_source
     from tfrz.export.saved_model import export_model
+    from tfrz.training.factorization import factorize
     from tfrz.training.fit import build_model
-    from tfrz.training.low_rank import factorize
     from tfrz.zoo import registry
     from tfrz.zoo.run_config import load_run_config
 

@@ -25,7 +25,7 @@ from tfrz.layers.interests import (
     ShallowInterestEncoder,
     interest_scores,
 )
-from tfrz.layers.low_rank import LowRankDense, spectral_factors
+from tfrz.layers.low_rank_dense import LowRankDense, spectral_factors
 from tfrz.layers.pointer import (
     Beams,
     ListEncoder,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tfrz.config import require
 from tfrz.layers.configured import ConfiguredLayer
 from tfrz.layers.initializers import independent
-from tfrz.layers.low_rank import Factors, FullMatrix, as_float64, full_matrix
+from tfrz.layers.low_rank_dense import Factors, FullMatrix, as_float64, full_matrix
 
 GATES = ("softmax", "sigmoid", "constant")
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tfrz.config import require
 from tfrz.layers.cross import Cross, LowRankCross, MixtureOfLowRankCross
-from tfrz.layers.low_rank import as_float64, spectral_factors
+from tfrz.layers.low_rank_dense import as_float64, spectral_factors
 
 
 def _mean_slope(layer: MixtureOfLowRankCross) -> float:

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfrz.config import check_range, require
 from tfrz.layers.cross import Cross, LowRankCross, MixtureOfLowRankCross
 from tfrz.layers.dropout import SeededDropout
-from tfrz.layers.low_rank import LowRankDense
+from tfrz.layers.low_rank_dense import LowRankDense
 from tfrz.models.click import ClickModel
 from tfrz.models.factorizable import placed_layers
 

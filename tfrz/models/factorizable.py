@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import keras
 
-from tfrz.layers.low_rank import LowRankDense
+from tfrz.layers.low_rank_dense import LowRankDense
 from tfrz.layers.temporal import policy_of
 
 Model = TypeVar("Model", bound=keras.Model)

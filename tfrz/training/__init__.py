@@ -1,5 +1,5 @@
 """Training: batches in a fixed order, the loop, the XLA policy, warm starts, teachers."""
 
-from tfrz.training.distillation import DistillConfig, Distiller
+from tfrz.training.distiller import DistillConfig, Distiller
 
 __all__ = ["DistillConfig", "Distiller"]

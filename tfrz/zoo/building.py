@@ -13,8 +13,8 @@ import keras
 
 from tfrz.files import atomic_write
 from tfrz.training.batches import Batches
+from tfrz.training.factorization import LayerReport, factorize_for_training, first_examples
 from tfrz.training.fit import build_model
-from tfrz.training.low_rank import LayerReport, factorize_for_training, first_examples
 
 if TYPE_CHECKING:
     from tfrz.zoo.run_config import RunConfig

@@ -16,9 +16,9 @@ from tfrz.config import read_yaml, require, to_mapping, write_yaml
 from tfrz.files import atomic_write
 from tfrz.metrics import distance_to_best
 from tfrz.training.config import LowRankConfig, TrainerConfig
-from tfrz.training.distillation import DistillConfig
+from tfrz.training.distiller import DistillConfig
+from tfrz.training.factorization import factorize_for_training, first_examples, low_rank_config
 from tfrz.training.fit import evaluate, fit, make_strategy, objective_of
-from tfrz.training.low_rank import factorize_for_training, first_examples, low_rank_config
 from tfrz.zoo.building import layers_as_values
 from tfrz.zoo.run import open_run
 from tfrz.zoo.run_config import RunConfig, TunerConfig, run_config_to_mapping
@@ -118,7 +118,7 @@ def compress(
       target_parameters: instead: of the matrices of all layers that can be of low rank, together.
       data: as `--data` of the command line; what the run was trained on if left out.
       features: feature spec of a file of the user's own.
-      init: where the factors come from; see `tfrz.training.low_rank.factorize`.
+      init: where the factors come from; see `tfrz.training.factorization.factorize`.
       repair_scale: multiply them by the measured gain.
       fine_tune_steps: of training after that; 0 for none. The weights that the validation set
         prefers, before or after, are kept.

@@ -16,13 +16,13 @@ from typing import Any
 import keras
 
 from tfrz.data.records import open_source
-from tfrz.export.card import render_card
 from tfrz.export.saved_model import export_model
+from tfrz.training.factorization import LayerReport
 from tfrz.training.fit import FitResult
-from tfrz.training.low_rank import LayerReport
 from tfrz.training.warm_start import WarmStartReport, warm_start
 from tfrz.zoo import registry
 from tfrz.zoo.building import build_for_training
+from tfrz.zoo.card import render_card
 from tfrz.zoo.long_history import check_warm_start
 from tfrz.zoo.run_config import RunConfig
 from tfrz.zoo.task import ExampleSource, Prepared, Task

@@ -18,7 +18,7 @@ from tfrz.errors import ConfigError
 from tfrz.export.index import IndexConfig
 from tfrz.training.config import LowRankConfig, TrainerConfig
 from tfrz.training.density_weighting import WeightingConfig
-from tfrz.training.distillation import DistillConfig
+from tfrz.training.distiller import DistillConfig
 from tfrz.zoo import registry
 
 

@@ -26,7 +26,7 @@ from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.spec import MISSING, transformed_name
 from tfrz.errors import InputError
 from tfrz.training.batches import Batches
-from tfrz.training.distillation import DistillConfig
+from tfrz.training.distiller import DistillConfig
 from tfrz.training.fit import make_strategy
 from tfrz.training.warm_start import warm_start
 from tfrz.zoo.building import build_like

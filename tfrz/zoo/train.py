@@ -18,7 +18,7 @@ from tfrz.zoo.run_config import RunConfig, load_run_config, run_config_to_mappin
 if TYPE_CHECKING:
     import keras
 
-    from tfrz.training.low_rank import LayerReport
+    from tfrz.training.factorization import LayerReport
     from tfrz.zoo.task import Prepared, Task
 
 logger = logging.getLogger(__name__)

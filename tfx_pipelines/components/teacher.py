@@ -25,7 +25,7 @@ from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.spec import Spec
 from tfrz.errors import InputError
 from tfrz.files import atomic_directory
-from tfrz.training.distillation import DistillConfig
+from tfrz.training.distiller import DistillConfig
 from tfrz.zoo.run_config import RunConfig, run_config_to_mapping
 from tfrz.zoo.teacher import TEACHER_SCORE, find_teacher
 from tfx_pipelines.components.blessing import LatestPassedModelStrategy

@@ -1,6 +1,6 @@
 """Low-rank layers' part of the battery.
 
-They belong to no row of the registry: tests/tfrz/layers/test_low_rank.py runs these.
+They belong to no row of the registry: tests/tfrz/layers/test_low_rank_dense.py runs these.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from tests.conformance.case import LayerCase
 from tests.oracles import low_rank
 
-_PATH = "tfrz.layers.low_rank:LowRankDense"
+_PATH = "tfrz.layers.low_rank_dense:LowRankDense"
 
 
 def _oracle(activation: str) -> Any:

@@ -20,7 +20,7 @@ from tfrz.data.records import open_source
 from tfrz.data.spec import Feature, numeric
 from tfrz.errors import ConfigError, InputError
 from tfrz.training.batches import ArrayBatches
-from tfrz.training.distillation import DistillConfig
+from tfrz.training.distiller import DistillConfig
 from tfrz.training.fit import build_model
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import load_run_config

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests.oracles.temporal import softmax
-from tfrz.training.distillation import DistillConfig
+from tfrz.training.distiller import DistillConfig
 from tfrz.zoo.reports.teaching import decompose, examined
 from tfrz.zoo.train import train
 

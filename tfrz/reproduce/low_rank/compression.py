@@ -13,7 +13,7 @@ from tfrz.reproduce.dcn_v2.synthetic_ctr import click_columns
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
 from tfrz.reproduce.training import last_step, task_of, train
 from tfrz.training.batches import ArrayBatches
-from tfrz.training.low_rank_factors import (
+from tfrz.training.matrix_factors import (
     bias_shift,
     data_whitened,
     function_aware,

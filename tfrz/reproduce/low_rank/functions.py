@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
-from tfrz.training.low_rank_factors import (
+from tfrz.training.matrix_factors import (
     Factors,
     diagonal_weighted,
     function_aware,

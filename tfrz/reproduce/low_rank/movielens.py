@@ -17,8 +17,8 @@ from tfrz.pictures import picture
 from tfrz.reproduce import movielens_1m
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
 from tfrz.reproduce.runs import Row, where
+from tfrz.training.factorization import factorize
 from tfrz.training.fit import evaluate
-from tfrz.training.low_rank import factorize
 from tfrz.zoo.teacher import TEACHER_SCORE
 
 # Changes to the zoo's configuration for MovieLens-1M.

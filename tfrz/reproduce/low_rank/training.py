@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
-from tfrz.training.low_rank_factors import (
+from tfrz.training.matrix_factors import (
     Factors,
     activation_gain,
     function_aware,

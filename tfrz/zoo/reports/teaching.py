@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from tfrz.files import atomic_write
 from tfrz.losses.distillation import rescaling_factor, split_divergence
 from tfrz.training.batches import Batches
-from tfrz.training.distillation import DistillConfig
+from tfrz.training.distiller import DistillConfig
 from tfrz.zoo.task import Task
 
 _TENTHS = 10

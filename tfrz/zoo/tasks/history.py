@@ -27,7 +27,7 @@ from tfrz.data.spec import Feature, UserEmbedding, transformed_name
 from tfrz.data.transform import Analyzers, Preprocessor, first_value, transform_table
 from tfrz.errors import InputError
 from tfrz.export.raw_inputs import to_sparse
-from tfrz.layers.low_rank import frobenius_penalty
+from tfrz.layers.low_rank_dense import frobenius_penalty
 from tfrz.losses.retrieval import softmax_loss
 from tfrz.metrics.ranking import at_rank, parse, rank_of
 from tfrz.training.compilation import compiles

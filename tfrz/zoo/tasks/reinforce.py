@@ -20,7 +20,7 @@ from tfrz.data.histories.spec import HistorySpec
 from tfrz.data.spec import raw_feature_spec, transformed_name
 from tfrz.data.transform import first_value
 from tfrz.errors import InputError
-from tfrz.layers.low_rank import frobenius_penalty
+from tfrz.layers.low_rank_dense import frobenius_penalty
 from tfrz.layers.slates import boltzmann_slate
 from tfrz.losses.reinforce import discounted_returns
 from tfrz.metrics.coverage import coverage, exposures, gini

@@ -24,7 +24,7 @@ from tfrz.data.transform import densify
 from tfrz.errors import InputError
 from tfrz.export.index import RecommendationIndex
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse
-from tfrz.layers.low_rank import frobenius_penalty
+from tfrz.layers.low_rank_dense import frobenius_penalty
 from tfrz.losses.retrieval import (
     candidate_logits,
     candidate_softmax_loss,

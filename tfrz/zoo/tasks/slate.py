@@ -21,7 +21,7 @@ from tfrz.data.lists.spec import ListConfig, ListSpec
 from tfrz.data.lists.transform import ListPreprocessor, preprocess_list
 from tfrz.data.spec import MISSING, Feature, transformed_name
 from tfrz.data.transform import Analyzers, Preprocessor, closed_up
-from tfrz.layers.low_rank import frobenius_penalty
+from tfrz.layers.low_rank_dense import frobenius_penalty
 from tfrz.losses.slate import (
     average_precision_reward,
     clicks_reward,

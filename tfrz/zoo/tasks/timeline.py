@@ -27,7 +27,7 @@ from tfrz.data.transform import Analyzers, Preprocessor
 from tfrz.data.user_embeddings import EmbeddingJoin
 from tfrz.errors import InputError
 from tfrz.export.raw_inputs import to_sparse
-from tfrz.layers.low_rank import frobenius_penalty
+from tfrz.layers.low_rank_dense import frobenius_penalty
 from tfrz.zoo.task import ExampleSource, Parts, Served, Task, Tensors, Transform
 from tfrz.zoo.tasks.slices import in_words
 

@@ -129,7 +129,7 @@ class LowRankDense(ConfiguredLayer):
 
     The factors start as the nearest ones to the matrix that `kernel_initializer` draws for a dense
     layer, with equal singular values (spectral initialisation). Their product is smaller than that
-    matrix: `tfrz.training.low_rank` has other initial values and repairs the scale.
+    matrix: `tfrz.training.factorization` has other initial values and repairs the scale.
 
     Args:
       units: width of the output.

@@ -1,6 +1,6 @@
 """Low-rank training: which ranks, which factors, and a model's layers replaced by them.
 
-The mathematics is in `tfrz.training.low_rank_factors`; its names are here too.
+The mathematics is in `tfrz.training.matrix_factors`; its names are here too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tfrz.config import did_you_mean, require
 from tfrz.errors import ConfigError
-from tfrz.layers.low_rank import FullMatrix, LowRankDense, as_float64, as_rows, full_matrix
+from tfrz.layers.low_rank_dense import FullMatrix, LowRankDense, as_float64, as_rows, full_matrix
 from tfrz.models.factorizable import (
     Factorizable,
     low_rank_layers,
@@ -27,7 +27,7 @@ from tfrz.models.factorizable import (
 )
 from tfrz.training.batches import ArrayBatches, Batches
 from tfrz.training.config import LowRankConfig
-from tfrz.training.low_rank_factors import (
+from tfrz.training.matrix_factors import (
     activation_gain,
     balanced,
     bias_shift,

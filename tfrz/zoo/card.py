@@ -9,7 +9,7 @@ from tfrz.config import write_yaml
 from tfrz.data.spec import Spec
 
 if TYPE_CHECKING:
-    from tfrz.training.low_rank import LayerReport
+    from tfrz.training.factorization import LayerReport
     from tfrz.zoo.registry import ModelEntry
 
 

@@ -21,7 +21,7 @@ from tfrz.models.factorizable import low_rank_layers, with_low_rank
 from tfrz.training import fit as loop
 from tfrz.training.batches import ArrayBatches
 from tfrz.training.config import LowRankConfig
-from tfrz.training.low_rank import data_whitened, factorize, first_examples
+from tfrz.training.factorization import data_whitened, factorize, first_examples
 from tfrz.training.warm_start import warm_start
 from tfrz.zoo import registry
 from tfrz.zoo.building import build_for_training

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfrz.config import require
-from tfrz.layers.low_rank import spectral_factors as spectral
+from tfrz.layers.low_rank_dense import spectral_factors as spectral
 
 __all__ = [
     "activation_gain",

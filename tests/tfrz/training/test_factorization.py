@@ -15,8 +15,8 @@ from tests.oracles import low_rank as oracle
 from tfrz.errors import ConfigError
 from tfrz.layers import LowRankCross, LowRankDense, singular_values
 from tfrz.models.dcn_v2 import DCNv2, DCNv2Config
-from tfrz.training import low_rank_factors as factors_module
-from tfrz.training.low_rank import (
+from tfrz.training import matrix_factors as factors_module
+from tfrz.training.factorization import (
     activation_gain,
     balanced,
     bias_shift,
