@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -34,6 +34,17 @@ class FromYaml:
           ConfigError: The file is missing, or contains an unknown name or an invalid value.
         """
         return from_mapping(cls, read_yaml(path), str(path))
+
+
+class ExampleSpec(FromYaml):
+    """Base of the specs of all record types; see `Spec`."""
+
+    label_dtype: ClassVar[tf.DType] = tf.float32
+
+    @property
+    def outcome_features(self) -> tuple[str, ...]:
+        """Raw features besides the label that are known only after the request."""
+        return ()
 
 
 @dataclasses.dataclass(frozen=True)

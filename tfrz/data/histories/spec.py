@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tensorflow as tf
+from typing_extensions import override
 
 from tfrz.config import require
-from tfrz.data.spec import Feature, FromYaml, UserEmbedding, check_names
+from tfrz.data.spec import ExampleSpec, Feature, UserEmbedding, check_names
 from tfrz.data.splits import SPLITS
 
 
@@ -44,7 +45,7 @@ class CandidateSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class HistorySpec(FromYaml):
+class HistorySpec(ExampleSpec):
     """Spec of a source of interactions.
 
     A source has a row per interaction. An example has the events of a user in time order, the
@@ -66,6 +67,8 @@ class HistorySpec(FromYaml):
         file.
     """
 
+    label: ClassVar[str] = "target"
+    label_dtype: ClassVar[tf.DType] = tf.string
     user: str = "user"
     item: str = "item"
     time: str | None = "time"
@@ -91,18 +94,8 @@ class HistorySpec(FromYaml):
             require(name in numbers, f"outcome {name}", "is not a numeric context")
 
     @property
-    def label(self) -> str:
-        """Name of the feature with the item to predict."""
-        return "target"
-
-    @property
-    def label_dtype(self) -> tf.DType:
-        """Type of the raw target."""
-        return tf.string
-
-    @property
+    @override
     def outcome_features(self) -> tuple[str, ...]:
-        """Raw features besides the label that are known only after the request."""
         return tuple(n for name in self.outcomes for n in (f"history_{name}", name))
 
     @property

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-import tensorflow as tf
+from typing_extensions import override
 
 from tfrz.config import require
-from tfrz.data.spec import Feature, FromYaml, UserEmbedding, check_names
+from tfrz.data.spec import ExampleSpec, Feature, UserEmbedding, check_names
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureSpec(FromYaml):
+class FeatureSpec(ExampleSpec):
     """The raw features of a source of impressions, and its label.
 
     Attributes:
@@ -49,14 +49,9 @@ class FeatureSpec(FromYaml):
         return self.categorical
 
     @property
+    @override
     def outcome_features(self) -> tuple[str, ...]:
-        """Raw features besides the label that are known only after the request."""
         return self.outcomes
-
-    @property
-    def label_dtype(self) -> tf.DType:
-        """Type of the raw label values."""
-        return tf.float32
 
     @property
     def multivalent(self) -> tuple[Feature, ...]:

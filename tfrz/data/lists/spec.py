@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
-
-import tensorflow as tf
+from typing import ClassVar, Literal
 
 from tfrz.config import require
 from tfrz.data.simulators.slates import ClickModel
-from tfrz.data.spec import Feature, FromYaml, check_names
+from tfrz.data.spec import ExampleSpec, Feature, check_names
 
 # Columns of documents, and features that the transform creates.
 _OF_LISTS = ("position", "split", "score", "item", "mask", "features", "context")
 
 
 @dataclasses.dataclass(frozen=True)
-class ListSpec(FromYaml):
+class ListSpec(ExampleSpec):
     """Spec of a source of documents.
 
     A source has a row per candidate of a query. An example has the candidates of a query in the
@@ -34,6 +32,7 @@ class ListSpec(FromYaml):
       query_vocabulary: Number of queries whose frequency the Evaluator knows, the most frequent.
     """
 
+    label: ClassVar[str] = "relevance"
     query: str = "query"
     item: str | None = "item"
     relevance: str = "relevance"
@@ -59,21 +58,6 @@ class ListSpec(FromYaml):
         )
         require(self.query_vocabulary >= 1, "query_vocabulary", "must be at least 1")
         check_names(self.features, self.label, "relevance")
-
-    @property
-    def label(self) -> str:
-        """Name of the feature with the relevance of each candidate."""
-        return "relevance"
-
-    @property
-    def label_dtype(self) -> tf.DType:
-        """Type of the raw relevance."""
-        return tf.float32
-
-    @property
-    def outcome_features(self) -> tuple[str, ...]:
-        """Raw features besides the label that are known only after the request."""
-        return ()
 
     @property
     def query_feature(self) -> Feature:

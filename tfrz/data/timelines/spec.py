@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-import tensorflow as tf
+from typing_extensions import override
 
 from tfrz.config import require
-from tfrz.data.spec import Feature, FromYaml, check_names
+from tfrz.data.spec import ExampleSpec, Feature, check_names
 from tfrz.data.timelines.slicing import Slice, SliceSpecification
 
 # Columns of every event.
@@ -40,7 +40,7 @@ class EntryList:
 
 
 @dataclasses.dataclass(frozen=True)
-class TimelineSpec(FromYaml):
+class TimelineSpec(ExampleSpec):
     """Spec of a source of events.
 
     A source has a row per event. An example has the sketch of a user's timeline at a time (the ids
@@ -111,13 +111,8 @@ class TimelineSpec(FromYaml):
         return f"label_{self.tasks[0]}"
 
     @property
-    def label_dtype(self) -> tf.DType:
-        """Type of a raw outcome; NaN for none."""
-        return tf.float32
-
-    @property
+    @override
     def outcome_features(self) -> tuple[str, ...]:
-        """Raw features besides the label that are known only after the request."""
         return tuple(f"label_{task}" for task in self.tasks[1:])
 
     @property
