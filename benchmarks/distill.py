@@ -285,8 +285,8 @@ def export_ranks(data: str, overrides: Sequence[str], ranks: Sequence[int], out:
       ranks: one a model.
       out: takes a folder of versions for each, `dense` and `rank <rank>`.
     """
-    from tfrz.data.records import open_source
     from tfrz.export.saved_model import export_model
+    from tfrz.reproduce.training import permuted
     from tfrz.training.factorization import factorize
     from tfrz.training.fit import build_model
     from tfrz.zoo import registry
@@ -296,7 +296,7 @@ def export_ranks(data: str, overrides: Sequence[str], ranks: Sequence[int], out:
     config = load_run_config("dcn_v2", data.partition(":")[0], wanted)
     entry = registry.get("dcn_v2")
     task = entry.new_task(config)
-    prepared = task.prepare(open_source(data, None, entry.record_type, **config.data.options))
+    prepared = permuted(task, data)
     dense = build_model(lambda: task.build(prepared.inputs), config.trainer)
     models = {DENSE: dense, **{f"rank {rank}": factorize(dense, rank)[0] for rank in ranks}}
     for name, model in models.items():

@@ -27,7 +27,7 @@ def sets(path: str, split: int) -> Any:
       split: seed of the random split.
     """
     task = task_of({"data.options": {"genres": False}, "data.seed": split})
-    return training.prepared(task, f"movielens-1m:{path}")
+    return training.permuted(task, f"movielens-1m:{path}")
 
 
 def task_of(values: Mapping[str, Any]) -> Any:

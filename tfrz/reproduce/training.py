@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 
 from tfrz.data.records import open_source
+from tfrz.data.sources.reader import read_table
+from tfrz.data.splits import SPLITS
 from tfrz.training.batches import ArrayBatches, Batches
 from tfrz.training.fit import build_model, fit
 from tfrz.zoo import registry
@@ -65,6 +69,31 @@ def prepared(task: Any, data: str, **options: Any) -> Any:
     """
     options = {**task.config.data.options, **options}
     return task.prepare(open_source(data, None, task.entry.record_type, **options))
+
+
+def permuted(task: Any, data: str, **options: Any) -> Any:
+    """Returns the sets of impressions, split by a permutation of their rows.
+
+    The stored results of the experiments were measured on such sets: exact shares, which change with
+    every row of the source. `tfrz train` splits each row by its own values.
+
+    Args:
+      task: of `task_of`.
+      data: as `--data` of the command line.
+      **options: of the reader, beside those of the configuration.
+    """
+    settings = task.config.data
+    options = {**settings.options, **options}
+    source = task.resolve(open_source(data, None, task.entry.record_type, **options))
+    records, corrupt = read_table(source.reader, settings.max_corrupt_fraction)
+    order = np.random.default_rng(settings.seed).permutation(records.num_rows)
+    held_out = (settings.validation_fraction, settings.test_fraction)
+    bounds = np.cumsum((1.0 - sum(held_out), *held_out))[:-1] * records.num_rows
+    rows = np.split(order, np.round(bounds).astype(int))
+    parts = {
+        name: records.take(pa.array(np.sort(some))) for name, some in zip(SPLITS, rows, strict=True)
+    }
+    return task.prepared(source.spec, parts, len(corrupt))
 
 
 def staged(

@@ -10,7 +10,7 @@ import numpy as np
 from tfrz.reproduce.experiment import Check, Context, Experiment, Outcome
 from tfrz.reproduce.movielens_1m import parameters
 from tfrz.reproduce.runs import Row, grid, where
-from tfrz.reproduce.training import prepared, settings, task_of, train
+from tfrz.reproduce.training import permuted, settings, task_of, train
 from tfrz.training.fit import evaluate
 
 # Model to its overrides, the paper's log loss and AUC (Table 6), and its parameters there.
@@ -58,7 +58,7 @@ def _task(key: dict[str, Any]) -> Any:
 @functools.lru_cache(maxsize=1)
 def _prepared(path: str, split: int) -> Any:
     task = _task({"model": "DNN", "values": {}, "limits": {}, "seed": 0, "split": split})
-    return prepared(task, f"movielens-1m:{path}", genres=False)
+    return permuted(task, f"movielens-1m:{path}", genres=False)
 
 
 def train_one(key: dict[str, Any]) -> Row:
