@@ -50,7 +50,9 @@ class Trainable(Protocol):
         (`tfrz.metrics.better`).
     """
 
-    objective: str
+    @property
+    def objective(self) -> str:
+        """The metric that chooses the weights."""
 
     def lookup(self, model: keras.Model, batch: Batch) -> Batch:
         """The inputs of `dense_loss`: embeddings that are looked up outside the compiled part."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 import pyarrow as pa
 import tensorflow as tf
 
@@ -175,9 +176,8 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
 
     def example_spec(self, source: Spec) -> tuple[SpecT, EmbeddingJoin | None]:
         """The raw features of examples from those of the source; and what joins embeddings."""
-        spec, join = with_long_history(self.config.features, source)
-        assert isinstance(spec, self.spec_class)
-        return spec, join
+        assert isinstance(source, self.spec_class)
+        return with_long_history(self.config.features, cast(SpecT, source))
 
     def open_catalogue(self, opened: Callable[[], Reader]) -> None:
         """Reads what the source knows of its items; nothing by default.
@@ -191,11 +191,11 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
         """Examples of each split from all records, and how many records were left out."""
 
     @abc.abstractmethod
-    def fit_transform(self, examples: pa.Table, spec: SpecT) -> Preprocessor:
+    def fit_transform(self, examples: pa.Table, spec: SpecT) -> Preprocessor[Any, Any]:
         """The transform with the vocabularies and moments of the training examples."""
 
     def transformed(
-        self, transform: Preprocessor, examples: pa.Table, spec: SpecT, split: str
+        self, transform: Preprocessor[Any, Any], examples: pa.Table, spec: SpecT, split: str
     ) -> dict[str, Any]:
         """All examples of a split transformed, columns as `ArrayBatches` takes them."""
         del spec, split
@@ -322,7 +322,7 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
         """What `metrics` needs of a batch, `[batch, ...]` each."""
 
     @abc.abstractmethod
-    def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
+    def metrics(self, outputs: dict[str, NDArray[Any]]) -> dict[str, float]:
         """Metrics of the concatenated outputs."""
 
     # A teacher.

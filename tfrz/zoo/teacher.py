@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 import pyarrow as pa
 import tensorflow as tf
 
@@ -146,7 +147,7 @@ class ScoringTeacher:
                     f"data have it as {known[name]}: change the feature's dtype"
                 )
 
-    def _asked(self, table: pa.Table) -> np.ndarray:
+    def _asked(self, table: pa.Table) -> NDArray[Any]:
         if not self._named:
             (name,) = self._inputs
             examples = to_examples(table, self._spec, table.num_rows)

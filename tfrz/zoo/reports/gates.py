@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 import tensorflow as tf
 
 from tfrz.data.histories.spec import HistorySpec
@@ -24,7 +25,7 @@ _LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200)
 
 def _groups(
     model: keras.Model, batch: Mapping[str, tf.Tensor], vocabularies: Mapping[str, list[str]]
-) -> dict[str, np.ndarray]:
+) -> dict[str, NDArray[Any]]:
     """For each way to group, the group of every event `[batch, time]` as words."""
     history = batch["history_xf"]
     real = tf.not_equal(history, 0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 import tensorflow as tf
 from scipy.stats import spearmanr
 
@@ -25,7 +26,7 @@ _POINTS = 2000
 
 def examined(
     distill: DistillConfig, logits: tf.Tensor, taught: tf.Tensor, labels: tf.Tensor
-) -> dict[str, np.ndarray]:
+) -> dict[str, NDArray[Any]]:
     """What is known of each example, `[rows]`.
 
     With q the teacher's distribution (at its temperature) and t the true class: `confidence` q_t,
@@ -48,7 +49,7 @@ def examined(
     }
 
 
-def decompose(rows: Mapping[str, np.ndarray], classes: int) -> dict[str, float]:
+def decompose(rows: Mapping[str, NDArray[Any]], classes: int) -> dict[str, float]:
     """Shares of `E |q - y|^2`, y being the labels, one-hot.
 
     Formula: q - y is orthogonally the sum of label smoothing by the mean doubt m = E[1 - q_t], of
@@ -133,7 +134,7 @@ def teaching_report(
     return report
 
 
-def _plot(rows: Mapping[str, np.ndarray], report: Mapping[str, Any], path: Path) -> None:
+def _plot(rows: Mapping[str, NDArray[Any]], report: Mapping[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

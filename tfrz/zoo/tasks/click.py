@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 import pyarrow as pa
 import tensorflow as tf
 
@@ -102,7 +103,7 @@ class ClickTask(Task[FeatureSpec, ModelInputs]):
             parts = {name: teacher.scored(parts[name]) for name in SPLITS}
         return parts, left_out
 
-    def fit_transform(self, examples: pa.Table, spec: FeatureSpec) -> Preprocessor:
+    def fit_transform(self, examples: pa.Table, spec: FeatureSpec) -> Preprocessor[Any, Any]:
         """Vocabularies and moments of the training examples."""
         return ImpressionPreprocessor.fit(examples, spec)
 
@@ -188,7 +189,7 @@ class ClickTask(Task[FeatureSpec, ModelInputs]):
             "label": tf.cast(batch[self.label], tf.float32),
         }
 
-    def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
+    def metrics(self, outputs: dict[str, NDArray[Any]]) -> dict[str, float]:
         """AUC, log loss and calibration."""
         labels, logits = outputs["label"], outputs["logits"]
         return {

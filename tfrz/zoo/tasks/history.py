@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 import pyarrow as pa
 import tensorflow as tf
 
@@ -133,12 +134,12 @@ class HistoryTask(Task[HistorySpec, HistoryInputs]):
             )
         return parts, 0
 
-    def fit_transform(self, examples: pa.Table, spec: HistorySpec) -> Preprocessor:
+    def fit_transform(self, examples: pa.Table, spec: HistorySpec) -> Preprocessor[Any, Any]:
         """Vocabularies and moments of the training examples."""
         return HistoryPreprocessor.fit_examples(examples, spec, self.history)
 
     def transformed(
-        self, transform: Preprocessor, examples: pa.Table, spec: HistorySpec, split: str
+        self, transform: Preprocessor[Any, Any], examples: pa.Table, spec: HistorySpec, split: str
     ) -> dict[str, Any]:
         """All examples of a split, with what a user has seen where recommendations are judged."""
         del spec
@@ -326,7 +327,7 @@ class HistoryTask(Task[HistorySpec, HistoryInputs]):
         logits = self._allowed(model(batch, training=False), batch)
         return {"rank": rank_of(logits, batch["target_xf"])}
 
-    def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
+    def metrics(self, outputs: dict[str, NDArray[Any]]) -> dict[str, float]:
         """mAP, precision, recall and NDCG."""
         return {
             name: float(np.mean(at_rank(parse(name)[0], outputs["rank"], parse(name)[1])))

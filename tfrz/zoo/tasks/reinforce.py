@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 import tensorflow as tf
 
 from tfrz.config import require
@@ -228,7 +229,7 @@ class ReinforceTask(HistoryTask):
             "num_items": tf.fill([tf.shape(logits)[0]], model.num_items),
         }
 
-    def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
+    def metrics(self, outputs: dict[str, NDArray[Any]]) -> dict[str, float]:
         """Ranking metrics of rewarded actions, what is listed, and the estimated value."""
         rewarded = outputs["reward"] > 0
         found: dict[str, float] = {}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 import tensorflow as tf
 
 from tfrz.data.histories.catalogue import CandidateFeatures, Catalogue
@@ -67,7 +68,7 @@ class RetrievalInputs(HistoryInputs):
     features: dict[str, int] = dataclasses.field(default_factory=dict)
     multivalent: dict[str, int] = dataclasses.field(default_factory=dict)
     numeric_features: tuple[str, ...] = ()
-    columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    columns: dict[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
 
 
 class RetrievalTask(HistoryTask):
@@ -81,7 +82,7 @@ class RetrievalTask(HistoryTask):
         self._catalogue: Catalogue | None = None
         self._features: CandidateFeatures | None = None
         self._vocabulary: Sequence[str] = ()
-        self._columns: dict[str, np.ndarray] = {}
+        self._columns: dict[str, NDArray[Any]] = {}
 
     @property
     def weighting(self) -> WeightingConfig:
@@ -273,7 +274,7 @@ class RetrievalTask(HistoryTask):
         trained = tf.gather(counts, targets) > 0
         return tf.where(trained, tf.where(in_head, HEAD, TAIL), UNTRAINED)
 
-    def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
+    def metrics(self, outputs: dict[str, NDArray[Any]]) -> dict[str, float]:
         """Those of the registry's row, recall by group of the target, and the loss."""
         rank, group = outputs["rank"], outputs["group"]
         found: dict[str, float] = {}
@@ -295,7 +296,7 @@ class RetrievalTask(HistoryTask):
 
     def _make_index(
         self, model: keras.Model, items: Sequence[str]
-    ) -> tuple[RecommendationIndex, np.ndarray]:
+    ) -> tuple[RecommendationIndex, NDArray[Any]]:
         """An index of the catalogue, or of the vocabulary; and the row of each id."""
         vocabulary = [item.encode() for item in items]
         ids_of = {item: i for i, item in enumerate(vocabulary, start=1)}
@@ -438,13 +439,13 @@ class RetrievalTask(HistoryTask):
         return evaluation_config(wanted, parameters, "item_ids", spec.label, has_baseline)
 
 
-def _mean(values: np.ndarray) -> float:
+def _mean(values: NDArray[Any]) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
 
 
 def item_vectors(
-    model: keras.Model, ids: np.ndarray, columns: Mapping[str, np.ndarray] | None
-) -> np.ndarray:
+    model: keras.Model, ids: NDArray[Any], columns: Mapping[str, NDArray[Any]] | None
+) -> NDArray[Any]:
     """Vectors of items by id and features, some at a time, `[items, dim]`."""
     parts = []
     for start in range(0, len(ids), _ITEMS_AT_ONCE):

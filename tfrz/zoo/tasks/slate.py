@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 import pyarrow as pa
 import tensorflow as tf
 
@@ -146,7 +147,7 @@ class SlateTask(Task[ListSpec, ListInputs]):
             records = with_lambda_mart(records, source.spec, splits_of(records, *arguments))
         return build_lists(records, source.spec, self.lists, *arguments), 0
 
-    def fit_transform(self, examples: pa.Table, spec: ListSpec) -> Preprocessor:
+    def fit_transform(self, examples: pa.Table, spec: ListSpec) -> Preprocessor[Any, Any]:
         """Vocabularies and moments of the training examples."""
         return ListPreprocessor.fit_examples(examples, spec, self.lists)
 
@@ -322,7 +323,7 @@ class SlateTask(Task[ListSpec, ListInputs]):
         """The highest grade that there is; ERR depends on it."""
         return 1.0 if self.lists.clicks is not None else 4.0
 
-    def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
+    def metrics(self, outputs: dict[str, NDArray[Any]]) -> dict[str, float]:
         """NDCG and MAP by TF-Ranking and ERR, over lists with something relevant."""
         import tensorflow_ranking as tfr
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 import pyarrow as pa
 import tensorflow as tf
 
@@ -70,7 +71,7 @@ def events_bucket(totals: tf.Tensor) -> tf.Tensor:
 
 
 def transform_timelines(
-    preprocessor: Preprocessor, table: pa.Table, spec: TimelineSpec
+    preprocessor: Preprocessor[Any, Any], table: pa.Table, spec: TimelineSpec
 ) -> dict[str, Any]:
     """All rows of a table of examples, outcomes included: lists as ragged tensors."""
     names = raw_feature_spec(spec)
@@ -131,12 +132,12 @@ class TimelineTask(Task[TimelineSpec, TimelineInputs]):
         refuse_empty_slices(parts["train"], self.timeline)
         return parts, sum(left_out.values())
 
-    def fit_transform(self, examples: pa.Table, spec: TimelineSpec) -> Preprocessor:
+    def fit_transform(self, examples: pa.Table, spec: TimelineSpec) -> Preprocessor[Any, Any]:
         """Vocabularies of the training examples."""
         return TimelinePreprocessor.fit_examples(examples, spec)
 
     def transformed(
-        self, transform: Preprocessor, examples: pa.Table, spec: TimelineSpec, split: str
+        self, transform: Preprocessor[Any, Any], examples: pa.Table, spec: TimelineSpec, split: str
     ) -> dict[str, Any]:
         """All examples of a split, lists as ragged tensors."""
         del split
@@ -252,7 +253,7 @@ class TimelineTask(Task[TimelineSpec, TimelineInputs]):
         """Outputs and outcomes, `[batch, candidates, tasks]` each."""
         return {"output": model(batch, training=False), "label": self._labels(batch)}
 
-    def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
+    def metrics(self, outputs: dict[str, NDArray[Any]]) -> dict[str, float]:
         """Normalised entropy and AUC of binary tasks, mean squared error of regressions.
 
         Those without a task's name are means over the tasks.
