@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tfrz.files import atomic_write
-from tfrz.zoo.long_history import pinned
 from tfrz.zoo.run_config import RunConfig
+from tfrz.zoo.user_embeddings import pinned
 from tfx_pipelines.configs import Places
 from tfx_pipelines.local_runner import open_checked
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from tfrz.config import require
 from tfrz.files import require_writable_directory
-from tfrz.zoo.long_history import pinned
 from tfrz.zoo.run import Run, open_run
 from tfrz.zoo.run_config import RunConfig
+from tfrz.zoo.user_embeddings import pinned
 from tfx_pipelines.configs import Places, config_to_json
 
 logger = logging.getLogger(__name__)

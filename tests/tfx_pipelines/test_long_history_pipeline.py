@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tests.fake_embeddings import VERSION, stores
 from tests.lazy import lazy
-from tests.tfrz.zoo.test_long_history import CLICKS, WITH, make_store, write_clicks
+from tests.tfrz.zoo.test_user_embeddings import CLICKS, WITH, make_store, write_clicks
 from tfrz.data.records import open_source
 from tfrz.errors import InputError
 from tfrz.zoo.run_config import load_run_config

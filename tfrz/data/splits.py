@@ -22,20 +22,22 @@ def _mixed(bits: NDArray[Any]) -> NDArray[Any]:
     """Spreads each bit of unsigned 64-bit integers over all (the finaliser of SplitMix64)."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    spread: NDArray[Any] = bits ^ (bits >> np.uint64(31))
+    return spread
 
 
 def _sums(values: NDArray[Any], offsets: NDArray[Any]) -> NDArray[Any]:
     """Sums of unsigned integers, modulo 2^64, between consecutive offsets."""
     total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values, dtype=np.uint64)])
-    return total[offsets[1:]] - total[offsets[:-1]]
+    sums: NDArray[Any] = total[offsets[1:]] - total[offsets[:-1]]
+    return sums
 
 
 def _places(offsets: NDArray[Any]) -> NDArray[Any]:
     """The place of each value in its list."""
-    return np.arange(offsets[-1] - offsets[0]) - np.repeat(
-        offsets[:-1] - offsets[0], np.diff(offsets)
-    )
+    first = np.repeat(offsets[:-1] - offsets[0], np.diff(offsets))
+    places: NDArray[Any] = np.arange(offsets[-1] - offsets[0]) - first
+    return places
 
 
 def _bits_of_text(values: pa.Array) -> NDArray[Any]:
@@ -65,7 +67,8 @@ def _bits(values: pa.Array) -> NDArray[Any]:
     else:
         coded = values.fill_null(b"" if pa.types.is_binary(values.type) else "").dictionary_encode()
         bits = _bits_of_text(coded.dictionary)[coded.indices.to_numpy()]
-    return np.where(missing, np.uint64(0xA5A5A5A5A5A5A5A5), _mixed(bits))
+    found: NDArray[Any] = np.where(missing, np.uint64(0xA5A5A5A5A5A5A5A5), _mixed(bits))
+    return found
 
 
 def shares_of_rows(batch: pa.RecordBatch | pa.Table, seed: int) -> NDArray[Any]:
@@ -94,7 +97,8 @@ def shares_of_rows(batch: pa.RecordBatch | pa.Table, seed: int) -> NDArray[Any]:
         else:
             row = _bits(column)
         total = total + _mixed(row ^ salt)
-    return (_mixed(total) >> np.uint64(11)).astype(np.float64) / 2.0**53
+    shares: NDArray[Any] = (_mixed(total) >> np.uint64(11)).astype(np.float64) / 2.0**53
+    return shares
 
 
 def split_rows(

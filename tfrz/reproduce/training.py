@@ -74,8 +74,8 @@ def prepared(task: Any, data: str, **options: Any) -> Any:
 def permuted(task: Any, data: str, **options: Any) -> Any:
     """Returns the sets of impressions, split by a permutation of their rows.
 
-    The stored results of the experiments were measured on such sets: exact shares, which change with
-    every row of the source. `tfrz train` splits each row by its own values.
+    The stored results were measured on such sets. `tfrz train` splits each row by
+    its own values.
 
     Args:
       task: of `task_of`.

@@ -23,10 +23,10 @@ from tfrz.training.warm_start import WarmStartReport, warm_start
 from tfrz.zoo import registry
 from tfrz.zoo.building import build_for_training
 from tfrz.zoo.card import render_card
-from tfrz.zoo.long_history import check_warm_start
 from tfrz.zoo.run_config import RunConfig
 from tfrz.zoo.task import ExampleSource, Prepared, Task
 from tfrz.zoo.teacher import attach_teacher
+from tfrz.zoo.user_embeddings import check_warm_start
 
 logger = logging.getLogger(__name__)
 

@@ -453,7 +453,8 @@ def run_config_from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
 
 def run_config_to_mapping(config: RunConfig) -> dict[str, Any]:
     """Plain values (for YAML, JSON and TFX's `custom_config`)."""
-    return to_mapping(config)
+    values: dict[str, Any] = to_mapping(config)
+    return values
 
 
 def with_override(config: RunConfig, dotted: str, value: Any) -> RunConfig:

@@ -11,13 +11,12 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import keras
-import numpy as np
-from numpy.typing import NDArray
 import pyarrow as pa
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.data.columns import to_examples
 from tfrz.data.records import RECORD_TYPES
@@ -29,7 +28,7 @@ from tfrz.data.user_embeddings import EmbeddingJoin, joined
 from tfrz.export.raw_inputs import raw_input_signature, to_sparse, without_opaque
 from tfrz.metrics import direction
 from tfrz.training.batches import ArrayBatches, Batches
-from tfrz.zoo.long_history import with_long_history
+from tfrz.zoo.user_embeddings import with_user_embeddings
 
 if TYPE_CHECKING:
     from tfrz.zoo.registry import ModelEntry
@@ -177,7 +176,7 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
     def example_spec(self, source: Spec) -> tuple[SpecT, EmbeddingJoin | None]:
         """The raw features of examples from those of the source; and what joins embeddings."""
         assert isinstance(source, self.spec_class)
-        return with_long_history(self.config.features, cast(SpecT, source))
+        return with_user_embeddings(self.config.features, cast(SpecT, source))
 
     def open_catalogue(self, opened: Callable[[], Reader]) -> None:
         """Reads what the source knows of its items; nothing by default.

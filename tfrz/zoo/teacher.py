@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 import pyarrow as pa
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.config import read_yaml
 from tfrz.data.columns import one_each, raw_sparse, to_examples
@@ -73,8 +73,9 @@ def find_teacher(place: str | Path, where: str = "distill.teacher") -> Path:
 
 
 def _newest(versions: Path) -> Path | None:
-    numbered = [path for path in versions.glob("*/saved_model.pb") if path.parent.name.isdigit()]
-    return max((path.parent for path in numbered), key=lambda p: int(p.name), default=None)
+    folders = (path.parent for path in versions.glob("*/saved_model.pb"))
+    numbered = {int(folder.name): folder for folder in folders if folder.name.isdigit()}
+    return numbered[max(numbered)] if numbered else None
 
 
 # Impressions: any SavedModel, asked once.

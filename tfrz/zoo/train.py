@@ -123,10 +123,10 @@ def train(
         )
     from tfrz.training.fit import evaluate, measured
     from tfrz.zoo.building import layers_as_values, write_layers
-    from tfrz.zoo.long_history import check_warm_start, pinned
     from tfrz.zoo.reports.teaching import teaching_report
     from tfrz.zoo.run import num_parameters, open_run, train_prepared
     from tfrz.zoo.teacher import pinned_teacher
+    from tfrz.zoo.user_embeddings import check_warm_start, pinned
 
     out = Path(out)
     config = pinned_teacher(pinned(config, out))

@@ -123,9 +123,9 @@ def tune(
         ) from error
 
     # These load TensorFlow: a misspelt option fails before the slow import.
-    from tfrz.zoo.long_history import pinned
     from tfrz.zoo.run import open_run
     from tfrz.zoo.teacher import pinned_teacher
+    from tfrz.zoo.user_embeddings import pinned
 
     out = Path(out)
     config = pinned_teacher(pinned(config, out))

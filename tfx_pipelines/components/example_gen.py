@@ -35,8 +35,8 @@ from tfrz.data.timelines.spec import TimelineConfig
 from tfrz.data.user_embeddings import EmbeddingJoin
 from tfrz.data.user_embeddings_beam import JoinEmbeddings
 from tfrz.errors import InputError
-from tfrz.zoo.long_history import open_store, with_long_history
 from tfrz.zoo.run_config import DataConfig, FeaturesConfig
+from tfrz.zoo.user_embeddings import open_store, with_user_embeddings
 from tfx_pipelines.configs import splits_of
 
 # The fields of a `FeaturesConfig` that decide which embeddings an example gets.
@@ -143,7 +143,7 @@ def _read(pipeline: beam.Pipeline, query: dict[str, Any], reader: Reader) -> bea
 
 def _join(query: dict[str, Any], reader: Reader) -> EmbeddingJoin | None:
     features = from_mapping(FeaturesConfig, query.get("added"), "features")
-    _, join = with_long_history(features, reader.feature_spec())
+    _, join = with_user_embeddings(features, reader.feature_spec())
     # The later components know the time of the embeddings from the pipeline's definition.
     if join is not None and join.embeddings.fingerprint() != query["embeddings"]:
         raise InputError(

@@ -24,8 +24,8 @@ from tfrz.data.splits import SPLITS
 from tfrz.data.transform import transform_table
 from tfrz.data.user_embeddings import EmbeddingJoin, Found, joined
 from tfrz.errors import ConfigError, InputError
-from tfrz.zoo.long_history import with_long_history
 from tfrz.zoo.run_config import FeaturesConfig
+from tfrz.zoo.user_embeddings import with_user_embeddings
 
 beam = lazy("apache_beam")
 data_beam = lazy("tfrz.data.beam")
@@ -123,13 +123,13 @@ def test_the_source_must_have_the_user_and_no_feature_of_that_name():
     users = FeatureSpec((Feature("usr"), Feature("tags", multivalent=True)))
     with stores(s=_store([1])):
         with pytest.raises(ConfigError, match=r"features\.user: the data has no feature 'user' .*"):
-            with_long_history(FeaturesConfig("s"), users)
+            with_user_embeddings(FeaturesConfig("s"), users)
         with pytest.raises(ConfigError, match="'tags'"):
-            with_long_history(FeaturesConfig("s", user="tags"), users)
+            with_user_embeddings(FeaturesConfig("s", user="tags"), users)
         taken = FeatureSpec((Feature("user"), Feature("long_history")))
         with pytest.raises(ConfigError, match=r"feature long_history: is what features\.long_his"):
-            with_long_history(FeaturesConfig("s"), taken)
-        assert with_long_history(FeaturesConfig(), users) == (users, None)
+            with_user_embeddings(FeaturesConfig("s"), taken)
+        assert with_user_embeddings(FeaturesConfig(), users) == (users, None)
 
 
 def test_a_file_cannot_say_that_it_has_embeddings(tmp_path):
@@ -169,7 +169,7 @@ def test_events_older_than_the_embeddings_are_marked(padding):
     events = _prepared(_events(), config)
     table = build_examples(events, SPEC, config)["validation"]
     with stores(s=_store(range(40), generated_at=50)):
-        spec, join = with_long_history(FeaturesConfig("s"), SPEC)
+        spec, join = with_user_embeddings(FeaturesConfig("s"), SPEC)
     assert join is not None and join.time == "request_time"
     (table,) = joined(join, [table])
     transform = HistoryPreprocessor.fit_examples(table, spec, config)

@@ -11,8 +11,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.data.histories.spec import HistorySpec
 from tfrz.files import atomic_write

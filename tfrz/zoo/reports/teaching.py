@@ -10,8 +10,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 import tensorflow as tf
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from tfrz.files import atomic_write

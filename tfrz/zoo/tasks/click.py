@@ -12,9 +12,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 import pyarrow as pa
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz import metrics
 from tfrz.data.impressions.spec import FeatureSpec
@@ -25,9 +25,9 @@ from tfrz.data.transform import Analyzers, Preprocessor
 from tfrz.data.user_embeddings import EmbeddingJoin
 from tfrz.errors import InputError
 from tfrz.training.batches import Batches
-from tfrz.zoo.long_history import adapter_arguments
 from tfrz.zoo.task import ExampleSource, Parts, Served, Task, Tensors
 from tfrz.zoo.teacher import TEACHER_SCORE, logits_of, open_teacher, with_teacher
+from tfrz.zoo.user_embeddings import adapter_arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,8 @@ class ClickTask(Task[FeatureSpec, ModelInputs]):
 
     def fit_transform(self, examples: pa.Table, spec: FeatureSpec) -> Preprocessor[Any, Any]:
         """Vocabularies and moments of the training examples."""
-        return ImpressionPreprocessor.fit(examples, spec)
+        fitted: Preprocessor[Any, Any] = ImpressionPreprocessor.fit(examples, spec)
+        return fitted
 
     def preprocess(
         self, inputs: Mapping[str, tf.SparseTensor], spec: FeatureSpec, analyzers: Analyzers

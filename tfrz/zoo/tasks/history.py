@@ -13,9 +13,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 import pyarrow as pa
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.data.histories.examples import build_examples, drop_duplicates, drop_rare
 from tfrz.data.histories.spec import HistoryConfig, HistorySpec
@@ -32,9 +32,9 @@ from tfrz.layers.low_rank_dense import frobenius_penalty
 from tfrz.losses.retrieval import softmax_loss
 from tfrz.metrics.ranking import at_rank, parse, rank_of
 from tfrz.training.compilation import compiles
-from tfrz.zoo.long_history import adapter_arguments
 from tfrz.zoo.task import ExampleSource, Parts, Served, Task, Tensors, Transform
 from tfrz.zoo.tasks.slices import in_words, rank_in_words
+from tfrz.zoo.user_embeddings import adapter_arguments
 
 # Stands in an answer where fewer items than top_k may be shown.
 NOTHING = -1e9
@@ -136,7 +136,10 @@ class HistoryTask(Task[HistorySpec, HistoryInputs]):
 
     def fit_transform(self, examples: pa.Table, spec: HistorySpec) -> Preprocessor[Any, Any]:
         """Vocabularies and moments of the training examples."""
-        return HistoryPreprocessor.fit_examples(examples, spec, self.history)
+        fitted: Preprocessor[Any, Any] = HistoryPreprocessor.fit_examples(
+            examples, spec, self.history
+        )
+        return fitted
 
     def transformed(
         self, transform: Preprocessor[Any, Any], examples: pa.Table, spec: HistorySpec, split: str

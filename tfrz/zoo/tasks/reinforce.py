@@ -13,8 +13,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.config import require
 from tfrz.data.histories.spec import HistorySpec

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.data.histories.catalogue import CandidateFeatures, Catalogue
 from tfrz.data.histories.readers import InteractionReader
@@ -423,7 +423,8 @@ class RetrievalTask(HistoryTask):
             return {"embedding": vectors, "rank": ids}
 
         self.parts += [table] if transform is None else [table, transform]
-        return encode_items
+        signature: Callable[..., Tensors] = encode_items
+        return signature
 
     def popularity_words(self, model: keras.Model, ids: tf.Tensor) -> tf.Tensor:
         """The group of each target as a word, for slices."""

@@ -13,9 +13,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 import pyarrow as pa
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz.data.lists.examples import build_lists, splits_of
 from tfrz.data.lists.spec import ListConfig, ListSpec
@@ -149,7 +149,8 @@ class SlateTask(Task[ListSpec, ListInputs]):
 
     def fit_transform(self, examples: pa.Table, spec: ListSpec) -> Preprocessor[Any, Any]:
         """Vocabularies and moments of the training examples."""
-        return ListPreprocessor.fit_examples(examples, spec, self.lists)
+        fitted: Preprocessor[Any, Any] = ListPreprocessor.fit_examples(examples, spec, self.lists)
+        return fitted
 
     def preprocess(
         self, inputs: Mapping[str, tf.SparseTensor], spec: ListSpec, analyzers: Analyzers

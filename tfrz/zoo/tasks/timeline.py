@@ -14,9 +14,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 import pyarrow as pa
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrz import metrics
 from tfrz.data.columns import raw_sparse
@@ -134,7 +134,8 @@ class TimelineTask(Task[TimelineSpec, TimelineInputs]):
 
     def fit_transform(self, examples: pa.Table, spec: TimelineSpec) -> Preprocessor[Any, Any]:
         """Vocabularies of the training examples."""
-        return TimelinePreprocessor.fit_examples(examples, spec)
+        fitted: Preprocessor[Any, Any] = TimelinePreprocessor.fit_examples(examples, spec)
+        return fitted
 
     def transformed(
         self, transform: Preprocessor[Any, Any], examples: pa.Table, spec: TimelineSpec, split: str

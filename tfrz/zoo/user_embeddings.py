@@ -83,7 +83,7 @@ def check_warm_start(config: RunConfig, saved_model_directory: str | Path) -> No
         _refuse_other(features, features.long_history_version, trained, whose)
 
 
-def with_long_history(features: FeaturesConfig, spec: Any) -> tuple[Any, EmbeddingJoin | None]:
+def with_user_embeddings(features: FeaturesConfig, spec: Any) -> tuple[Any, EmbeddingJoin | None]:
     """The raw features of examples with embeddings, and what joins them; None without any.
 
     Args:

@@ -15,9 +15,9 @@ from tfrz.cli.main import main
 from tfrz.config import read_yaml
 from tfrz.errors import ConfigError, InputError
 from tfrz.zoo import registry
-from tfrz.zoo.long_history import check_warm_start, pinned
 from tfrz.zoo.run_config import load_run_config
 from tfrz.zoo.train import train
+from tfrz.zoo.user_embeddings import check_warm_start, pinned
 
 GROUPS, ITEMS = 4, 10
 CLICKS = (
@@ -266,7 +266,7 @@ def test_bytes_reach_it_over_rest_and_with_tfrz_predict(trained, tmp_path, capsy
 
 def test_warm_up_requests_carry_none(clicks, tmp_path):
     from tfrz.data.records import open_source
-    from tfrz.zoo.long_history import with_long_history
+    from tfrz.zoo.user_embeddings import with_user_embeddings
 
     for model, data in (("dcn_v2", clicks), ("m3", None), ("multi_interest", None)):
         entry = registry.get(model)
@@ -275,7 +275,7 @@ def test_warm_up_requests_carry_none(clicks, tmp_path):
         source = ("simulated", None) if data is None else data
         reader = open_source(*source, entry.record_type)
         with stores(store=make_store(1)):
-            spec, _ = with_long_history(config.features, reader.feature_spec())
+            spec, _ = with_user_embeddings(config.features, reader.feature_spec())
         assert spec.long_history is not None
         task = entry.new_task(config)
         vocabularies = {f"{f.name}_xf": ["a", "b"] for f in spec.vocabularies}
