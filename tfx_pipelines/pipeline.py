@@ -64,23 +64,14 @@ def create_pipeline(
     if config.export.index.kind == "scann":
         load_scann()  # The Evaluator loads the model in this process.
     entry, task, spec = run.entry, run.task, run.source.spec
-    data, features, reader = run.data, run.features, run.source.reader
     teacher = None
     if config.distill.teacher is not None:
-        teacher = TeacherNodes(config, places, here)
-    example_gen = ExampleGen(
-        data,
-        features,
-        reader,
-        run.fingerprint,
-        config.data,
-        places.corrupt_lines,
-        config.features,
-    )
+        teacher = TeacherNodes(run, places, here)
+    example_gen = ExampleGen(run, places.corrupt_lines)
     examples = example_gen.outputs["examples"]
     components = [example_gen]
     if teacher is not None:
-        examples, more = teacher.ask(examples, spec)
+        examples, more = teacher.ask(examples)
         components += more
     statistics_gen = tfx.components.StatisticsGen(examples=examples)
     statistics = statistics_gen.outputs["statistics"]
@@ -107,8 +98,8 @@ def create_pipeline(
     custom_config = {
         "run_config": run_config_to_mapping(config),
         "feature_spec": to_mapping(spec),
-        "data": data,
-        "features": features,
+        "data": run.data,
+        "features": run.features,
         "fingerprint": run.fingerprint,
     }
     if teacher is not None:
@@ -145,7 +136,7 @@ def create_pipeline(
     if config.trainer.warm_start == "latest_blessed":
         base_model = resolver.outputs["model"]
     if teacher is not None:
-        base_model = teacher.base_model(spec) or base_model
+        base_model = teacher.base_model() or base_model
     trainer = tfx.components.Trainer(
         run_fn="tfx_pipelines.modules.trainer.run_fn",
         base_model=base_model,
@@ -156,9 +147,7 @@ def create_pipeline(
     model = trainer.outputs["model"]
     stages = None
     if entry.stages is not None:
-        stages = registry.resolve(entry.stages)(
-            config, data, features, reader, run.fingerprint, places
-        )
+        stages = registry.resolve(entry.stages)(run, places)
         model, more = stages.after_training(model)
         components += more
     evaluator = Evaluator(

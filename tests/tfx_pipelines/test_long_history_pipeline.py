@@ -10,8 +10,8 @@ import tensorflow as tf
 from tests.fake_embeddings import VERSION, stores
 from tests.lazy import lazy
 from tests.tfrz.zoo.test_user_embeddings import CLICKS, WITH, make_store, write_clicks
-from tfrz.data.records import open_source
 from tfrz.errors import InputError
+from tfrz.zoo.run import open_run
 from tfrz.zoo.run_config import load_run_config
 from tfx_pipelines.local_runner import run_pipeline
 
@@ -86,12 +86,9 @@ def _splits(place, folder, store=None, *overrides) -> dict[str, list[dict]]:
     """What the examples of each split hold, long histories aside."""
     _, data, spec = place
     config = load_run_config("dcn_v2", "file", [*CLICKS, *(WITH if store else ()), *overrides])
-    reader = open_source(data, spec, "impression")
     with stores(**({"store": store} if store else {})):
-        corrupt = str(folder / "corrupt")
-        component = example_gen.ExampleGen(
-            data, spec, reader, "f", config.data, corrupt, config.features
-        )
+        run = open_run(config, data, spec)
+        component = example_gen.ExampleGen(run, str(folder / "corrupt"))
         with beam.Pipeline() as pipeline:
             properties = dict(component.exec_properties)
             parts = example_gen.ExampleGenExecutor().GenerateExamplesByBeam(pipeline, properties)
@@ -121,11 +118,8 @@ def test_an_example_keeps_its_split_whatever_is_known_of_its_user(place, tmp_pat
 def test_a_store_that_was_exported_anew_since_is_refused(place, tmp_path):
     _, data, spec = place
     config = load_run_config("dcn_v2", "file", [*CLICKS, *WITH])
-    reader = open_source(data, spec, "impression")
     with stores(store=make_store(5)):
-        component = example_gen.ExampleGen(
-            data, spec, reader, "f", config.data, "c", config.features
-        )
+        component = example_gen.ExampleGen(open_run(config, data, spec), "c")
     with stores(store=make_store(5, generated_at=7)), pytest.raises(InputError, match="anew since"):
         example_gen.ExampleGenExecutor().GenerateExamplesByBeam(
             beam.Pipeline(), dict(component.exec_properties)
@@ -135,11 +129,11 @@ def test_a_store_that_was_exported_anew_since_is_refused(place, tmp_path):
 def test_the_embeddings_are_part_of_what_the_cache_knows_examples_by(place):
     _, data, spec = place
     config = load_run_config("dcn_v2", "file", [*CLICKS, *WITH])
-    reader = open_source(data, spec, "impression")
 
     def query(store, features) -> str:
         with stores(store=store):
-            component = example_gen.ExampleGen(data, spec, reader, "f", config.data, "c", features)
+            run = open_run(dataclasses.replace(config, features=features), data, spec)
+            component = example_gen.ExampleGen(run, "c")
         return component.exec_properties["input_config"]
 
     one = query(make_store(5), config.features)

@@ -13,6 +13,7 @@ from tfrz.data.splits import SPLITS
 from tfrz.zoo import registry
 from tfrz.zoo.run import open_run
 from tfrz.zoo.run_config import load_run_config
+from tfx_pipelines.configs import Places
 
 OPTIONS = {
     "impression": "{rows: 1500}",
@@ -83,3 +84,22 @@ def test_an_example_is_in_the_same_split_here_and_in_the_pipeline(
             _comparable(one.numpy(), names) for one in tf.data.TFRecordDataset(files)
         )
         assert found == here[split], split
+
+
+def test_a_pipeline_reads_its_source_once_to_fingerprint_it(tmp_path, monkeypatch):
+    """ExampleGen, Trainer and EmbeddingExport all have the fingerprint in their cache keys."""
+    from tfx_pipelines.pipeline import create_pipeline
+
+    overrides = (f"data.options={OPTIONS['timeline']}", *MORE["timeline"])
+    run = open_run(load_run_config(_model("timeline"), "simulated", overrides), "simulated")
+    read = []
+    reader = type(run.source.reader)
+    monkeypatch.setattr(reader, "fingerprint", lambda self: read.append(self) or "of-the-source")
+    made = create_pipeline(run, Places(str(tmp_path)))
+    assert read == [run.source.reader]
+    told = {
+        component.id
+        for component in made.components
+        if "of-the-source" in str(getattr(component, "exec_properties", ""))
+    }
+    assert told == {"TimelineExampleGen", "Trainer", "EmbeddingExport"}

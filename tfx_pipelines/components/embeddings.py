@@ -154,9 +154,9 @@ class EmbeddingStages(Stages):
         self, model: BaseChannel, examples: BaseChannel, blessing: BaseChannel
     ) -> tuple[BaseChannel, list[BaseNode]]:
         """See the base class."""
-        wanted = self.config.export.embeddings
+        wanted = self.run.config.export.embeddings
         query = {**self.source(), "store": wanted.store or self.places.embeddings}
-        run_config = config_to_json(self.config)
+        run_config = config_to_json(self.run.config)
         export = EmbeddingExport(
             model=model,
             earlier=blessing,

@@ -35,8 +35,9 @@ from tfrz.data.timelines.spec import TimelineConfig
 from tfrz.data.user_embeddings import EmbeddingJoin
 from tfrz.data.user_embeddings_beam import JoinEmbeddings
 from tfrz.errors import InputError
-from tfrz.zoo.run_config import DataConfig, FeaturesConfig
-from tfrz.zoo.user_embeddings import open_store, with_user_embeddings
+from tfrz.zoo.run import Run
+from tfrz.zoo.run_config import FeaturesConfig
+from tfrz.zoo.user_embeddings import with_user_embeddings
 from tfx_pipelines.configs import splits_of
 
 # The fields of a `FeaturesConfig` that decide which embeddings an example gets.
@@ -183,36 +184,22 @@ class ExampleGen(QueryBasedExampleGen):
     """Examples in the splits of `tfrz train`: `train`, `eval` and, with a test fraction, `test`.
 
     Args:
-      data: as `--data` of the command line.
-      features: feature spec of a file of the user's own.
-      reader: the reader of `data`.
-      fingerprint: the fingerprint of that reader.
-      config: options, splits, the tolerated share of unreadable lines.
-      corrupt_lines: the file for those lines.
-      added: embeddings to add to every example; none by default.
+      run: the resolved run.
+      corrupt_lines: file for the lines that cannot be read.
     """
 
     EXECUTOR_SPEC = BeamExecutorSpec(ExampleGenExecutor)
 
-    def __init__(
-        self,
-        data: str,
-        features: str | None,
-        reader: Reader,
-        fingerprint: str,
-        config: DataConfig,
-        corrupt_lines: str,
-        added: FeaturesConfig | None = None,
-    ) -> None:
-        row = RECORD_TYPES[reader.record_type]
+    def __init__(self, run: Run, corrupt_lines: str) -> None:
+        row, config = RECORD_TYPES[run.entry.record_type], run.config.data
         query = {
-            "data": data,
-            "features": features,
+            "data": run.data,
+            "features": run.features,
             "records": row.name,
             "options": config.options,
             "max_corrupt_fraction": config.max_corrupt_fraction,
             "corrupt_lines": corrupt_lines,
-            "fingerprint": fingerprint,
+            "fingerprint": run.fingerprint,
             "validation_fraction": config.validation_fraction,
             "test_fraction": config.test_fraction,
             "seed": config.seed,
@@ -225,9 +212,9 @@ class ExampleGen(QueryBasedExampleGen):
                 "data.lists.base_ranker",
                 "lambda_mart is fitted by tfrz train alone: bring its scores as a column",
             )
-        if added is not None and added.long_history is not None:
-            query["added"] = {name: getattr(added, name) for name in _JOINED}
-            query["embeddings"] = open_store(added).fingerprint()
+        if run.source.join is not None:
+            query["added"] = {name: getattr(run.config.features, name) for name in _JOINED}
+            query["embeddings"] = run.source.join.embeddings.fingerprint()
         pattern = json.dumps(query, sort_keys=True)
         # TFX wants the splits by buckets of a hash; the executor reads their names only.
         split = example_gen_pb2.SplitConfig.Split

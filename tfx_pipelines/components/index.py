@@ -124,14 +124,14 @@ class IndexStages(Stages):
 
     @functools.cached_property
     def _generator(self) -> BaseNode | None:
-        assert isinstance(self.reader, InteractionReader)
-        if self.reader.feature_spec().candidates is None:
+        assert isinstance(self.run.source.reader, InteractionReader)
+        if self.run.source.reader.feature_spec().candidates is None:
             return None
         return CandidateGen(query=json.dumps(self.source(), sort_keys=True))
 
     def _given(self) -> dict[str, BaseChannel | str]:
         """Arguments of both the builder and the check."""
-        given: dict[str, BaseChannel | str] = {"run_config": config_to_json(self.config)}
+        given: dict[str, BaseChannel | str] = {"run_config": config_to_json(self.run.config)}
         if self._generator is not None:
             given["candidates"] = self._generator.outputs["candidates"]
         return given

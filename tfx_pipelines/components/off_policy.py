@@ -95,6 +95,6 @@ class OffPolicyStages(Stages):
             model=model,
             examples=examples,
             earlier=blessing,
-            run_config=config_to_json(self.config),
+            run_config=config_to_json(self.run.config),
         )
         return check.outputs["blessing"], [check]

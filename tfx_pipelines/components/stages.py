@@ -7,8 +7,7 @@ import dataclasses
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.types import BaseChannel
 
-from tfrz.data.sources.reader import Reader
-from tfrz.zoo.run_config import RunConfig
+from tfrz.zoo.run import Run
 from tfx_pipelines.configs import Places
 
 
@@ -19,28 +18,20 @@ class Stages:
     The field `stages` of a model's row in the registry names a subclass.
 
     Attributes:
-      config: the run's configuration.
-      data: as `--data` of the command line.
-      features: feature spec of a file of the user's own.
-      reader: the reader of `data`.
-      fingerprint: the fingerprint of that reader.
+      run: the resolved run.
       places: the folders of the pipeline.
     """
 
-    config: RunConfig
-    data: str
-    features: str | None
-    reader: Reader
-    fingerprint: str
+    run: Run
     places: Places
 
     def source(self) -> dict[str, object]:
         """What `open_source` takes, with the fingerprint by which TFX's cache sees changes."""
         return {
-            "data": self.data,
-            "features": self.features,
-            "options": self.config.data.options,
-            "fingerprint": self.fingerprint,
+            "data": self.run.data,
+            "features": self.run.features,
+            "options": self.run.config.data.options,
+            "fingerprint": self.run.fingerprint,
         }
 
     def after_training(self, model: BaseChannel) -> tuple[BaseChannel, list[BaseNode]]:
@@ -58,7 +49,7 @@ class Stages:
 
         Args:
           model: the output of `after_training`.
-          examples: raw examples with the split `eval`.
+          examples: raw examples.
           blessing: the Evaluator's output.
         """
         return blessing, []

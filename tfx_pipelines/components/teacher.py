@@ -21,12 +21,11 @@ from tfx.types.standard_artifacts import Model, ModelBlessing
 from tfx.utils import path_utils
 
 from tfrz.config import require
-from tfrz.data.impressions.spec import FeatureSpec
-from tfrz.data.spec import Spec
 from tfrz.errors import InputError
 from tfrz.files import atomic_directory
 from tfrz.training.distiller import DistillConfig
-from tfrz.zoo.run_config import RunConfig, run_config_to_mapping
+from tfrz.zoo.run import Run
+from tfrz.zoo.run_config import run_config_to_mapping
 from tfrz.zoo.teacher import TEACHER_SCORE, find_teacher
 from tfx_pipelines.components.blessing import LatestPassedModelStrategy
 from tfx_pipelines.configs import Places, pipeline_name, splits_of
@@ -137,14 +136,14 @@ class TeacherNodes:
     """The nodes that a teacher adds to a pipeline.
 
     Args:
-      config: the run's configuration, with a teacher.
-      places: the folders of the run.
+      run: the resolved run, whose configuration names a teacher.
+      places: the folders of the pipeline.
       here: whether the pipeline runs on this machine.
     """
 
-    def __init__(self, config: RunConfig, places: Places, here: bool) -> None:
-        self._config = config
-        origin = find_origin(config.distill, places, here)
+    def __init__(self, run: Run, places: Places, here: bool) -> None:
+        self._config, self._live = run.config, run.task.live_teacher
+        origin = find_origin(run.config.distill, places, here)
         self._importer = tfx.dsl.Importer(
             source_uri=origin.uri, artifact_type=Model, custom_properties=origin.properties
         ).with_id("Teacher")
@@ -152,12 +151,12 @@ class TeacherNodes:
         # For the Tuner, which takes no model artifact.
         self.saved_model = path_utils.serving_model_dir(origin.uri)
 
-    def ask(self, examples: BaseChannel, spec: Spec) -> tuple[BaseChannel, list[BaseNode]]:
+    def ask(self, examples: BaseChannel) -> tuple[BaseChannel, list[BaseNode]]:
         """Examples with the teacher's scores, and the nodes that make them.
 
         The Trainer runs live teachers itself: their examples stay unchanged.
         """
-        if not isinstance(spec, FeatureSpec):
+        if self._live:
             return examples, [self._importer]
         column = tfx.proto.OutputColumnsSpec(
             signature_name="serving_default",
@@ -175,13 +174,13 @@ class TeacherNodes:
         )
         return inferrer.outputs["output_examples"], [self._importer, inferrer]
 
-    def base_model(self, spec: Spec) -> BaseChannel | None:
+    def base_model(self) -> BaseChannel | None:
         """The base model for the Trainer: a live teacher, or None.
 
         Raises:
           ConfigError: a warm start needs the same input.
         """
-        if isinstance(spec, FeatureSpec):
+        if not self._live:
             return None
         require(
             self._config.trainer.warm_start != "latest_blessed",
