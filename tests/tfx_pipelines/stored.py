@@ -41,24 +41,24 @@ def examples(run: PipelineResult, example_gen: str) -> Any:
 
 
 def evaluate(
-    run: PipelineResult, example_gen: str, config: RunConfig, spec: Any, folder: Path
+    run: PipelineResult, judged: Any, config: RunConfig, spec: Any, folder: Path
 ) -> tuple[Any, list[str]]:
-    """Judges a run's model by other thresholds, as the Evaluator of a pipeline does.
+    """Judges a run's model by other examples or thresholds, as the Evaluator of a pipeline does.
 
     Returns:
       The blessing, and the refusals as a run tells them.
     """
-    judged = registry.get(config.name).new_task(config).eval_config(spec, has_baseline=False)
+    thresholds = registry.get(config.name).new_task(config).eval_config(spec, has_baseline=False)
     evaluation = made("ModelEvaluation", folder / "evaluation")
     blessing = made("ModelBlessing", folder / "blessing")
     evaluator.EvaluatorExecutor().Do(
         {
-            "examples": [examples(run, example_gen)],
+            "examples": [judged],
             "model": [made("Model", artifact(run, "Trainer", "model"))],
         },
         {"evaluation": [evaluation], "blessing": [blessing]},
         {
-            "eval_config": json_format.MessageToJson(judged, preserving_proto_field_name=True),
+            "eval_config": json_format.MessageToJson(thresholds, preserving_proto_field_name=True),
             "example_splits": json.dumps(splits_of(config.data.test_fraction)[-1:]),
         },
     )

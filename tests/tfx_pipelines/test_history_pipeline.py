@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
@@ -87,17 +88,25 @@ def test_the_evaluators_metric_is_that_of_the_training_loop(place, first):
 
 
 def test_a_model_below_its_threshold_is_not_pushed(place, first, tmp_path):
+    """The same model, judged by events that it cannot foresee."""
     _, data, spec = place
-    bound = f"evaluator.min_metrics={{map_at_20: {first.metrics['map_at_20'] + 1e-4}}}"
-    config = load_run_config("m3", "file", [*PIPELINE, bound])
+    examples = stored.examples(first, "HistoryExampleGen")
+    (file,) = (Path(examples.uri) / "Split-eval").iterdir()
+    examples.uri = str(tmp_path / "examples")
+    (tmp_path / "examples" / "Split-eval").mkdir(parents=True)
+    judged = str(tmp_path / "examples" / "Split-eval" / "data-0.gz")
+    with tf.io.TFRecordWriter(judged, "GZIP") as writer:
+        for record in tf.data.TFRecordDataset(str(file), compression_type="GZIP"):
+            example = tf.train.Example.FromString(record.numpy())
+            example.features.feature["target"].bytes_list.value[:] = [b"item-0"]
+            writer.write(example.SerializeToString())
+    config = load_run_config("m3", "file", PIPELINE)
     reader = open_source(data, spec, "history")
-    blessing, refusals = stored.evaluate(
-        first, "HistoryExampleGen", config, reader.feature_spec(), tmp_path
-    )
+    blessing, refusals = stored.evaluate(first, examples, config, reader.feature_spec(), tmp_path)
     assert not stored.blessed(blessing)
-    assert refusals == [
-        f"map_at_20 {first.metrics['map_at_20']:.4f} misses its threshold on all examples"
-    ]
+    (reason,) = refusals
+    assert reason.startswith("recall_at_10 0.")
+    assert reason.endswith(" misses its threshold on all examples")
     assert stored.push(stored.artifact(first, "Trainer", "model"), blessing, tmp_path) == []
 
 

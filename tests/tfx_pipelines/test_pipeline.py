@@ -152,7 +152,8 @@ def test_the_same_input_again_comes_from_the_cache(place, first):
 def _judge(place, first, folder: Path, *overrides: str):
     config = load_run_config("dcn_v2", "file", [*SETTINGS, *overrides])
     reader = open_source(str(place.data), str(place.features), "impression")
-    return stored.evaluate(first, "ReaderExampleGen", config, reader.feature_spec(), folder)
+    examples = stored.examples(first, "ReaderExampleGen")
+    return stored.evaluate(first, examples, config, reader.feature_spec(), folder)
 
 
 def test_a_model_below_its_threshold_is_not_pushed(place, first, tmp_path):
