@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ def record_batch(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.RecordBatc
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def one_each(values: Any, dtype: str) -> pa.ListArray:
+def one_each(values: pa.Array | NDArray[Any] | Sequence[Any], dtype: str) -> pa.ListArray:
     """Returns a column of one-element lists; null (for floats also NaN) becomes an empty list."""
     flat = values if isinstance(values, pa.Array) else pa.array(values)
     if dtype == "float32" and pa.types.is_floating(flat.type):

@@ -15,7 +15,11 @@ from tfrz.config import from_mapping, read_yaml, require
 T = TypeVar("T")
 # Stands for a missing whole number where a value is required; strings use "", floats NaN.
 MISSING_INT = int(np.iinfo(np.int64).min)
-MISSING = {"string": "", "int64": MISSING_INT, "float32": float("nan")}
+MISSING: dict[str, str | int | float] = {
+    "string": "",
+    "int64": MISSING_INT,
+    "float32": float("nan"),
+}
 
 # The raw features of an example that hold its user's embedding (see `UserEmbedding`).
 USER_EMBEDDING = "long_history"

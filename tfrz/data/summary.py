@@ -117,7 +117,7 @@ class _Column:
         return summary
 
 
-def _text(term: Any) -> str:
+def _text(term: bytes | str | int) -> str:
     return term.decode("utf-8", "replace") if isinstance(term, bytes) else str(term)
 
 

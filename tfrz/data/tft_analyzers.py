@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 import tensorflow_transform as tft
@@ -36,7 +35,7 @@ class TransformAnalyzers:
         return tft.mean(values), tft.var(values)
 
 
-def vocabularies_from_transform(output: Any, spec: Spec) -> dict[str, list[str]]:
+def vocabularies_from_transform(output: tft.TFTransformOutput, spec: Spec) -> dict[str, list[str]]:
     """Maps transformed names to terms in the order of their ids, which start at 1.
 
     Args:
@@ -52,7 +51,7 @@ def vocabularies_from_transform(output: Any, spec: Spec) -> dict[str, list[str]]
     }
 
 
-def vocabulary_sizes_from_transform(output: Any, spec: Spec) -> dict[str, int]:
+def vocabulary_sizes_from_transform(output: tft.TFTransformOutput, spec: Spec) -> dict[str, int]:
     """Maps transformed names to the number of ids: padding, vocabulary, OOV buckets."""
     return {
         transformed_name(f.name): 1

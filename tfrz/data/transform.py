@@ -47,7 +47,7 @@ def closed_up(values: tf.SparseTensor) -> tf.SparseTensor:
     return tf.SparseTensor(indices, values.values, values.dense_shape)
 
 
-def first_value(values: tf.SparseTensor, default: Any) -> tf.Tensor:
+def first_value(values: tf.SparseTensor, default: str | int | float) -> tf.Tensor:
     """Returns the first value of each row, `[batch]`."""
     batch = values.dense_shape[0]
     rows = values.indices[:, 0]

@@ -115,7 +115,7 @@ class Encoder:
 
     def vectors(
         self, parts: Iterable[tuple[NDArray[Any], NDArray[Any]]]
-    ) -> tuple[NDArray[Any], Any]:
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Returns a user's vectors from the sums of its chunks, in order.
 
         Returns:

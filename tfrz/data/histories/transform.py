@@ -13,7 +13,7 @@ import pyarrow as pa
 import tensorflow as tf
 
 from tfrz.data.histories.spec import HistoryConfig, HistorySpec
-from tfrz.data.spec import MISSING_INT, Feature, transformed_name
+from tfrz.data.spec import MISSING, Feature, transformed_name
 from tfrz.data.transform import (
     Analyzers,
     Preprocessor,
@@ -35,7 +35,9 @@ TIME_FEATURE_SIZES = {"gap": 1 + GAP_BUCKETS, "hour": 1 + 24, "weekday": 1 + 7}
 _NO_TIME = -1
 
 
-def _right_aligned(values: tf.SparseTensor, width: tf.Tensor, missing: Any) -> tf.Tensor:
+def _right_aligned(
+    values: tf.SparseTensor, width: tf.Tensor, missing: str | int | float
+) -> tf.Tensor:
     """Converts lists to `[batch, width]`, the last value of each row in the last column."""
     rows = values.indices[:, 0]
     ends = tf.searchsorted(rows, rows, side="right", out_type=tf.int64)
@@ -125,7 +127,7 @@ def preprocess_history(
         if name in spec.outcomes and not with_target:
             continue
         if feature.kind == "categorical":
-            missing = "" if feature.dtype == "string" else MISSING_INT
+            missing = MISSING[feature.dtype]
             past = _right_aligned(inputs[old_name], width, missing)
             past = as_terms(feature, _arranged(past, order, length))
             now = as_terms(feature, first_value(inputs[name], missing))

@@ -29,8 +29,16 @@ def _by_query(batch: pa.RecordBatch) -> Iterator[tuple[tuple[bytes, bytes], tupl
 class _Build(beam.DoFn):
     """Builds the examples of some queries; each split has an output of its name."""
 
-    def __init__(self, schema: pa.Schema, *arguments: Any) -> None:
-        self._schema, self._arguments = schema, arguments
+    def __init__(
+        self,
+        schema: pa.Schema,
+        spec: ListSpec,
+        config: ListConfig,
+        held_out: tuple[float, float],
+        seed: int,
+        with_test: bool,
+    ) -> None:
+        self._schema, self._arguments = schema, (spec, config, held_out, seed, with_test)
 
     def process(self, queries: list[tuple[Any, list[tuple[Any, ...]]]]) -> Iterator[TaggedOutput]:
         """Yields Arrow batches."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyarrow as pa
 import tensorflow as tf
 
@@ -11,7 +9,7 @@ from tfrz.data.lists.spec import ListSpec
 from tfrz.data.spec import MISSING, MISSING_INT, Feature
 
 
-def _fill(example: Any, name: str, dtype: str, value: Any) -> None:
+def _fill(example: tf.train.Example, name: str, dtype: str, value: bytes | int | float) -> None:
     stored = example.features.feature[name]
     kinds = {"string": stored.bytes_list, "int64": stored.int64_list, "float32": stored.float_list}
     kinds[dtype].value.append(value)
@@ -64,7 +62,7 @@ def parse_elwc(elwc: tf.Tensor, spec: ListSpec) -> dict[str, tf.Tensor]:
     """
     import tensorflow_ranking as tfr
 
-    def fixed(dtype: str) -> Any:
+    def fixed(dtype: str) -> tf.io.FixedLenFeature:
         return tf.io.FixedLenFeature([1], tf.dtypes.as_dtype(dtype), [MISSING[dtype]])
 
     item = spec.item or "item"

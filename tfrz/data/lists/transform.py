@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfrz.data.columns import first_of_each
 from tfrz.data.lists.spec import ListConfig, ListSpec
-from tfrz.data.spec import MISSING_INT, Feature, transformed_name
+from tfrz.data.spec import MISSING, Feature, transformed_name
 from tfrz.data.transform import (
     Analyzers,
     Preprocessor,
@@ -65,7 +65,7 @@ def normalized(values: tf.Tensor, valid: tf.Tensor, config: ListConfig) -> tf.Te
     return tf.where(known, values, nothing)
 
 
-def _cut(values: tf.SparseTensor, length: int, default: Any) -> tf.Tensor:
+def _cut(values: tf.SparseTensor, length: int, default: str | int | float) -> tf.Tensor:
     """Returns the first `length` values of each row, padded with `default`."""
     values = tf.SparseTensor(values.indices, values.values, values.dense_shape)
     kept = tf.sparse.retain(values, values.indices[:, 1] < length)
@@ -115,7 +115,7 @@ def preprocess_list(
         if feature.kind == "numeric":
             numeric.append(_scaled(feature, analyzers, _cut(raw, length, float("nan"))))
             continue
-        missing = "" if feature.dtype == "string" else MISSING_INT
+        missing = MISSING[feature.dtype]
         terms = as_terms(feature, _cut(raw, length, missing))
         lookup = analyzers.lookup(feature, one_a_row([tf.reshape(terms, [-1])]))
         ids = ids_of(lookup, terms)
@@ -129,7 +129,7 @@ def preprocess_list(
             value = _scaled(feature, analyzers, first_value(raw, float("nan")))
             context.append(tf.where(tf.math.is_finite(value), value, tf.zeros_like(value)))
             continue
-        missing = "" if feature.dtype == "string" else MISSING_INT
+        missing = MISSING[feature.dtype]
         terms = as_terms(feature, first_value(raw, missing))
         outputs[transformed_name(feature.name)] = ids_of(
             analyzers.lookup(feature, one_a_row([terms])), terms

@@ -22,6 +22,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tensorflow as tf
 from google.protobuf.message import DecodeError
 from typing_extensions import override
 
@@ -201,8 +202,6 @@ class TabularFile(abc.ABC, Generic[SpecT]):
         self, shard: Shard, parse: Callable[[bytes], _Parsed], named: str
     ) -> Iterator[tuple[int, _Parsed | CorruptLine]]:
         """Yields the parsed records of a TFRecord file with their numbers."""
-        import tensorflow as tf
-
         compression = "GZIP" if self.path.endswith(".gz") else ""
         records = tf.data.TFRecordDataset(shard.path, compression_type=compression)
         try:
@@ -215,8 +214,6 @@ class TabularFile(abc.ABC, Generic[SpecT]):
             raise InputError(f"{self.path} is not a TFRecord file, or damaged") from error
 
     def _examples(self, shard: Shard) -> Iterator[RawRow | CorruptLine]:
-        import tensorflow as tf
-
         for number, example in self._records(shard, tf.train.Example.FromString, "a tf.Example"):
             if isinstance(example, CorruptLine):
                 yield example
@@ -272,7 +269,7 @@ def list_columns(rows: list[NumberedRow], dtypes: Mapping[str, str]) -> dict[str
     }
 
 
-def stored_values(example: Any, name: str) -> list[Any]:
+def stored_values(example: tf.train.Example, name: str) -> list[Any]:
     """Returns the values of a feature of a `tf.train.Example`; empty if it is missing."""
     if name not in example.features.feature:
         return []
