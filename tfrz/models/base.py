@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import keras
@@ -16,6 +16,22 @@ Model = TypeVar("Model", bound="ZooModel")
 
 # Saved only by models that read an embedding of the user.
 _LONG_HISTORY_ARGUMENTS = ("long_history", "adapter", "adapter_units")
+
+
+def build_stack(layers: Iterable[keras.layers.Layer], width: int) -> int:
+    """Creates the variables of dense layers, each of which reads the output of the one before.
+
+    Args:
+      layers: `Dense` or `LowRankDense`.
+      width: the last dimension of the first layer's input.
+
+    Returns:
+      The last dimension of the last layer's output.
+    """
+    for layer in layers:
+        layer.build((None, width))
+        width = layer.units
+    return width
 
 
 class ZooModel(keras.Model):
@@ -46,8 +62,7 @@ class ZooModel(keras.Model):
     @property
     def policy(self) -> str:
         """The name of the dtype policy, for the model's layers."""
-        policy = self.dtype_policy
-        return str(getattr(policy, "name", policy))
+        return str(getattr(self.dtype_policy, "name", self.dtype_policy))
 
     def table(
         self,

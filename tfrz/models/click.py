@@ -98,7 +98,6 @@ class ClickModel(ZooModel):
 
     def make_layers(self) -> None:
         """Creates the layers that read the embeddings, without their variables."""
-        raise NotImplementedError
 
     def build_layers(self, dim: int) -> None:
         """Creates the variables of these layers.
@@ -106,7 +105,6 @@ class ClickModel(ZooModel):
         Args:
           dim: the width of x0.
         """
-        raise NotImplementedError
 
     def embed(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """x0 `[batch, dim]`: the fields' vectors, the numeric inputs, then the long history."""

@@ -14,6 +14,7 @@ from tfrz.config import check_range, require
 from tfrz.layers.cross import Cross, LowRankCross, MixtureOfLowRankCross
 from tfrz.layers.dropout import SeededDropout
 from tfrz.layers.low_rank_dense import LowRankDense
+from tfrz.models.base import build_stack
 from tfrz.models.click import ClickModel
 from tfrz.models.factorizable import placed_layers
 
@@ -216,12 +217,9 @@ class DCNv2(ClickModel):
         """Creates the variables of these layers, the cross layers' first."""
         for layer in self.cross_layers:
             layer.build((None, dim))
-        width = dim
-        for i, layer in enumerate(self.hidden_layers):
-            layer.build((None, width))
-            width = layer.units
-            if self.dropouts:
-                self.dropouts[i].build((None, width))
+        width = build_stack(self.hidden_layers, dim)
+        for layer in self.dropouts:
+            layer.build(None)
         if self.hidden_layers and self.cross_layers and self.config.structure == "parallel":
             width += dim
         self.logit.build((None, width))

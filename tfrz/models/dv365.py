@@ -17,7 +17,7 @@ from tfrz.layers.history import (
     MultiSlicePooling,
     pooled_mean,
 )
-from tfrz.models.base import ZooModel
+from tfrz.models.base import ZooModel, build_stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,12 +218,9 @@ class DV365(ZooModel):
             width += kinds * self.num_vectors + config.candidate_dim
         if self.recent:
             width += kinds * (config.candidate_dim + 1)
-        for i, layer in enumerate(self.hidden):
-            layer.build((None, self.candidates, width))
-            width = layer.units
-            if self.dropouts:
-                self.dropouts[i].build((None, self.candidates, width))
-        self.logits.build((None, self.candidates, width))
+        self.logits.build((None, build_stack(self.hidden, width)))
+        for layer in self.dropouts:
+            layer.build(None)
         self.built = True
 
     @staticmethod

@@ -20,6 +20,7 @@ from tfrz.layers.interests import (
 )
 from tfrz.layers.pooling import mean_of_real
 from tfrz.losses.retrieval import NegativeSampler
+from tfrz.models.base import build_stack
 from tfrz.models.next_item import HistoryModel
 
 
@@ -278,12 +279,14 @@ class MultiInterest(HistoryModel):
         for table in [*([self.events] if self.events is not None else []), *tables]:
             table.build((None,))
         dim = self.config.dim
-        if self.context_numbers is not None:
-            self.context_numbers.build((None, len(self.numeric)))
-        if self.feature_numbers is not None:
-            self.feature_numbers.build((None, len(self.numeric_features)))
-        for layer in self.item_mlp:
-            layer.build((None, dim))
+        numbers = (
+            (self.context_numbers, self.numeric),
+            (self.feature_numbers, self.numeric_features),
+        )
+        for layer, columns in numbers:
+            if layer is not None:
+                layer.build((None, len(columns)))
+        build_stack(self.item_mlp, dim)
         self.dropout.build((None, None, dim))
         self.user_tower.build((None,) if self.events is None else (None, None, dim))
         self.built = True
@@ -376,14 +379,8 @@ class MultiInterest(HistoryModel):
 
     def _context(self, inputs: Mapping[str, tf.Tensor], prefix: str) -> tf.Tensor | None:
         """Sum of the vectors of a context: `[batch, time, dim]`, or `[batch, dim]`."""
-        parts = []
-        for name, table in self.context_tables.items():
-            parts.append(tf.cast(table(inputs[f"{prefix}{name}_xf"]), self.compute_dtype))
-        if self.context_numbers is not None:
-            numbers = [inputs[f"{prefix}{name}_xf"] for name in self.numeric]
-            numbers = tf.stack([tf.cast(n, tf.float32) for n in numbers], axis=-1)
-            parts.append(tf.cast(self.context_numbers(numbers), self.compute_dtype))
-        return tf.add_n(parts) if parts else None
+        parts = self.context_parts(inputs, prefix, self.context_tables, self.context_numbers)
+        return tf.add_n([tf.cast(part, self.compute_dtype) for part in parts]) if parts else None
 
     def embed(
         self, inputs: Mapping[str, tf.Tensor], training: bool = False

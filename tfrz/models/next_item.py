@@ -14,7 +14,7 @@ from tfrz.data.spec import UserEmbedding
 from tfrz.layers.dropout import SeededDropout
 from tfrz.layers.history import LongHistoryAdapter
 from tfrz.losses.retrieval import NegativeSampler
-from tfrz.models.base import ZooModel
+from tfrz.models.base import ZooModel, build_stack
 from tfrz.models.user_embedding import read_user_embedding
 
 
@@ -83,6 +83,30 @@ class HistoryModel(ZooModel):
             return {}
         vectors, missing = read_user_embedding(inputs, self.long_history)
         return {"long_history": vectors, "no_long_history": missing}
+
+    def context_parts(
+        self,
+        inputs: Mapping[str, tf.Tensor],
+        prefix: str,
+        tables: Mapping[str, keras.layers.Embedding],
+        numbers: keras.layers.Dense | None,
+    ) -> list[tf.Tensor]:
+        """The vectors of a context's parts.
+
+        Args:
+          inputs: as of a call.
+          prefix: `history_` for the contexts of the events, empty for that of the request.
+          tables: categorical contexts to their embeddings.
+          numbers: the layer that reads all numeric contexts; None for none.
+
+        Returns:
+          Tensors `[batch, time, dim]` of the events, or `[batch, dim]` of the request.
+        """
+        parts = [table(inputs[f"{prefix}{name}_xf"]) for name, table in tables.items()]
+        if numbers is not None:
+            columns = [tf.cast(inputs[f"{prefix}{name}_xf"], tf.float32) for name in self.numeric]
+            parts.append(numbers(tf.stack(columns, axis=-1)))
+        return parts
 
     def compute_output_shape(
         self, input_shape: Mapping[str, tuple[int | None, ...]]
@@ -247,8 +271,7 @@ class NextItemModel(HistoryModel):
         self._build_parts()
 
     def make_encoder(self) -> None:
-        """Creates the encoder's layers, without their variables, and keeps them in attributes."""
-        raise NotImplementedError
+        """Creates the encoder's layers, without their variables, in attributes of the model."""
 
     def build_encoder(self, width: int) -> None:
         """Creates the variables of the encoder's layers.
@@ -256,7 +279,6 @@ class NextItemModel(HistoryModel):
         Args:
           width: the last dimension of `encode_events`' argument `z`.
         """
-        raise NotImplementedError
 
     def encode_events(
         self, z: tf.Tensor, embedded: Mapping[str, tf.Tensor], training: bool = False
@@ -300,14 +322,9 @@ class NextItemModel(HistoryModel):
             table.build((None,))
         self.dropout.build((None, None, config.item_dim))
         width = config.item_dim + (context if config.context_in_input else 0)
-        for layer in self.input_layers:
-            layer.build((None, None, width))
-            width = layer.units
-        self.build_encoder(width)
+        self.build_encoder(build_stack(self.input_layers, width))
         width = config.encoder_dim + (context if config.context_in_output else 0)
-        for layer in self.output_layers:
-            layer.build((None, None, width))
-            width = layer.units
+        build_stack(self.output_layers, width)
         self.built = True
 
     def _context(self, inputs: Mapping[str, tf.Tensor], prefix: str) -> tf.Tensor | None:
@@ -381,16 +398,15 @@ class NextItemModel(HistoryModel):
             z = layer(z)
         return z
 
-    def _user(self, embedded: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    @staticmethod
+    def _user(adapter: LongHistoryAdapter, embedded: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """The adapter's output for every request, `[batch, time + 1 or 1, output_dim]`."""
-        assert self.long_history_adapter is not None
         vectors, missing = embedded["long_history"], embedded["no_long_history"]
-        user = self.long_history_adapter(vectors, missing)[:, None]
-        usable = embedded.get("long_history_usable")
-        if usable is None:
+        user = adapter(vectors, missing)[:, None]
+        if "long_history_usable" not in embedded:
             return user
-        nobody = self.long_history_adapter(vectors, tf.ones_like(missing))[:, None]
-        return tf.where(usable[..., None], user, nobody)
+        nobody = adapter(vectors, tf.ones_like(missing))[:, None]
+        return tf.where(embedded["long_history_usable"][..., None], user, nobody)
 
     def encode(self, embedded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """H of every request, `[batch, time + 1, output_dim]`, float32."""
@@ -403,7 +419,7 @@ class NextItemModel(HistoryModel):
             h = layer(h)
         h = tf.cast(h, tf.float32)
         if self.long_history_adapter is not None:
-            h += tf.cast(self._user(embedded), tf.float32)
+            h += tf.cast(self._user(self.long_history_adapter, embedded), tf.float32)
         return h
 
     def item_vectors(self) -> tuple[tf.Tensor, tf.Tensor]:

@@ -24,7 +24,7 @@ from tfrz.layers.pointer import (
     roll,
     step_log_probabilities,
 )
-from tfrz.models.base import ZooModel
+from tfrz.models.base import ZooModel, build_stack
 
 LISTWISE = ("softmax", "approx_ndcg", "lambda_rank")
 
@@ -192,7 +192,6 @@ class Seq2Slate(ZooModel):
             keras.layers.Dense(units, activation="relu", name=f"dense_{i}", dtype=policy)
             for i, units in enumerate(widths)
         ]
-        self.encoder = self.decoder = self.output_layer = None
         if pointer:
             self.encoder = ListEncoder(config.units, start(), name="encoder", dtype=policy)
             self.decoder = PointerDecoder(config.units, start(), name="decoder", dtype=policy)
@@ -209,14 +208,12 @@ class Seq2Slate(ZooModel):
         width += self.length if self.config.position else 0
         require(width >= 1, "features", "there is none: give candidates features or a position")
         self.dropout.build((None, None, width))
-        for layer in self.dense_layers:
-            layer.build((None, None, width))
-            width = layer.units
-        if self.encoder is not None and self.decoder is not None:
+        width = build_stack(self.dense_layers, width)
+        if self.config.scorer == "mlp":
+            self.output_layer.build((None, None, width))
+        else:
             self.encoder.build((None, self.length, width))
             self.decoder.build((None, self.length, width))
-        elif self.output_layer is not None:
-            self.output_layer.build((None, None, width))
         self.draws = self.add_weight(
             name="draws", shape=(), dtype="int32", initializer="zeros", trainable=False
         )
@@ -266,7 +263,7 @@ class Seq2Slate(ZooModel):
     def interact(self, embedded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """The first step's scores `[batch, N]`, 0 at padding."""
         x, valid = self._projected(embedded, training), embedded["valid"]
-        if self.encoder is None or self.decoder is None:
+        if self.config.scorer == "mlp":
             scores = tf.cast(self.output_layer(x)[..., 0], tf.float32)
         else:
             scores = self.decoder.first_scores(x, *self.encoder.encode(x, valid))
@@ -284,8 +281,6 @@ class Seq2Slate(ZooModel):
     ) -> Slate:
         """A slate from the result of `embed`; see `tfrz.layers.pointer.roll` for the arguments."""
         if self.config.scorer == "sequential":
-            assert self.encoder is not None
-            assert self.decoder is not None
             x, valid = self._projected(embedded, training), embedded["valid"]
             encoded = self.encoder.encode(x, valid)
             return self.decoder.decode(
@@ -340,8 +335,6 @@ class Seq2Slate(ZooModel):
         constraints: SlateConstraints | None = None,
     ) -> Beams:
         if self.config.scorer == "sequential":
-            assert self.encoder is not None
-            assert self.decoder is not None
             x, valid = self._projected(embedded, False), embedded["valid"]
             encoded = self.encoder.encode(x, valid)
             return self.decoder.beams(x, *encoded, valid, width, size, constraints)

@@ -185,10 +185,6 @@ class TopKReinforce(HistoryModel):
         self.rnn.build((None, None, self.config.action_dim))
         self.built = True
 
-    def _numbers(self, inputs: Mapping[str, tf.Tensor], prefix: str) -> tf.Tensor:
-        columns = [tf.cast(inputs[f"{prefix}{name}_xf"], tf.float32) for name in self.numeric]
-        return tf.stack(columns, axis=-1)
-
     def embed(
         self, inputs: Mapping[str, tf.Tensor], training: bool = False
     ) -> dict[str, tf.Tensor]:
@@ -200,20 +196,13 @@ class TopKReinforce(HistoryModel):
         del training
         history = tf.convert_to_tensor(inputs["history_xf"])
         past = tf.cast(self.actions(history), self.compute_dtype)
-        embedded = {"real": tf.not_equal(history, 0)}
-        requests, request = [], []
-        for name, table in self.past_contexts.items():
-            past += tf.cast(table(inputs[f"history_{name}_xf"]), past.dtype)
-            requests.append(self.request_contexts[name](inputs[f"history_{name}_xf"]))
-            request.append(self.request_contexts[name](inputs[f"{name}_xf"]))
-        if self.past_numbers is not None and self.request_numbers is not None:
-            old, new = self._numbers(inputs, "history_"), self._numbers(inputs, "")
-            past += tf.cast(self.past_numbers(old), past.dtype)
-            requests.append(self.request_numbers(old))
-            request.append(self.request_numbers(new))
-        embedded["past"] = past
-        if request:
-            embedded["requests"], embedded["request"] = tf.add_n(requests), tf.add_n(request)
+        for part in self.context_parts(inputs, "history_", self.past_contexts, self.past_numbers):
+            past += tf.cast(part, past.dtype)
+        embedded = {"real": tf.not_equal(history, 0), "past": past}
+        if self.context or self.numeric:
+            layers = (self.request_contexts, self.request_numbers)
+            embedded["requests"] = tf.add_n(self.context_parts(inputs, "history_", *layers))
+            embedded["request"] = tf.add_n(self.context_parts(inputs, "", *layers))
         return embedded
 
     def encode(self, embedded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
