@@ -13,13 +13,14 @@ import tensorflow as tf
 from tfrz.reproduce import training
 from tfrz.training.batches import ArrayBatches
 from tfrz.training.fit import evaluate
+from tfrz.zoo.task import Prepared, Task
 
 DATA = "../shared/data/ml-1m/ml-1m.zip"
 _AT_ONCE = 8192
 
 
 @functools.lru_cache(maxsize=1)
-def sets(path: str, split: int) -> Any:
+def sets(path: str, split: int) -> Prepared[Any, Any]:
     """The sets of the zoo's configuration, without genres; once for each process.
 
     Args:
@@ -30,7 +31,7 @@ def sets(path: str, split: int) -> Any:
     return training.permuted(task, f"movielens-1m:{path}")
 
 
-def task_of(values: Mapping[str, Any]) -> Any:
+def task_of(values: Mapping[str, Any]) -> Task[Any, Any]:
     """The task of the zoo's configuration for MovieLens-1M with some values changed.
 
     Args:
@@ -40,13 +41,18 @@ def task_of(values: Mapping[str, Any]) -> Any:
 
 
 def train(
-    task: Any, sets: Any, columns: Mapping[str, Any], model: keras.Model | None = None
+    task: Task[Any, Any],
+    sets: Prepared[Any, Any],
+    columns: Mapping[str, Any],
+    model: keras.Model | None = None,
 ) -> tuple[keras.Model, dict[str, float]]:
     """Trains a model; the validation set of `sets` chooses its weights. See `training.train`."""
     return training.train(task, sets.inputs, columns, sets.validation, model)
 
 
-def judged(model: keras.Model, task: Any, sets: Any) -> dict[str, dict[str, float]]:
+def judged(
+    model: keras.Model, task: Task[Any, Any], sets: Prepared[Any, Any]
+) -> dict[str, dict[str, float]]:
     """Metrics of a model on the validation set and on the test set."""
     return {kind: evaluate(model, task, getattr(sets, kind)) for kind in ("validation", "test")}
 

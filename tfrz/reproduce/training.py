@@ -18,6 +18,7 @@ from tfrz.training.batches import ArrayBatches, Batches
 from tfrz.training.fit import build_model, fit
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import load_run_config
+from tfrz.zoo.task import Inputs, Prepared, Task
 
 _TRAINER = (
     "trainer.epochs=1",
@@ -47,7 +48,7 @@ def settings(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     return [f"{prefix}{name}={json.dumps(value)}" for name, value in values.items()]
 
 
-def task_of(model: str, dataset: str, overrides: Iterable[str] = ()) -> Any:
+def task_of(model: str, dataset: str, overrides: Iterable[str] = ()) -> Task[Any, Any]:
     """Returns the task of the zoo's configuration of a model with some values changed.
 
     Args:
@@ -59,7 +60,7 @@ def task_of(model: str, dataset: str, overrides: Iterable[str] = ()) -> Any:
     return entry.new_task(load_run_config(model, dataset, overrides))
 
 
-def prepared(task: Any, data: str, **options: Any) -> Any:
+def prepared(task: Task[Any, Any], data: str, **options: Any) -> Prepared[Any, Any]:
     """Returns the sets of a task, as `tfrz train` prepares them.
 
     Args:
@@ -71,7 +72,7 @@ def prepared(task: Any, data: str, **options: Any) -> Any:
     return task.prepare(open_source(data, None, task.entry.record_type, **options))
 
 
-def permuted(task: Any, data: str, **options: Any) -> Any:
+def permuted(task: Task[Any, Any], data: str, **options: Any) -> Prepared[Any, Any]:
     """Returns the sets of impressions, split by a permutation of their rows.
 
     The stored results were measured on such sets. `tfrz train` splits each row by
@@ -99,11 +100,11 @@ def permuted(task: Any, data: str, **options: Any) -> Any:
 def staged(
     model: str,
     dataset: str,
-    sets: Any,
+    sets: Prepared[Any, Any],
     overrides: Iterable[str],
     seed: int,
-    after: Callable[[str, keras.Model, Any], None] | None = None,
-) -> tuple[keras.Model, Any]:
+    after: Callable[[str, keras.Model, Task[Any, Any]], None] | None = None,
+) -> tuple[keras.Model, Task[Any, Any]]:
     """Trains by the model's own recipe; writes nothing.
 
     Args:
@@ -169,8 +170,8 @@ class Stepped:
 
 
 def train(
-    task: Any,
-    inputs: Any,
+    task: Task[Any, Any],
+    inputs: Inputs,
     columns: Mapping[str, Any],
     validation: Batches,
     model: keras.Model | None = None,

@@ -51,10 +51,11 @@ def _sets(variant: str, data: str, quick: bool) -> tuple[Any, list[str], np.ndar
     ]
     task = task_of("dv365", "vcs-edits", settings)
     reader = open_source(f"vcs-edits:{data}", None, "timeline", **task.config.data.options)
-    spec, parts, left_out = task.examples(reader)
+    source = task.resolve(reader)
+    parts, left_out = task.examples(source)
     counts = _events_of(data)
     long = np.array([counts[user] >= _LONG for (user,) in parts["test"]["user"].to_pylist()])
-    return task.prepared(spec, parts, left_out), settings, long
+    return task.prepared(source.spec, parts, left_out), settings, long
 
 
 @functools.lru_cache(maxsize=1)
