@@ -1,7 +1,7 @@
-"""The size and the import graph of `tfrz` and `tfx_pipelines`, from their syntax trees.
+"""Reports the size and the import graph of `tfrz` and `tfx_pipelines` from their syntax trees.
 
-`python tools/structure.py` prints the statements of each package, circles between modules, and
-imports that go up. A package may import those of lower levels:
+`python tools/structure.py` prints the number of statements of each package, circles between
+modules, and imports that go up. A package may import packages of lower levels:
 
     0  tfrz.config, errors, files, operations
     1  tfrz.layers, losses, metrics, data, serving
@@ -9,11 +9,14 @@ imports that go up. A package may import those of lower levels:
     3  tfrz.training, export, agents, embeddings
     4  tfrz.zoo
     5  tfrz.reproduce, tfx_pipelines
-    6  tfrz.cli, and what starts a process: `__main__` modules and `tfx_pipelines.demo`
+    6  tfrz.cli
 
-Of one level, `losses` may import `layers`, and `training` and `export` each other; circles of
-modules are found apart. Imports within functions count, those for annotations alone
-(`if TYPE_CHECKING`) too. Exits 1 if there is a circle or an import that goes up.
+Entry points (`__main__` modules and `tfx_pipelines.demo`) may import everything.
+
+Packages of one level may import each other, except that `data` and `layers`, `losses`, `metrics`,
+`serving` must not. Imports within functions count like those of modules. Imports that only serve
+annotations (`if TYPE_CHECKING`) never run: they can go up, but do not make a circle. Exits 1 if
+there is a circle or an import that goes up.
 """
 
 from __future__ import annotations
@@ -35,14 +38,14 @@ LEVELS = {
     "reproduce": 5,
     "cli": 6,
 }
-# What is of one level and yet knows nothing of the other.
+# Packages of one level that must not import each other.
 APART = {("data", name) for name in ("layers", "losses", "metrics", "serving")} | {
     (name, "data") for name in ("layers", "losses", "metrics", "serving")
 }
 
 
 def read(root: Path = ROOT) -> dict[str, ast.Module]:
-    """The syntax tree of each module; generated ones apart."""
+    """Parses all modules except generated ones."""
     trees = {}
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
@@ -53,13 +56,24 @@ def read(root: Path = ROOT) -> dict[str, ast.Module]:
 
 
 def statements(tree: ast.Module) -> int:
-    """Statements of a module, at every depth."""
+    """Counts the statements of a module at every depth."""
     return sum(isinstance(node, ast.stmt) for node in ast.walk(tree))
 
 
-def imports(name: str, tree: ast.Module, known: Mapping[str, ast.Module]) -> Iterator[str]:
-    """The known modules that a module imports, anywhere in it."""
-    for node in ast.walk(tree):
+def _nodes(tree: ast.AST, annotations: bool) -> Iterator[ast.AST]:
+    """Yields all nodes of a tree, optionally without those that only serve annotations."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test) and not annotations:
+            continue
+        yield node
+        yield from _nodes(node, annotations)
+
+
+def imports(
+    name: str, tree: ast.Module, known: Mapping[str, ast.Module], annotations: bool = True
+) -> Iterator[str]:
+    """Yields the known modules that a module imports anywhere."""
+    for node in _nodes(tree, annotations):
         if isinstance(node, ast.ImportFrom) and node.module:
             found = [
                 one if (one := f"{node.module}.{alias.name}") in known else node.module
@@ -73,7 +87,7 @@ def imports(name: str, tree: ast.Module, known: Mapping[str, ast.Module]) -> Ite
 
 
 def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
-    """Groups of modules that import each other, directly or through others."""
+    """Returns groups of modules that import each other, directly or through others."""
 
     def reached(start: str) -> set[str]:
         seen: set[str] = set()
@@ -94,13 +108,13 @@ def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def level(module: str) -> int:
-    """The level of a module's package; see above."""
+    """Returns the level of a module's package."""
     first, _, rest = module.partition(".")
     return 5 if first == "tfx_pipelines" else LEVELS.get(rest.partition(".")[0], 0)
 
 
 def upward(graph: Mapping[str, set[str]]) -> list[tuple[str, str]]:
-    """Imports of a higher level, and between packages that should not know each other."""
+    """Returns imports of a higher level, and between packages that must not import each other."""
 
     def against(module: str, other: str) -> bool:
         packages = tuple(name.split(".")[1] for name in (module, other) if "." in name)
@@ -113,16 +127,19 @@ def upward(graph: Mapping[str, set[str]]) -> list[tuple[str, str]]:
 
 
 def main() -> int:
-    """Prints all of it."""
+    """Prints sizes, circles and imports that go up."""
     trees = read()
-    graph = {name: set(imports(name, tree, trees)) for name, tree in trees.items()}
+    graph, runs = (
+        {name: set(imports(name, tree, trees, annotations)) for name, tree in trees.items()}
+        for annotations in (True, False)
+    )
     counts: collections.Counter[str] = collections.Counter()
     for name, tree in trees.items():
         counts[".".join(name.split(".")[:2])] += statements(tree)
     for package, count in sorted(counts.items()):
         print(f"{count:7,} {package}")
     print(f"{sum(counts.values()):7,} statements in all")
-    found, up = circles(graph), upward(graph)
+    found, up = circles(runs), upward(graph)
     print(f"{len(found)} circles")
     for circle in found:
         print("  " + ", ".join(circle))

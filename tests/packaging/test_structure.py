@@ -14,18 +14,21 @@ def _structure():
     return module
 
 
-def _graph(structure, sources):
+def _graph(structure, sources, annotations=True):
     trees = {name: ast.parse(text) for name, text in sources.items()}
-    return {name: set(structure.imports(name, tree, trees)) for name, tree in trees.items()}
+    return {n: set(structure.imports(n, tree, trees, annotations)) for n, tree in trees.items()}
 
 
 def test_modules_import_each_other_in_no_circle_and_nothing_above_them():
     structure = _structure()
     trees = structure.read()
-    graph = {name: set(structure.imports(name, tree, trees)) for name, tree in trees.items()}
+    graph, runs = (
+        {name: set(structure.imports(name, tree, trees, a)) for name, tree in trees.items()}
+        for a in (True, False)
+    )
     assert len(graph) > 150
-    assert sum(len(others) for others in graph.values()) > 500
-    assert structure.circles(graph) == []
+    assert sum(len(others) for others in runs.values()) > 500
+    assert structure.circles(runs) == []
     assert structure.upward(graph) == []
 
 
@@ -66,3 +69,14 @@ def test_statements_are_counted_at_every_depth():
     structure = _structure()
     tree = ast.parse("x = 1\n\ndef f():\n    if x:\n        return 2\n")
     assert structure.statements(tree) == 4
+
+
+def test_imports_for_annotations_go_up_but_make_no_circle():
+    structure = _structure()
+    sources = {
+        "tfrz.data.a": "if TYPE_CHECKING:\n    from tfrz.models.b import M",
+        "tfrz.models.b": "from tfrz.data.a import x",
+    }
+    assert structure.upward(_graph(structure, sources)) == [("tfrz.data.a", "tfrz.models.b")]
+    assert structure.circles(_graph(structure, sources, annotations=False)) == []
+    assert structure.circles(_graph(structure, sources)) == [["tfrz.data.a", "tfrz.models.b"]]
