@@ -14,14 +14,10 @@ import dataclasses
 import importlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tfrz.config import did_you_mean, require
 from tfrz.errors import InputError
-
-if TYPE_CHECKING:
-    from tfrz.zoo.run_config import RunConfig
-    from tfrz.zoo.task import Task
 
 PLAIN_RECIPE = "tfrz.training.fit:fit"
 
@@ -107,10 +103,9 @@ class ModelEntry:
         """The object that the row's field `part` names."""
         return resolve(getattr(self, part))
 
-    def new_task(self, config: RunConfig) -> Task[Any, Any]:
-        """The task of one run."""
-        task: Task[Any, Any] = resolve(self.task.task)(self, config)
-        return task
+    def new_task(self, config: Any) -> Any:
+        """The `tfrz.zoo.task.Task` of one run, from its `RunConfig`."""
+        return resolve(self.task.task)(self, config)
 
     @property
     def record_type(self) -> RecordType:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import keras
@@ -33,7 +34,6 @@ from tfrz.zoo.user_embeddings import with_user_embeddings
 if TYPE_CHECKING:
     from tfrz.zoo.registry import ModelEntry
     from tfrz.zoo.run_config import RunConfig
-    from tfrz.zoo.teacher import LiveTeacher
 
 Tensors = dict[str, tf.Tensor]
 Transform = Callable[[dict[str, tf.SparseTensor]], dict[str, Any]]
@@ -92,6 +92,21 @@ class Prepared(Generic[SpecT, InputsT]):
     spec: SpecT
     examples: list[bytes]
     corrupt_lines: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LiveTeacher:
+    """A trained model of the zoo that reads a student's batches.
+
+    Attributes:
+      directory: of its SavedModel.
+      task: its own, with its own configuration.
+      model: with the trained weights.
+    """
+
+    directory: Path
+    task: Task[Any, Any]
+    model: keras.Model
 
 
 @dataclasses.dataclass(frozen=True)

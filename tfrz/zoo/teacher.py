@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -31,10 +31,8 @@ from tfrz.training.distiller import DistillConfig
 from tfrz.training.fit import make_strategy
 from tfrz.training.warm_start import warm_start
 from tfrz.zoo.building import build_like
-
-if TYPE_CHECKING:
-    from tfrz.zoo.run_config import RunConfig
-    from tfrz.zoo.task import Prepared, Task
+from tfrz.zoo.run_config import RunConfig, run_config_from_mapping
+from tfrz.zoo.task import LiveTeacher, Prepared, Task
 
 logger = logging.getLogger(__name__)
 
@@ -244,21 +242,6 @@ def _loaded(directory: Path) -> Any:
 # Other records: a model of the zoo, with the student's vocabularies.
 
 
-@dataclasses.dataclass(frozen=True)
-class LiveTeacher:
-    """A trained model of the zoo that reads a student's batches.
-
-    Attributes:
-      directory: of its SavedModel.
-      task: its own, with its own configuration.
-      model: with the trained weights.
-    """
-
-    directory: Path
-    task: Task[Any, Any]
-    model: keras.Model
-
-
 class Words(NamedTuple):
     """How messages about a trained model that does not fit its data are worded."""
 
@@ -304,8 +287,6 @@ def trained_config(directory: Path, where: str) -> RunConfig:
     Raises:
       InputError: it is no model of the zoo.
     """
-    from tfrz.zoo.run_config import run_config_from_mapping
-
     try:
         return run_config_from_mapping(read_yaml(directory / "assets" / "run_config.yaml"))
     except InputError as error:

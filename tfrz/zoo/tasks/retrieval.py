@@ -356,7 +356,7 @@ class RetrievalTask(HistoryTask):
         """
         self._index, _ = self._make_index(model, vocabularies["item_xf"])
         signatures = super().signatures(model, transform, spec, vocabularies)
-        self.parts.append(self._index)
+        self.parts.insert(0, self._index)
         return signatures
 
     def answers(
