@@ -1,8 +1,8 @@
-"""Checks of shapes, where broadcasting would otherwise compute something else without a word."""
+"""A check of shapes, where broadcasting would otherwise compute something else without a word."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,54 +11,44 @@ import tensorflow as tf
 from tfrz.errors import InputError
 
 
-def shape_of(value: Any) -> tf.TensorShape:
-    """The shape of a tensor, an array or nested lists, as far as it is known."""
-    return tf.TensorShape(value.shape if hasattr(value, "shape") else np.shape(value))
-
-
-def require_shape(expected: tf.TensorShape | Sequence[int | None], **values: Any) -> None:
-    """Checks that values have a shape; dimensions that are not known pass, and so does None.
+def require_shapes(values: Mapping[str, Any], **patterns: str) -> None:
+    """Checks the shapes of arguments; dimensions that are not known pass, and so does None.
 
     Args:
-      expected: the shape; None for any size of a dimension.
-      **values: arrays or tensors by the names of the caller's arguments.
+      values: arrays, tensors or nested lists by name: `locals()` of the caller.
+      **patterns: names of `values` to their dimensions. Dimensions of one name must be equal; `...`
+        at the start is any number of dimensions, the same for all. `?` at the end of a pattern
+        admits every shape that broadcasts to this one without enlarging it.
 
     Raises:
       InputError: a value has another shape.
 
     Example:
-      >>> require_shape([3], labels=np.zeros(3), logits=np.zeros([3, 1]))
+      >>> scores, targets = np.zeros([3, 4]), np.zeros([3, 1])
+      >>> require_shapes(locals(), scores="batch items", targets="batch")
       Traceback (most recent call last):
-      tfrz.errors.InputError: logits: expected the shape (3,), got (3, 1)
+      tfrz.errors.InputError: targets: expected the shape [batch] = (3,), got (3, 1)
     """
-    expected = tf.TensorShape(expected)
-    for name, value in values.items():
-        if value is not None and not expected.is_compatible_with(shape_of(value)):
-            raise InputError(f"{name}: expected the shape {expected}, got {shape_of(value)}")
-
-
-def require_fit(expected: tf.TensorShape | Sequence[int | None], **values: Any) -> None:
-    """Checks that values broadcast to a shape and do not enlarge it.
-
-    Args:
-      expected: the shape.
-      **values: as in `require_shape`.
-
-    Raises:
-      InputError: a value does not broadcast to the shape.
-
-    Example:
-      >>> require_fit([3, 4], correction=np.zeros(4))
-      >>> require_fit([3], correction=np.zeros([3, 1]))
-      Traceback (most recent call last):
-      tfrz.errors.InputError: correction: does not fit the shape (3,), got (3, 1)
-    """
-    expected = tf.TensorShape(expected)
-    for name, value in values.items():
-        shape = tf.TensorShape(None) if value is None else shape_of(value)
+    lead: tf.TensorShape | None = None
+    sizes: dict[str, int] = {}
+    for name, pattern in patterns.items():
+        value, names = values[name], pattern.rstrip("?").split()
+        if value is None:
+            continue
+        shape = tf.TensorShape(value.shape if hasattr(value, "shape") else np.shape(value))
+        tail = [one for one in names if one != "..."]
+        expected = tf.TensorShape([sizes.get(one) for one in tail])
+        if names != tail:
+            if lead is None and shape.rank is not None:
+                lead = shape[: max(shape.rank - len(tail), 0)]
+            expected = tf.TensorShape(None) if lead is None else lead.concatenate(expected)
         try:
-            fits = expected.is_compatible_with(tf.broadcast_static_shape(shape, expected))
+            reached = tf.broadcast_static_shape(shape, expected) if "?" in pattern else shape
         except ValueError:
-            fits = False
-        if not fits:
-            raise InputError(f"{name}: does not fit the shape {expected}, got {shape}")
+            reached = tf.TensorShape([None] * 9)
+        if not expected.is_compatible_with(reached):
+            wanted = f"[{', '.join(names)}] = {expected}"
+            raise InputError(f"{name}: expected the shape {wanted}, got {shape}")
+        if shape.rank is not None and "?" not in pattern:
+            found = zip(tail, shape[shape.rank - len(tail) :], strict=True)
+            sizes.update({one: size for one, size in found if size is not None})

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfrz.config import require
 from tfrz.layers.numerics import wide
-from tfrz.shapes import require_fit, require_shape
+from tfrz.shapes import require_shapes
 
 Kind = Literal["full", "label_smoothing", "partial", "similarity", "partial_similarity", "topk"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -149,7 +149,7 @@ def soft_targets(
     _checked_temperature(temperature)
     logits = tf.stop_gradient(wide(tf.convert_to_tensor(teacher_logits)))
     classes = _num_classes(logits, "teacher_logits")
-    require_shape(logits.shape[:-1], labels=labels)
+    require_shapes(locals(), logits="... classes", labels="...")
     if kind == "label_smoothing":
         return tf.ones_like(logits) / classes
     if kind == "similarity":
@@ -215,8 +215,7 @@ def distillation_loss(
     """
     factor = _scale(weight, temperature, scale)
     logits = wide(tf.convert_to_tensor(student_logits))
-    require_shape(logits.shape[:-1], labels=labels)
-    require_shape(logits.shape, targets=targets)
+    require_shapes(locals(), logits="... classes", labels="...", targets="... classes")
     hard = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     if weight == 0:  # Without a product: 0 times NaN is NaN.
         return hard
@@ -265,7 +264,7 @@ def binary_distillation_loss(
     """
     factor = _scale(weight, temperature, scale)
     logits = wide(tf.convert_to_tensor(student_logits))
-    require_shape(logits.shape, labels=labels, teacher_logits=teacher_logits)
+    require_shapes(locals(), logits="...", labels="...", teacher_logits="...")
     hard = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(labels, logits.dtype), logits)
     if weight == 0:
         return hard
@@ -323,8 +322,7 @@ def rescaling_factor(
     """
     factor = _scale(weight, temperature, scale)
     logits = tf.stop_gradient(wide(tf.convert_to_tensor(student_logits)))
-    require_shape(logits.shape[:-1], labels=labels)
-    require_shape(logits.shape, targets=targets)
+    require_shapes(locals(), logits="... classes", labels="...", targets="... classes")
     rho = tf.stop_gradient(tf.cast(targets, logits.dtype))
     own = _own(labels, _num_classes(logits, "student_logits"))
     missed = _log_missed(logits, own)
@@ -370,7 +368,7 @@ def binary_rescaling_factor(
     """
     _scale(weight, temperature, scale)
     logits = wide(tf.convert_to_tensor(student_logits))
-    require_shape(logits.shape, labels=labels, teacher_logits=teacher_logits)
+    require_shapes(locals(), logits="...", labels="...", teacher_logits="...")
     taught = tf.cast(teacher_logits, logits.dtype)
     clicked = tf.cast(tf.cast(labels, logits.dtype) > 0.5, tf.int32)
     pair = tf.stack([tf.zeros_like(logits), logits], axis=-1)
@@ -416,8 +414,7 @@ def split_divergence(
       Specification c7; Zhao et al., "Decoupled Knowledge Distillation" (2022).
     """
     logits = wide(tf.convert_to_tensor(student_logits))
-    require_shape(logits.shape[:-1], labels=labels)
-    require_shape(logits.shape, targets=targets)
+    require_shapes(locals(), logits="... classes", labels="...", targets="... classes")
     rho = tf.stop_gradient(tf.cast(targets, logits.dtype))
     own = _own(labels, _num_classes(logits, "student_logits"))
     logs, nothing = tf.nn.log_softmax(logits), tf.zeros_like(logits)
@@ -495,7 +492,7 @@ def discrepancy_weights(
     require(num_items >= 1, "num_items", "must be at least 1")
     require(0 < sharpness < math.inf, "sharpness", f"must be above 0, not {sharpness}")
     scores, others = wide(candidate_scores), wide(sampled_scores)
-    require_shape([*scores.shape[:-1], None], sampled_scores=others)
+    require_shapes(locals(), scores="... length", others="... n")
     above = tf.cast(others[..., None, :] > scores[..., :, None], tf.int64)
     drawn = tf.shape(others, tf.int64)[-1]
     # In integers, so that floor never falls below an integer rank.
@@ -531,9 +528,8 @@ def ranking_distillation_loss(
       Tang and Wang, "Ranking Distillation" (KDD 2018), after its public code.
     """
     scores = wide(candidate_scores)
-    require_fit(scores.shape, weights=weights)
+    require_shapes(locals(), scores="... length", weights="... length?", mask="... length")
     if mask is not None:
-        require_shape(scores.shape, mask=mask)
         scores = tf.where(mask, scores, tf.zeros_like(scores))
     weighted = tf.stop_gradient(tf.cast(weights, scores.dtype)) * tf.nn.softplus(-scores)
     if mask is not None:
@@ -571,13 +567,18 @@ def relaxed_ranking_loss(
     """
     first = wide(tf.convert_to_tensor(interesting))
     far = tf.constant(_FAR, first.dtype)
-    require_shape(first.shape, mask=mask)
+    require_shapes(
+        locals(),
+        first="... length",
+        uninteresting="... n",
+        mask="... length",
+        uninteresting_mask="... n",
+    )
     if mask is not None:
         first = tf.where(mask, first, far)
     together = first
     if uninteresting is not None and uninteresting.shape[-1] != 0:
         last = tf.cast(uninteresting, first.dtype)
-        require_shape(last.shape, uninteresting_mask=uninteresting_mask)
         if uninteresting_mask is not None:
             last = tf.where(uninteresting_mask, last, far)
         together = tf.concat([first, tf.reduce_logsumexp(last, -1, keepdims=True)], axis=-1)

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from tfrz.config import require
-from tfrz.shapes import require_fit, require_shape, shape_of
+from tfrz.shapes import require_shapes
 
 # e^3, as in the paper.
 DEFAULT_CAP = math.exp(3.0)
@@ -41,8 +41,7 @@ def discounted_returns(
       Chen et al. (arXiv 1812.02353), equation 2.
     """
     require(0 <= gamma <= 1, "gamma", "must be 0 to 1")
-    require_shape([None, None], rewards=rewards)
-    require_shape(shape_of(rewards), mask=mask)
+    require_shapes(locals(), rewards="batch time", mask="batch time")
     if mask is not None:
         rewards = tf.where(mask, rewards, tf.zeros_like(rewards))
     backwards = tf.transpose(tf.reverse(rewards, [1]))
@@ -103,7 +102,7 @@ def importance_weights(
       Chen et al. (arXiv 1812.02353), equations 4 and 9.
     """
     require(cap is None or cap > 0, "cap", "must be above 0, or None")
-    require_shape(shape_of(log_pi), log_beta=log_beta)
+    require_shapes(locals(), log_pi="...", log_beta="...")
     ratio = tf.exp(tf.stop_gradient(log_pi - log_beta))
     return ratio if cap is None else tf.minimum(ratio, tf.constant(cap, ratio.dtype))
 
@@ -124,14 +123,13 @@ def normalized_weights(weights: tf.Tensor, mask: tf.Tensor | None = None) -> tf.
       >>> print(normalized_weights(tf.constant([0.5, 2.0, 0.1, 1.4])).numpy().round(4))
       [0.125 0.5   0.025 0.35 ]
     """
+    require_shapes(locals(), weights="...", mask="...")
     if mask is not None:
-        require_shape(shape_of(weights), mask=mask)
         weights = tf.where(mask, weights, tf.zeros_like(weights))
     return tf.math.divide_no_nan(weights, tf.reduce_sum(weights))
 
 
 def _corrected(negative_logits: tf.Tensor, log_expected: Any, hits: tf.Tensor | None) -> tf.Tensor:
-    require_fit(shape_of(negative_logits), log_expected=log_expected, hits=hits)
     corrected = negative_logits - tf.cast(log_expected, negative_logits.dtype)
     if hits is None:
         return corrected
@@ -168,7 +166,13 @@ def sampled_log_prob(
     Reference:
       Specification 3.5, the probability form.
     """
-    require_shape(shape_of(negative_logits)[:-1], positive_logit=positive_logit)
+    require_shapes(
+        locals(),
+        positive_logit="...",
+        negative_logits="... n",
+        log_expected="... n?",
+        hits="... n?",
+    )
     others = _corrected(negative_logits, log_expected, hits)
     together = tf.concat([positive_logit[..., None], others], axis=-1)
     return positive_logit - tf.reduce_logsumexp(together, axis=-1)
@@ -199,8 +203,14 @@ def sampled_policy_loss(
     Reference:
       Specification 3.5, the loss form.
     """
-    require_shape(shape_of(negative_logits)[:-1], positive_logit=positive_logit)
-    require_fit(shape_of(positive_logit), log_expected_positive=log_expected_positive)
+    require_shapes(
+        locals(),
+        positive_logit="...",
+        negative_logits="... n",
+        log_expected_positive="...?",
+        log_expected="... n?",
+        hits="... n?",
+    )
     positive = positive_logit - tf.cast(log_expected_positive, positive_logit.dtype)
     others = _corrected(negative_logits, log_expected, hits)
     together = tf.concat([positive[..., None], others], axis=-1)
@@ -272,7 +282,7 @@ class TopKOffPolicyReinforce:
           returns: R, `[batch, time]`.
           mask: boolean `[batch, time]`, True for steps that count; all if left out.
         """
-        require_shape(shape_of(log_pi), log_beta=log_beta, returns=returns, mask=mask)
+        require_shapes(locals(), log_pi="...", log_beta="...", returns="...", mask="...")
         log_pi, returns = tf.stop_gradient(log_pi), tf.stop_gradient(returns)
         log_beta = tf.stop_gradient(log_beta)
         cap = None if self.cap_after else self.cap
@@ -317,7 +327,7 @@ class TopKOffPolicyReinforce:
           losses: the losses to multiply by the coefficients; `-log pi` by default. Pass
             `sampled_policy_loss` for a sampled softmax.
         """
-        require_shape(shape_of(log_pi), losses=losses)
+        require_shapes(locals(), log_pi="...", losses="...")
         coefficients = self.coefficients(log_pi, log_beta, returns, mask)
         losses = -log_pi if losses is None else losses
         # A loss without weight, for example -inf at a padded step, must not become 0 times -inf.
@@ -346,5 +356,5 @@ def behavior_loss(log_beta: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tens
     Reference:
       Chen et al. (arXiv 1812.02353), section 4.2.
     """
-    require_shape(shape_of(log_beta), mask=mask)
+    require_shapes(locals(), log_beta="...", mask="...")
     return -log_beta if mask is None else tf.where(mask, -log_beta, tf.zeros_like(log_beta))

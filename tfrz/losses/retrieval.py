@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfrz.config import require
 from tfrz.layers.configured import ConfiguredLayer
 from tfrz.layers.numerics import wide
-from tfrz.shapes import require_fit, require_shape, shape_of
+from tfrz.shapes import require_shapes
 
 DISTRIBUTIONS = ("uniform", "log_uniform")
 CORRECTIONS = ("log_q", "partition")
@@ -45,9 +45,7 @@ def softmax_loss(
     Reference:
       M3 (arXiv 1902.08588); the training objective is recalled.
     """
-    require_shape([None, None], items=items)
-    require_shape(shape_of(items)[:1], bias=bias)
-    require_shape(shape_of(hidden)[:-1], targets=targets)
+    require_shapes(locals(), hidden="... dim", items="items dim", bias="items", targets="...")
     logits = wide(tf.tensordot(hidden, items, [[-1], [1]]))
     logits += tf.cast(bias, logits.dtype)
     count = tf.shape(items, out_type=targets.dtype)[0]
@@ -81,10 +79,14 @@ def sampled_softmax_loss(
     Reference:
       M3 specification, 3.6; logQ correction as in Bengio and Senecal (2008).
     """
-    drawn = shape_of(negative_logits)
-    require_shape(drawn[:-1], target_logits=target_logits)
-    require_fit(drawn[:-1], target_correction=target_correction)
-    require_fit(drawn, hits=hits, negative_correction=negative_correction)
+    require_shapes(
+        locals(),
+        target_logits="...",
+        negative_logits="... n",
+        hits="... n?",
+        target_correction="...?",
+        negative_correction="... n?",
+    )
     target = wide(target_logits)
     target -= tf.cast(target_correction, target.dtype)
     negative = tf.cast(negative_logits, target.dtype) - tf.cast(negative_correction, target.dtype)
@@ -162,10 +164,14 @@ def candidate_logits(
       [[ 2.e+00 -1.e+09]
        [-1.e+09  3.e+00]]
     """
-    require_shape([None, None], scores=scores)
-    require_shape(shape_of(scores)[:1], targets=targets)
-    require_shape(shape_of(scores)[1:], candidates=candidates, allowed=allowed)
-    require_fit(shape_of(scores)[1:], log_q=log_q)
+    require_shapes(
+        locals(),
+        scores="batch candidates",
+        targets="batch",
+        candidates="candidates",
+        log_q="candidates?",
+        allowed="candidates",
+    )
     logits = wide(scores)
     logits -= tf.cast(log_q, logits.dtype)
     rows, columns = tf.shape(logits)[0], tf.shape(logits)[1]
@@ -193,7 +199,7 @@ def log_expected_counts(
     Returns:
       `[V]`, float32.
     """
-    require_shape([None], counts=counts)
+    require_shapes(locals(), counts="items")
     counts = tf.cast(counts, tf.float32)
     p = counts / tf.maximum(tf.reduce_sum(counts), 1.0)
     uniform = num_uniform / tf.cast(tf.shape(counts)[0], tf.float32)

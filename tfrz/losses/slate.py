@@ -14,17 +14,13 @@ import tensorflow as tf
 from tfrz.config import require
 from tfrz.layers.numerics import wide
 from tfrz.layers.pointer import masked
-from tfrz.shapes import require_fit, require_shape, shape_of
+from tfrz.shapes import require_shapes
 
 NORMALIZERS = ("remaining", "all")
 _FAR = 1e9
 
 
-def _require_steps(scores: tf.Tensor, available: tf.Tensor, labels: tf.Tensor) -> None:
-    steps = shape_of(scores)
-    require_shape([None] * 3, scores=scores)
-    require_shape(steps, available=available)
-    require_shape([steps[0], steps[2]], labels=labels)
+_STEPS = {"scores": "batch slate list", "available": "batch slate list", "labels": "batch list"}
 
 
 def _at_steps(labels: tf.Tensor, available: tf.Tensor) -> tf.Tensor:
@@ -63,7 +59,7 @@ def step_cross_entropy(
       is a choice.
     """
     require(normalizer in NORMALIZERS, "normalizer", f"must be one of {', '.join(NORMALIZERS)}")
-    _require_steps(scores, available, labels)
+    require_shapes(locals(), **_STEPS)
     positives = _at_steps(labels, available)
     logs = tf.nn.log_softmax(masked(scores, available))
     positives = tf.cast(positives, logs.dtype)
@@ -101,7 +97,7 @@ def step_hinge(
       Seq2Slate (arXiv 1810.02019): that a hinge loss exists is verified, its form corroborated by
       a public re-implementation; the smooth variant is a choice.
     """
-    _require_steps(scores, available, labels)
+    require_shapes(locals(), **_STEPS)
     scores = wide(scores)
     clicked = (wide(labels) > 0)[:, None, :]
     positive, negative = available & clicked, available & ~clicked
@@ -135,8 +131,7 @@ def step_weights(slate: int, kind: str = "log", dtype: Any = tf.float32) -> tf.T
 
 def in_slate_order(labels: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
     """Labels `[batch, list]` at the positions `[batch, slate]` of a slate, 0 where -1."""
-    require_shape([None, None], labels=labels)
-    require_shape([shape_of(labels)[0], None], positions=positions)
+    require_shapes(locals(), labels="batch list", positions="batch slate")
     taken = tf.gather(labels, tf.maximum(positions, 0), batch_dims=1)
     return tf.where(positions >= 0, taken, tf.zeros_like(taken))
 
@@ -225,9 +220,7 @@ def policy_gradient_loss(
     Reference:
       Williams (1992); its use in Seq2Slate is recalled, not checked.
     """
-    require_shape([None], log_probability=log_probability)
-    require_shape(shape_of(log_probability), reward=reward)
-    require_fit(shape_of(log_probability), baseline=baseline)
+    require_shapes(locals(), log_probability="batch", reward="batch", baseline="batch?")
     return -tf.stop_gradient(reward - baseline) * log_probability
 
 

@@ -10,13 +10,13 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tfrz.metrics.directions import better
-from tfrz.shapes import require_shape
+from tfrz.shapes import require_shapes
 
 
 def _pair(labels: Any, outputs: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Labels and outputs as float64, one output for each label."""
     labels, outputs = np.asarray(labels, np.float64), np.asarray(outputs, np.float64)
-    require_shape(labels.shape, outputs=outputs)
+    require_shapes(locals(), labels="...", outputs="...")
     return labels, outputs
 
 

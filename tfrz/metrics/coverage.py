@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfrz.metrics.directions import better
-from tfrz.shapes import require_shape
+from tfrz.shapes import require_shapes
 
 
 def _row(counts: NDArray[Any]) -> NDArray[np.float64]:
     row: NDArray[np.float64] = np.asarray(counts, np.float64)
-    require_shape([None], counts=row)
+    require_shapes(locals(), row="items")
     return row
 
 

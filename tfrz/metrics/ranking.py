@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tfrz.config import require
 from tfrz.metrics.directions import better
-from tfrz.shapes import require_shape, shape_of
+from tfrz.shapes import require_shapes
 
 
 def _hits(
@@ -139,8 +139,7 @@ def rank_of(scores: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
     Raises:
       InputError: scores or ids of another shape.
     """
-    require_shape([None, None], scores=scores)
-    require_shape([shape_of(scores)[0]], ids=ids)
+    require_shapes(locals(), scores="batch items", ids="batch")
     count = tf.shape(scores, out_type=tf.int64)[1]
     ids = tf.cast(ids, tf.int64)
     known = (ids >= 1) & (ids <= count)

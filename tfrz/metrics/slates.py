@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfrz.metrics.directions import better
-from tfrz.shapes import require_shape
+from tfrz.shapes import require_shapes
 
 
 def parse(name: str) -> tuple[str, int | None]:
@@ -26,7 +26,7 @@ def parse(name: str) -> tuple[str, int | None]:
 
 def _row(labels: NDArray[np.float64]) -> NDArray[np.float64]:
     row: NDArray[np.float64] = np.asarray(labels, np.float64)
-    require_shape([None], labels=row)
+    require_shapes(locals(), row="slate")
     return row
 
 
@@ -110,7 +110,7 @@ def rank_gain(labels: NDArray[np.float64], positions: NDArray[np.float64]) -> fl
       2.0
     """
     positions = np.asarray(positions)
-    require_shape([None], positions=positions)
+    require_shapes(locals(), positions="slate")
     rows = positions[positions >= 0]
     relevant = _row(labels)[rows] > 0
     if not relevant.any():

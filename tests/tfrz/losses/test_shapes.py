@@ -116,6 +116,14 @@ def test_unknown_dimensions_pass():
 
     assert ranks([[0.1, 0.9]], [1]).numpy().tolist() == [2]
 
+    @tf.function(input_signature=[tf.TensorSpec(None), tf.TensorSpec([None]), tf.TensorSpec([3])])
+    def losses(log_beta, rewards, column):
+        with pytest.raises(InputError, match=r"reward: expected the shape \[batch\] = \(3,\)"):
+            slate.policy_gradient_loss(column, column[:, None])
+        return reinforce.behavior_loss(log_beta), slate.policy_gradient_loss(rewards, rewards, 0.5)
+
+    assert losses(1.0, [1.0, 2.0], [1.0, 2.0, 3.0])[0].numpy() == -1
+
 
 @pytest.mark.parametrize("metric", [metrics.Calibration, metrics.NormalizedEntropy])
 def test_streaming_metrics_refuse_another_number_of_predictions_or_weights(metric):
