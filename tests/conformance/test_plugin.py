@@ -177,7 +177,8 @@ def test_it_trains_and_answers(name, tmp_path, capsys):
 
 @slow
 @names
-def test_its_pipeline_runs_to_the_push(name, tmp_path):
+def test_its_pipeline_runs_to_the_push(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tfrz"])  # TFX reads flags there.
     settings = [word for setting in SMALL[name] for word in ("--set", setting)]
     arguments = ["pipeline", "run", name, "--root", str(tmp_path), "--json", "--quiet"]
     assert main([*arguments, *settings]) == 0
