@@ -41,6 +41,7 @@ SETTINGS = (
     "export.warmup_examples=2",
     # Enough rows that the AUC of the slice without a signal cannot be good by chance.
     "data.validation_fraction=0.3",
+    "data.test_fraction=0",
 )
 
 
