@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -240,6 +241,13 @@ def run_pipeline(
     )
 
 
+def _finite(value: Any) -> Any:
+    """The value with None for numbers that JSON does not have: NaN and infinities."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def result_to_json(result: PipelineResult) -> str:
-    """The result as JSON."""
-    return json.dumps(dataclasses.asdict(result), indent=1)
+    """The result as JSON; metrics without a finite value are null."""
+    return json.dumps(_finite(dataclasses.asdict(result)), indent=1, allow_nan=False)

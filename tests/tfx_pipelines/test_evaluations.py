@@ -201,9 +201,10 @@ def test_the_auc_of_mixed_labels_is_tfmas():
     assert json.loads(f"{{{auc.config}}}") == {"num_thresholds": 10000}
 
 
-def test_the_command_names_slice_metric_and_reason(mixed, monkeypatch, capsys, tmp_path):
+def _result(mixed, folder: Path) -> local_runner.PipelineResult:
+    """The result of a run with a stored evaluation."""
     found = evaluations.read_evaluation(mixed)
-    result = local_runner.PipelineResult(
+    return local_runner.PipelineResult(
         components=[local_runner.ComponentRun("Evaluator", "ran", 1.0)],
         evaluated=False,
         blessed=False,
@@ -215,9 +216,13 @@ def test_the_command_names_slice_metric_and_reason(mixed, monkeypatch, capsys, t
         comparison={},
         pushed=None,
         seconds=1.0,
-        root=str(tmp_path),
+        root=str(folder),
         log="log",
     )
+
+
+def test_the_command_names_slice_metric_and_reason(mixed, monkeypatch, capsys, tmp_path):
+    result = _result(mixed, tmp_path)
     monkeypatch.setattr(local_runner, "run_pipeline", lambda *_, **__: result)
     command = ["pipeline", "run", "dcn_v2", "--root", str(tmp_path), "--quiet"]
     assert main(command) == 1
@@ -228,6 +233,20 @@ def test_the_command_names_slice_metric_and_reason(mixed, monkeypatch, capsys, t
         "undefined: auc on group=always: all labels are equal, so no bound applies",
         "undefined: auc on group=never: all labels are equal, so no bound applies",
     ]
+
+
+def test_undefined_metrics_are_null_in_json(mixed, tmp_path):
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    result = _result(mixed, tmp_path)
+    result.checks["OffPolicyCheck"] = {"passed": False, "low": -math.inf}
+    text = local_runner.result_to_json(result)
+    read = json.loads(text, parse_constant=refuse)
+    assert read["slices"]["group=never"]["auc"] is None
+    assert read["slices"]["group=good"]["auc"] == pytest.approx(1.0)
+    assert read["checks"]["OffPolicyCheck"] == {"passed": False, "low": None}
+    assert read["components"] == [{"name": "Evaluator", "outcome": "ran", "seconds": 1.0}]
 
 
 def test_bounds_follow_the_direction_of_their_metric():
