@@ -117,7 +117,7 @@ def test_validation_chooses_between_before_and_after(ratings_1m, tmp_path, monke
     logits = movielens_1m.logits(model, columns)
     np.testing.assert_allclose(scores, 1 / (1 + np.exp(-logits)), rtol=1e-5)
     np.testing.assert_array_equal(columns["teacher_score_xf"], scores)
-    judged = movielens._judged(model, movielens_1m.task_of(small), sets)
+    judged = movielens_1m.judged(model, movielens_1m.task_of(small), sets)
     assert judged["test"]["log_loss"] == pytest.approx(
         original["found"]["original"]["test"]["log_loss"], rel=1e-5
     )
