@@ -26,7 +26,7 @@ class Stages:
     places: Places
 
     def source(self) -> dict[str, object]:
-        """What `open_source` takes, with the fingerprint by which TFX's cache sees changes."""
+        """The arguments of `open_source`, and the fingerprint by which TFX's cache sees changes."""
         return {
             "data": self.run.data,
             "features": self.run.features,

@@ -1,1 +1,1 @@
-"""What the components call, named by dotted path so that nothing needs to be packaged."""
+"""The callbacks of TFX's components; a dotted path names each, so nothing needs packaging."""
