@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
 
 from tfrz.config import write_yaml
 from tfrz.zoo.registry import ModelEntry, resolve
@@ -56,3 +60,39 @@ def model_page(entry: ModelEntry, dataset: str = "simulated") -> str:
     if entry.reproduce:
         lines.append(f"The paper's experiments: `tfrz reproduce '{entry.name}/*'`.")
     return "\n".join(lines) + "\n"
+
+
+def _described(cls: type) -> dict[str, str]:
+    """The `Attributes:` of a configuration class and its bases: key to description."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        _, _, attributes = (inspect.getdoc(base) or "").partition("Attributes:\n")
+        name = ""
+        for line in attributes.splitlines():
+            key, colon, text = line.strip().partition(": ")
+            if colon and re.fullmatch(r" {2}\w+: .*", line):
+                name, found[key] = key, text
+            elif name and line.startswith("    "):
+                found[name] += f" {line.strip()}"
+            elif line.strip() == "":
+                name = ""
+    return found
+
+
+def configuration_keys(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """The keys of a configuration, those of its sections included.
+
+    Args:
+      value: a configuration dataclass.
+      prefix: dotted name of the section that it is.
+
+    Yields:
+      Dotted name, value and description; the description is "" if the class has none.
+    """
+    described = _described(type(value))
+    for field in dataclasses.fields(value):
+        inner, name = getattr(value, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(inner) and not isinstance(inner, type):
+            yield from configuration_keys(inner, f"{name}.")
+        else:
+            yield name, inner, described.get(field.name, "")

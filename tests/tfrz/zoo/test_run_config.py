@@ -55,3 +55,13 @@ def test_a_name_is_registered_once_and_plugins_must_import(monkeypatch):
     monkeypatch.setenv("TFRZ_PLUGINS", "no.such.module")
     with pytest.raises(InputError, match=r"TFRZ_PLUGINS names no\.such\.module"):
         registry.load_plugins()
+
+
+@pytest.mark.parametrize("model", registry.names())
+def test_every_key_says_what_it_is_for(model):
+    from tfrz.zoo.pages import configuration_keys
+
+    keys = {name: text for name, _, text in configuration_keys(load_run_config(model))}
+    assert "trainer.batch_size" in keys
+    assert any(name.startswith("model.") for name in keys)
+    assert not [name for name, text in keys.items() if len(text) < 5 and name != "name"]
