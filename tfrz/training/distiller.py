@@ -37,7 +37,7 @@ class DistillConfig:
       factor: the part of the teacher's distribution that is kept; see `tfrz.losses.soft_targets`.
         `label_smoothing` needs no teacher.
       weight: lambda, the weight of the teacher's term, 0 to 1.
-      temperature: T.
+      temperature: T, which divides the logits of both before the softmax.
       scale: scale of the teacher's term: `squared` for T^2, or `one`.
       k: of `topk`: classes that keep the teacher's probability; of lists, places of the teacher's
         slate whose order counts. Null for all places.

@@ -28,7 +28,7 @@ def build_for_training(
 ) -> tuple[keras.Model, tuple[LayerReport, ...]]:
     """A task's model, its layers of low rank where the configuration asks for it.
 
-    The same configuration gives the same structure: a run that is resumed, or started from the
+    The same configuration builds the same structure: a run that is resumed, or started from the
     SavedModel of another, finds its weights.
 
     Args:
@@ -65,7 +65,7 @@ def build_for_training(
 
 
 def build_like(task: Task[Any, Any], inputs: Any, config: RunConfig) -> keras.Model:
-    """A model of the structure that `build_for_training` gives, to load trained weights into."""
+    """Builds a model like `build_for_training`, to load trained weights into."""
     model = task.build(inputs)
     if config.low_rank.enabled:
         plain = dataclasses.replace(config.low_rank, init="spectral", repair_scale=False)

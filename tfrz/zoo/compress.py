@@ -69,7 +69,7 @@ def _quality(
 
 
 def _data_of(source: Path) -> str:
-    """What the run that exported a SavedModel was trained on."""
+    """The data of the run that exported a SavedModel."""
     stored = source.parent.parent / "config.yaml"
     data = read_yaml(stored).get("data_source") if stored.exists() else None
     require(data is not None, "--data", f"no run of tfrz train is around {source}: name its data")

@@ -36,14 +36,14 @@ class Paper:
 
 @dataclasses.dataclass(frozen=True)
 class TaskEntry:
-    """What systems that learn the same task have in common.
+    """The properties that systems with the same task share.
 
     Attributes:
       task: `module:class` of the `tfrz.zoo.task.Task`.
-      record_type: what one training record is (see `tfrz.data.records`).
+      record_type: the type of the training records (see `tfrz.data.records`).
       evaluator: `module:class` of the configuration section `evaluator`.
-      signatures: what a SavedModel of the task answers to.
-      metrics: what the Evaluator reports.
+      signatures: the signatures of the task's SavedModels.
+      metrics: the metrics that the Evaluator reports.
       taught: which settings of `distill` apply: those of yes-or-no labels (`clicks`), of slates
         (`lists`), of one item out of all (`items`), or out of those of a batch (`batch`).
     """
@@ -72,12 +72,12 @@ class ModelEntry:
       bench: suites of `tfrz bench`.
       reproduce: modules of `tfrz reproduce`.
       recipe: `module:function` that trains it, called like `tfrz.training.fit:fit`, the plain loop.
-      report: `module:function` that writes what is worth seeing of a trained model into the folder
+      report: `module:function` that writes a report on a trained model into the folder
         of its run; called with the task, the model, what was prepared and the folder.
       stages: `module:class` of what its pipeline has beyond the others'; None for nothing.
       long_history: whether it can read stored embeddings of users (`features.long_history`).
       distillation: whether a teacher can train it (`distill.teacher`).
-      notes: what a user must know of how far the implementation can be trusted.
+      notes: which parts of the implementation were verified against the paper.
       configs: folder of the YAML files `<dataset>.yaml`; the package's own if not given.
     """
 
@@ -109,17 +109,17 @@ class ModelEntry:
 
     @property
     def record_type(self) -> RecordType:
-        """What one training record is."""
+        """The type of the training records."""
         return self.task.record_type
 
     @property
     def signatures(self) -> tuple[str, ...]:
-        """What its SavedModel answers to."""
+        """The signatures of its SavedModel."""
         return self.task.signatures
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What the Evaluator reports."""
+        """The metrics that the Evaluator reports."""
         return self.task.metrics
 
     @property
@@ -454,7 +454,7 @@ def register(entry: ModelEntry) -> None:
 
 
 def unregister(name: str) -> None:
-    """Takes a row out again."""
+    """Removes a row."""
     _ENTRIES.pop(name, None)
 
 

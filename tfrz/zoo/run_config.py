@@ -27,17 +27,19 @@ class DataConfig:
     """How records become training, validation and test sets.
 
     Attributes:
-      seed: of the random split.
-      validation_fraction: share of the records held out to choose by (the pipeline's eval split).
-      test_fraction: share held out to report; `tfrz train` only.
-      max_corrupt_fraction: share of unreadable lines above which a run fails.
-      options: passed to the reader of the source, e.g. `rows` for simulated data.
-      history: how interactions become histories; for models of history records only. The
-        fractions above then count users, and only for the split by users.
-      lists: how documents become lists; for models of list records only. The fractions above then
-        count queries, where the source has no splits of its own.
-      timeline: how events become sketches of timelines; for models of timeline records only. The
-        fractions above then count each user's targets.
+      seed: the seed of the random split.
+      validation_fraction: share of the records that choose the weights and the end of training (the
+        pipeline's split `eval`).
+      test_fraction: share of the records that the result is measured on (the pipeline's split
+        `test`, which its Evaluator reads); 0 for no test set.
+      max_corrupt_fraction: a run fails if a larger share of the lines is unreadable.
+      options: options of the source's reader, such as `rows` for simulated data.
+      history: how interactions become histories, for models of histories and logged actions. The
+        fractions above then count users, and apply to the split by users only.
+      lists: how documents become lists, for models of lists. The fractions above then count
+        queries, and apply where the source has no splits.
+      timeline: how events become sketches of timelines, for models of timelines. The fractions
+        above then count each user's targets.
     """
 
     seed: int = 0
@@ -68,18 +70,18 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FeaturesConfig:
-    """What examples get beyond the features of their source.
+    """Features that a run adds to those of its source.
 
     Attributes:
-      long_history: folder of a store of embeddings; every example gets that of its user. Null for
-        none.
-      adapter: how a model reads the vectors: linear, or gate (linear, times a gate of GateNet's).
-      adapter_units: width of what is read, where the model leaves the choice: of DCN-V2.
-      user: the raw feature that holds the key of the user. Of impressions; sources of histories
-        know their users.
-      long_history_version: of the embeddings that the model is trained on; a store of another is
-        refused. Null for that of the store: a run writes here which it was.
-      any_version: refuse no version, in training nor in requests.
+      long_history: folder of a store of user embeddings, which are joined with the examples; null
+        for none.
+      adapter: how the model reads the vectors: linear, or gate (linear times a gate, as in GateNet).
+      adapter_units: output width of the adapter, for models of impressions.
+      user: name of the raw feature with the user's key, for impressions; other sources name it in
+        their spec.
+      long_history_version: version of the embeddings that the model is trained on; a store of
+        another version is refused. Null takes the store's version; the saved configuration has it.
+      any_version: accept embeddings of any version, in training and in requests.
     """
 
     long_history: str | None = None
@@ -103,10 +105,11 @@ class EmbeddingsConfig:
     """How the pipeline exports users' embeddings; see `tfrz.embeddings.job.ExportOptions`.
 
     Attributes:
-      store: folder of generations; null for `embeddings` in the pipeline's root.
-      as_of: Unix seconds; null for the second after the newest event of the source.
-      buckets: parts that users are in, of a new store.
-      allow_empty: accept slices that no user has an event in.
+      store: folder of the store; null for `embeddings` in the pipeline's root.
+      as_of: time up to which events count, in Unix seconds; null for the second after the newest
+        event of the source.
+      buckets: number of parts that the users of a new store are divided into.
+      allow_empty: accept slices without an event of any user.
       to: writers to key-value stores, `sqlite=FILE`, `tfrecord=FILE` or `module:Class=PLACE`; none
         for SQLite in the store.
     """
@@ -123,19 +126,19 @@ class EmbeddingsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """What goes beside the graph of a SavedModel.
+    """How a model is exported and what it answers with.
 
     Attributes:
-      warmup_examples: rows of the largest request stored for TF Serving's warm-up; those of 1, 2,
-        4, ... rows are stored before it. 0 for none.
-      top_k: items that a recommendation lists; for models that recommend.
-      drop_seen: do not recommend what is in the request's history; for models that recommend.
-      index: where recommendations are read from; for models with vectors of users and items.
-      deterministic: places of a slate that are filled without chance, with the most probable; the
-        others are drawn; null for all of them. For policies.
-      temperature: of the draws; for policies.
-      candidates: the most probable actions, from which they are drawn; for policies.
-      embeddings: how the pipeline exports users' embeddings; for models that make them.
+      warmup_examples: rows of the largest warm-up request for TF Serving; requests of 1, 2, 4, ...
+        rows are stored before it. 0 for none.
+      top_k: number of items in a recommendation, for models that recommend.
+      drop_seen: leave out the items of the request's history, for models that recommend.
+      index: the index that recommendations are read from, for models with user and item vectors.
+      deterministic: number of places of a slate that take the most probable actions; the others are
+        drawn at random. Null for all places. For policies.
+      temperature: temperature of the random draws, for policies.
+      candidates: number of most probable actions that the draws choose from, for policies.
+      embeddings: how the pipeline exports user embeddings, for models that make them.
     """
 
     warmup_examples: int = 8
@@ -169,10 +172,10 @@ class TunerConfig:
 
     Attributes:
       enabled: whether the pipeline has a Tuner.
-      max_trials: configurations tried at most.
-      epochs_per_trial: epochs of each at most; null for `trainer.epochs`.
-      search_space: dotted names of this configuration to the values to try. A later space (of a
-        data set, a file, an override) takes the place of an earlier one.
+      max_trials: largest number of configurations to try.
+      epochs_per_trial: largest number of epochs of a trial; null for `trainer.epochs`.
+      search_space: maps dotted names of this configuration to the values to try. A later space (of
+        a data set, a file, an override) replaces an earlier one.
     """
 
     enabled: bool = False
@@ -206,15 +209,15 @@ class TunerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatorConfig:
-    """What a model must reach to be blessed.
+    """Bounds that a model of clicks must meet to be blessed.
 
     Attributes:
-      slices: tuples of raw feature names by whose values metrics are sliced.
-      min_auc: the overall AUC must be above this.
-      max_log_loss: the overall log loss must be below this, if given.
-      calibration_bounds: mean prediction over mean label must lie between these, if given.
-      min_slice_auc: every slice of `slices` must be above this AUC, if given.
-      max_auc_drop: a candidate may be this much below the latest blessed model.
+      slices: raw features, or tuples of them, by whose values metrics are sliced.
+      min_auc: lower bound on the AUC of all examples.
+      max_log_loss: upper bound on the log loss of all examples, if given.
+      calibration_bounds: lower and upper bound on mean prediction / mean label, if given.
+      min_slice_auc: lower bound on the AUC of every slice of `slices`, if given.
+      max_auc_drop: largest difference by which the AUC may fall below the latest blessed model's.
     """
 
     slices: tuple[tuple[str, ...], ...] = ()
@@ -237,13 +240,14 @@ class EvaluatorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RankingEvaluatorConfig:
-    """What a model that recommends must reach to be blessed.
+    """Bounds that a model that recommends must meet to be blessed.
 
     Attributes:
-      slices: tuples of feature names by whose values metrics are sliced: raw contexts, and
-        `history_length` and `target_popularity` as the transform gives them.
-      min_metrics: metric to the value that it must exceed over all examples, e.g. recall_at_20.
-      max_drops: metric to how much a candidate may be below the latest blessed model.
+      slices: tuples of features by whose values metrics are sliced: raw contexts, and
+        `history_length` and `target_popularity`, which `transform_features` adds.
+      min_metrics: maps metrics, such as recall_at_20, to lower bounds over all examples.
+      max_drops: maps metrics to the largest difference by which they may be worse than the latest
+        blessed model's.
     """
 
     slices: tuple[tuple[str, ...], ...] = (("history_length",), ("target_popularity",))
@@ -259,11 +263,11 @@ class RankingEvaluatorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SlateEvaluatorConfig(RankingEvaluatorConfig):
-    """What a model that re-ranks must reach to be blessed.
+    """Bounds that a model that re-ranks must meet to be blessed.
 
     Attributes:
-      slices: tuples of feature names by whose values metrics are sliced: raw contexts, and
-        `list_length` and `query_frequency` as the transform gives them.
+      slices: tuples of features by whose values metrics are sliced: raw contexts, and `list_length`
+        and `query_frequency`, which `transform_features` adds.
     """
 
     slices: tuple[tuple[str, ...], ...] = (("list_length",), ("query_frequency",))
@@ -271,14 +275,14 @@ class SlateEvaluatorConfig(RankingEvaluatorConfig):
 
 @dataclasses.dataclass(frozen=True)
 class PolicyEvaluatorConfig(RankingEvaluatorConfig):
-    """What a policy must reach to be blessed: by its rankings, and by its estimated value.
+    """Bounds that a policy must meet to be blessed, on its rankings and its estimated value.
 
     Attributes:
-      slices: tuples of feature names by whose values metrics are sliced.
-      estimator: self_normalized (SNIPS) or inverse_propensity (IPS), of the validation log.
-      cap: bound on the importance weights of the estimate; null for none.
-      min_lift: the lower bound of the estimate must exceed the logged reward by this share of it.
-      min_effective_sample_size: an estimate from fewer examples' worth of weight is not believed.
+      slices: tuples of features by whose values metrics are sliced.
+      estimator: self_normalized (SNIPS) or inverse_propensity (IPS), on the log that judges.
+      cap: upper bound on the importance weights of the estimate; null for none.
+      min_lift: share of the logged reward by which the lower bound of the estimate must exceed it.
+      min_effective_sample_size: an estimate with a smaller effective sample size is refused.
     """
 
     slices: tuple[tuple[str, ...], ...] = (("history_length",), ("target_popularity",))
@@ -299,17 +303,18 @@ class PolicyEvaluatorConfig(RankingEvaluatorConfig):
 
 @dataclasses.dataclass(frozen=True)
 class TimelineEvaluatorConfig:
-    """What a model of users' vectors must reach to be blessed: as a ranker, and by its vectors.
+    """Bounds that a model of user vectors must meet to be blessed, as a ranker and on its vectors.
 
     Attributes:
-      slices: tuples of feature names by whose values metrics are sliced; `history_events` as the
-        transform gives it.
-      max_normalized_entropy: binary task to the value that it must stay below.
-      max_rise: a candidate's normalised entropies may be this much above the latest blessed model.
-      min_coverage: share of the users with a vector, at least.
-      min_cosine: median cosine between a user's vectors of this model and those of the one before,
-        at least; null where a new system of coordinates is expected.
-      max_norm_change: bound on |log(median norm / median norm before)|; null for none.
+      slices: tuples of features by whose values metrics are sliced; `transform_features` adds
+        `history_events`.
+      max_normalized_entropy: maps binary tasks to upper bounds on their normalised entropy.
+      max_rise: largest difference by which a normalised entropy may exceed the latest blessed
+        model's.
+      min_coverage: lower bound on the share of the users with a vector.
+      min_cosine: lower bound on the median cosine between a user's vectors of this model and of the
+        one before; null where a new coordinate system is expected.
+      max_norm_change: upper bound on |log(median norm / median norm before)|; null for none.
     """
 
     slices: tuple[tuple[str, ...], ...] = (("history_events",),)
@@ -333,10 +338,10 @@ class PipelineConfig:
     """How the TFX pipeline runs.
 
     Attributes:
-      beam_runner: DirectRunner, or a runner that the Beam installation has.
-      beam_args: further Beam options, word for word (`--direct_num_workers=2`).
+      beam_runner: DirectRunner, or another runner of the Beam installation.
+      beam_args: further Beam options, passed unchanged (`--direct_num_workers=2`).
       schema: inferred from the statistics, or imported from the source's feature spec.
-      enable_cache: reuse the outputs of a component whose inputs have not changed.
+      enable_cache: reuse the outputs of components whose inputs have not changed.
     """
 
     beam_runner: str = "DirectRunner"

@@ -15,7 +15,7 @@ from tfrz.zoo.run_config import RunConfig, with_values
 
 
 def stand_in(value: Any, values: Sequence[Any]) -> Any:
-    """What keras-tuner draws for one of `values`: it knows scalars of one type, no lists or nulls.
+    """Returns keras-tuner's value for one of `values`: it draws scalars of one type only.
 
     Example:
       >>> stand_in(8, [8, 16])

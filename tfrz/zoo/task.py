@@ -41,7 +41,7 @@ Parts = dict[str, pa.Table]
 
 
 class Inputs(Protocol):
-    """What a model must know of its transformed inputs."""
+    """The transformed inputs of a model."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -111,7 +111,7 @@ class LiveTeacher:
 
 @dataclasses.dataclass(frozen=True)
 class Served(Generic[SpecT]):
-    """What signatures are made of.
+    """A trained model with everything that its signatures read.
 
     Attributes:
       model: the trained model.
@@ -131,7 +131,7 @@ class Served(Generic[SpecT]):
 
 
 class Task(abc.ABC, Generic[SpecT, InputsT]):
-    """What a model learns from one type of records.
+    """The task of a run: how a model learns from one type of records.
 
     A subclass sets the class attributes and defines the abstract methods. The other hooks have the
     default that their docstring states.
@@ -184,7 +184,7 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
 
         Raises:
           InputError: no user has an embedding, or the store is of another version than the run.
-          ConfigError: the source lacks what the configuration asks for.
+          ConfigError: the configuration needs features that the source does not have.
         """
         return ExampleSource(reader, *self.example_spec(reader.feature_spec()))
 
@@ -194,7 +194,7 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
         return with_user_embeddings(self.config.features, cast(SpecT, source))
 
     def open_catalogue(self, opened: Callable[[], Reader]) -> None:
-        """Reads what the source knows of its items; nothing by default.
+        """Reads the source's catalogue of items; does nothing by default.
 
         Args:
           opened: opens the source.
@@ -281,7 +281,7 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
 
     @abc.abstractmethod
     def model_inputs(self, spec: SpecT, vocabulary_sizes: Mapping[str, int]) -> InputsT:
-        """What `build` takes, from the raw features and the fitted vocabularies."""
+        """The argument of `build`, from the raw features and the fitted vocabularies."""
 
     def with_catalogue(self, inputs: InputsT, vocabularies: Mapping[str, Sequence[str]]) -> InputsT:
         """The inputs with what the catalogue says of the items; unchanged by default."""
@@ -299,7 +299,7 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
         vocabulary_sizes: Mapping[str, int],
         vocabularies: Mapping[str, Sequence[str]],
     ) -> InputsT:
-        """What `build` takes, what the catalogue knows of the items included."""
+        """The argument of `build`, with the catalogue's features of the items."""
         return self.with_catalogue(self.model_inputs(spec, vocabulary_sizes), vocabularies)
 
     @abc.abstractmethod
@@ -333,7 +333,7 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
 
     @abc.abstractmethod
     def predict(self, model: keras.Model, batch: Tensors) -> Tensors:
-        """What `metrics` needs of a batch, `[batch, ...]` each."""
+        """The inputs of `metrics` from one batch, `[batch, ...]` each."""
 
     @abc.abstractmethod
     def metrics(self, outputs: dict[str, NDArray[Any]]) -> dict[str, float]:
@@ -367,7 +367,7 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
 
     @abc.abstractmethod
     def outputs(self, model: keras.Model, features: Tensors) -> Tensors:
-        """What the model answers with, from transformed features; `[batch, ...]` each."""
+        """The model's answer to transformed features, `[batch, ...]` each."""
 
     def answers(self, served: Served[SpecT]) -> Callable[[dict[str, tf.SparseTensor]], Tensors]:
         """From raw features of requests to what the client gets; `outputs` by default."""
@@ -385,7 +385,7 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
     def described(
         self, served: Served[SpecT], raw: dict[str, tf.SparseTensor], features: Tensors
     ) -> Tensors:
-        """What `transform_features` returns, from raw and transformed features: the latter."""
+        """The result of `transform_features`; the transformed features by default."""
         del served, raw
         return features
 

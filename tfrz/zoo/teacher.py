@@ -89,7 +89,7 @@ def with_teacher(distill: DistillConfig, spec: FeatureSpec) -> FeatureSpec:
     """The spec of impressions that come with what their teacher says.
 
     Raises:
-      ConfigError: the data have a feature of that name.
+      ConfigError: the data already have a feature of that name.
     """
     if distill.teacher is None:
         return spec
@@ -97,7 +97,7 @@ def with_teacher(distill: DistillConfig, spec: FeatureSpec) -> FeatureSpec:
 
 
 class ScoringTeacher:
-    """A SavedModel that gives each impression the probability of a click.
+    """A SavedModel that returns the probability of a click for each impression.
 
     Args:
       place: as `distill.teacher`.
@@ -137,8 +137,8 @@ class ScoringTeacher:
         for name, given in self._inputs.items():
             if name not in known:
                 raise InputError(
-                    f"the teacher in {self.directory} reads the feature {name!r}, which the "
-                    f"data have not: they have {', '.join(sorted(known))}"
+                    f"the teacher in {self.directory} reads the feature {name!r}, which is "
+                    f"missing from the data: they have {', '.join(sorted(known))}"
                 )
             if given.dtype.name != known[name]:
                 raise InputError(
@@ -167,7 +167,7 @@ class ScoringTeacher:
         """The examples with the teacher's probabilities as a column.
 
         Raises:
-          InputError: what it gives are no probabilities.
+          InputError: its scores are not probabilities.
         """
         started = time.perf_counter()
         parts = [np.zeros(0, np.float32)]

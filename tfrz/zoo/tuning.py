@@ -32,7 +32,7 @@ SetsOf = Callable[[RunConfig], tuple[Task[Any, Any], Prepared[Any, Any]]]
 
 @dataclasses.dataclass(frozen=True)
 class TrialResult:
-    """What came of a trial.
+    """The result of a trial.
 
     Attributes:
       trial: its number, from 1.

@@ -124,7 +124,7 @@ def with_user_embeddings(features: FeaturesConfig, spec: Any) -> tuple[Any, Embe
 def adapter_arguments(
     features: FeaturesConfig, long_history: UserEmbedding | None, units: bool = False
 ) -> dict[str, Any]:
-    """What a model that reads stored embeddings is constructed with; nothing without any.
+    """Constructor arguments of a model that reads stored embeddings; none without any.
 
     Args:
       features: says how a model reads them.

@@ -1,1 +1,1 @@
-"""What is worth seeing of a trained model: one module a report, named in the registry."""
+"""Reports on a trained model, one module each, named in the registry."""

@@ -27,7 +27,7 @@ _POINTS = 2000
 def examined(
     distill: DistillConfig, logits: tf.Tensor, taught: tf.Tensor, labels: tf.Tensor
 ) -> dict[str, NDArray[Any]]:
-    """What is known of each example, `[rows]`.
+    """Returns statistics of each example, `[rows]`.
 
     With q the teacher's distribution (at its temperature) and t the true class: `confidence` q_t,
     `omega` of the student with the whole of q, `relations` the squared distance of q's wrong

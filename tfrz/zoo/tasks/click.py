@@ -32,7 +32,7 @@ from tfrz.zoo.user_embeddings import adapter_arguments
 
 @dataclasses.dataclass(frozen=True)
 class ModelInputs:
-    """What a model must know of its transformed inputs.
+    """The transformed inputs of a model.
 
     Attributes:
       vocabulary_sizes: rows of the embedding of each categorical input, ids 0 and OOV included.
@@ -117,7 +117,7 @@ class ClickTask(Task[FeatureSpec, ModelInputs]):
     # The model.
 
     def model_inputs(self, spec: FeatureSpec, vocabulary_sizes: Mapping[str, int]) -> ModelInputs:
-        """What `build` takes, from the raw features and the fitted vocabularies."""
+        """The argument of `build`, from the raw features and the fitted vocabularies."""
         return ModelInputs(
             vocabulary_sizes=dict(vocabulary_sizes),
             multivalent=tuple(transformed_name(f.name) for f in spec.multivalent),
@@ -226,7 +226,7 @@ class ClickTask(Task[FeatureSpec, ModelInputs]):
     # The export.
 
     def outputs(self, model: keras.Model, features: Tensors) -> Tensors:
-        """What the signatures answer with: probabilities, float32 `[batch]`."""
+        """Probabilities, float32 `[batch]`."""
         return {"scores": tf.sigmoid(tf.cast(model(features, training=False), tf.float32))}
 
     def further_signatures(self, served: Served[FeatureSpec]) -> dict[str, Callable[..., Tensors]]:

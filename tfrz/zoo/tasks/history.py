@@ -42,7 +42,7 @@ NOTHING = -1e9
 
 @dataclasses.dataclass(frozen=True)
 class HistoryInputs:
-    """What a model must know of its transformed inputs.
+    """The transformed inputs of a model.
 
     Attributes:
       num_items: size of the vocabulary.
@@ -158,7 +158,7 @@ class HistoryTask(Task[HistorySpec, HistoryInputs]):
     # The model.
 
     def model_inputs(self, spec: HistorySpec, vocabulary_sizes: Mapping[str, int]) -> HistoryInputs:
-        """What `build` takes, from the raw features and the fitted vocabularies."""
+        """The argument of `build`, from the raw features and the fitted vocabularies."""
         self.history.check(spec)
         context = {
             f.name: vocabulary_sizes[transformed_name(f.name)]
@@ -195,7 +195,7 @@ class HistoryTask(Task[HistorySpec, HistoryInputs]):
         )
 
     def item_arguments(self, inputs: HistoryInputs) -> tuple[Any, ...]:
-        """What the model takes of the items' features; nothing by default."""
+        """Constructor arguments for the items' features; none by default."""
         del inputs
         return ()
 

@@ -38,7 +38,7 @@ _LISTED = 20
 
 @dataclasses.dataclass(frozen=True)
 class ReinforceInputs(HistoryInputs):
-    """What a policy must know of its transformed inputs.
+    """The transformed inputs of a policy.
 
     Attributes:
       reward: outcome that is the reward.
@@ -197,7 +197,7 @@ class ReinforceTask(HistoryTask):
         return model.policy_logits(hidden), model.head("policy")
 
     def judged(self, model: keras.Model, batch: Mapping[str, tf.Tensor]) -> Tensors:
-        """What an estimate of the policy's value needs of each example's last action, `[batch]`.
+        """The inputs of an estimate of the policy's value, from each last action, `[batch]`.
 
         `policy`, `logged` (the propensity of the log, or the head's estimate), `reward`, and
         `known`: whether the action is one that the policy can take.

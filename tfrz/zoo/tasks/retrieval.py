@@ -56,7 +56,7 @@ _ITEMS_AT_ONCE = 65_536
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalInputs(HistoryInputs):
-    """What a model must know of its transformed inputs and of its items.
+    """The transformed inputs of a model, and its items.
 
     Attributes:
       features: categorical feature of the items to the number of its ids.
@@ -91,7 +91,7 @@ class RetrievalTask(HistoryTask):
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """What `metrics` gives."""
+        """Names of the metrics that `metrics` returns."""
         parts = [name for name in self.entry.metrics if parse(name)[0] == "recall"]
         groups = [f"{name}_{part}" for name in parts for part in ("head", "tail")]
         return (*self.entry.metrics, *groups, "cross_entropy")

@@ -45,7 +45,7 @@ NOTHING = -1e9
 
 @dataclasses.dataclass(frozen=True)
 class ListInputs:
-    """What a model must know of its transformed inputs.
+    """The transformed inputs of a model.
 
     Attributes:
       length: candidates of a list.
@@ -161,7 +161,7 @@ class SlateTask(Task[ListSpec, ListInputs]):
     # The model.
 
     def model_inputs(self, spec: ListSpec, vocabulary_sizes: Mapping[str, int]) -> ListInputs:
-        """What `build` takes, from the raw features and the fitted vocabularies."""
+        """The argument of `build`, from the raw features and the fitted vocabularies."""
 
         def sizes(features: Sequence[Feature]) -> dict[str, int]:
             return {
@@ -305,7 +305,7 @@ class SlateTask(Task[ListSpec, ListInputs]):
 
     @staticmethod
     def judged(positions: tf.Tensor, labels: tf.Tensor) -> Tensors:
-        """What `metrics` takes, of any slates of lists with `labels`."""
+        """The inputs of `metrics`, from any slates of lists with `labels`."""
         ordered = in_slate_order(labels, positions)
         return {
             "ordered": tf.where(positions >= 0, ordered, -tf.ones_like(ordered)),
@@ -314,7 +314,7 @@ class SlateTask(Task[ListSpec, ListInputs]):
 
     @classmethod
     def in_base_order(cls, batch: Tensors) -> Tensors:
-        """What `metrics` takes, of the lists as the base ranker ordered them."""
+        """The inputs of `metrics`, from the lists in the base ranker's order."""
         rows = tf.range(tf.shape(batch["mask_xf"])[1])[None, :]
         positions = tf.where(batch["mask_xf"] > 0, rows, -tf.ones_like(rows))
         return cls.judged(positions, batch["relevance_xf"])

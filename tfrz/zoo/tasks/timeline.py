@@ -39,7 +39,7 @@ _ROWS_AT_ONCE = 1024
 
 @dataclasses.dataclass(frozen=True)
 class TimelineInputs:
-    """What a model must know of its transformed inputs.
+    """The transformed inputs of a model.
 
     Attributes:
       tables: table of slices to the places of its slices.
@@ -115,7 +115,7 @@ class TimelineTask(Task[TimelineSpec, TimelineInputs]):
 
         Raises:
           InputError: no example is left of a split, or a slice is empty for everyone.
-          ConfigError: a slice asks for what the source does not have.
+          ConfigError: a slice needs columns that the source does not have.
         """
         name, data = source.reader.name, self.config.data
         events, left_out = clean(records, source.spec)
@@ -155,7 +155,7 @@ class TimelineTask(Task[TimelineSpec, TimelineInputs]):
     def model_inputs(
         self, spec: TimelineSpec, vocabulary_sizes: Mapping[str, int]
     ) -> TimelineInputs:
-        """What `build` takes, from the examples' spec and its fitted vocabularies."""
+        """The argument of `build`, from the raw features and the fitted vocabularies."""
         slices = self.timeline.slices
         return TimelineInputs(
             tables=dict(slices.tables),
@@ -214,7 +214,7 @@ class TimelineTask(Task[TimelineSpec, TimelineInputs]):
         return tf.stack([batch[f"label_{task}_xf"] for task in self._tasks], axis=-1)
 
     def lookup(self, model: keras.Model, batch: Tensors) -> Tensors:
-        """What `embed` gives, and the outcomes."""
+        """The embedded inputs and the outcomes."""
         looked_up = {**model.embed(batch, training=True), "label": self._labels(batch)}
         if self.teacher is not None:
             looked_up["taught"] = tf.stop_gradient(self.teacher.model(batch, training=False))
