@@ -75,7 +75,7 @@ class FeaturesConfig:
     Attributes:
       long_history: folder of a store of user embeddings, which are joined with the examples; null
         for none.
-      adapter: how the model reads the vectors: linear, or gate (linear times a gate, as in GateNet).
+      adapter: how the model reads the vectors: linear, or gate (linear times GateNet's gate).
       adapter_units: output width of the adapter, for models of impressions.
       user: name of the raw feature with the user's key, for impressions; other sources name it in
         their spec.
