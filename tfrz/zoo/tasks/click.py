@@ -26,6 +26,7 @@ from tfrz.data.user_embeddings import EmbeddingJoin
 from tfrz.errors import InputError
 from tfrz.training.batches import Batches
 from tfrz.zoo.task import ExampleSource, Parts, Served, Task, Tensors
+from tfrz.zoo.tasks.thresholds import click_config
 from tfrz.zoo.teacher import TEACHER_SCORE, logits_of, open_teacher, with_teacher
 from tfrz.zoo.user_embeddings import adapter_arguments
 
@@ -259,63 +260,4 @@ class ClickTask(Task[FeatureSpec, ModelInputs]):
           spec: the raw features.
           has_baseline: whether there is a blessed model to compare with.
         """
-        import tensorflow_model_analysis as tfma
-
-        wanted = self.config.evaluator
-        slices = [tfma.SlicingSpec()]
-        slices += [tfma.SlicingSpec(feature_keys=list(keys)) for keys in wanted.slices]
-
-        def bounded(low: float | None, high: float | None) -> Any:
-            bounds = {"lower_bound": low, "upper_bound": high}
-            return tfma.GenericValueThreshold(
-                **{name: {"value": value} for name, value in bounds.items() if value is not None}
-            )
-
-        def held_to(threshold: Any, where: list[Any]) -> Any:
-            return tfma.PerSliceMetricThreshold(slicing_specs=where, threshold=threshold)
-
-        # Not `threshold`: TFMA would hold every slice to the bound of all examples.
-        everything = slices[:1]
-        auc = tfma.MetricConfig(
-            class_name="AreaUnderCurve",
-            module="tfx_pipelines.modules.evaluation",
-            config='"num_thresholds": 10000',
-        )
-        change = tfma.GenericChangeThreshold(
-            direction=tfma.MetricDirection.HIGHER_IS_BETTER,
-            absolute={"value": -wanted.max_auc_drop},
-        )
-        overall = tfma.MetricThreshold(
-            value_threshold=bounded(wanted.min_auc, None),
-            change_threshold=change if has_baseline else None,
-        )
-        auc.per_slice_thresholds.append(held_to(overall, everything))
-        if wanted.min_slice_auc is not None and wanted.slices:
-            sliced = tfma.MetricThreshold(value_threshold=bounded(wanted.min_slice_auc, None))
-            auc.per_slice_thresholds.append(held_to(sliced, slices[1:]))
-        log_loss = tfma.MetricConfig(class_name="BinaryCrossentropy")
-        if wanted.max_log_loss is not None:
-            least = tfma.MetricThreshold(value_threshold=bounded(None, wanted.max_log_loss))
-            log_loss.per_slice_thresholds.append(held_to(least, everything))
-        calibration = tfma.MetricConfig(class_name="Calibration")
-        if wanted.calibration_bounds is not None:
-            between = tfma.MetricThreshold(value_threshold=bounded(*wanted.calibration_bounds))
-            calibration.per_slice_thresholds.append(held_to(between, everything))
-        return tfma.EvalConfig(
-            model_specs=[
-                tfma.ModelSpec(
-                    signature_name="serving_default", prediction_key="scores", label_key=spec.label
-                )
-            ],
-            slicing_specs=slices,
-            metrics_specs=[
-                tfma.MetricsSpec(
-                    metrics=[
-                        tfma.MetricConfig(class_name="ExampleCount"),
-                        auc,
-                        log_loss,
-                        calibration,
-                    ]
-                )
-            ],
-        )
+        return click_config(self.config.evaluator, spec.label, has_baseline)

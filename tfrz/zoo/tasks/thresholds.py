@@ -1,4 +1,4 @@
-"""TFMA's `EvalConfig` of models that list items: metrics, slices and thresholds."""
+"""TFMA's `EvalConfig` of each task: metrics, slices and thresholds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tfrz.metrics.ranking import parse
 
 if TYPE_CHECKING:
     from tfrz.zoo.run_config import (
+        EvaluatorConfig,
         RankingEvaluatorConfig,
         RunConfig,
         TimelineEvaluatorConfig,
@@ -47,6 +48,131 @@ def metrics_of_lists(config: RunConfig, names: Iterable[str]) -> dict[str, dict[
     return parameters
 
 
+_MODULE = "tfx_pipelines.modules.evaluation"
+
+
+def _slices(wanted: Sequence[Sequence[str]]) -> list[Any]:
+    """All examples, then the slices by the values of features."""
+    import tensorflow_model_analysis as tfma
+
+    return [tfma.SlicingSpec(), *(tfma.SlicingSpec(feature_keys=list(keys)) for keys in wanted)]
+
+
+def _metric(
+    name: str,
+    class_name: str,
+    slices: Sequence[Any],
+    arguments: str = "",
+    module: str = _MODULE,
+    lower: float | None = None,
+    upper: float | None = None,
+    worse: float | None = None,
+    slice_lower: float | None = None,
+) -> Any:
+    """The configuration of one metric.
+
+    Args:
+      name: of the metric, which declares a direction.
+      class_name: its class.
+      slices: as returned by `_slices`.
+      arguments: of the class, as JSON.
+      module: of the class; "" for TFMA's own.
+      lower: bound over all examples; None for no bound.
+      upper: bound over all examples; None for no bound.
+      worse: how much worse than the latest blessed model's it may be; None for any amount.
+      slice_lower: bound on every slice; None for no bound.
+    """
+    import tensorflow_model_analysis as tfma
+
+    def bounds(**limits: float | None) -> dict[str, Any]:
+        given = {key: {"value": value} for key, value in limits.items() if value is not None}
+        return {"value_threshold": tfma.GenericValueThreshold(**given)} if given else {}
+
+    overall = bounds(lower_bound=lower, upper_bound=upper)
+    if worse is not None:
+        rises = direction(name) == "max"
+        better = tfma.MetricDirection
+        overall["change_threshold"] = tfma.GenericChangeThreshold(
+            direction=better.HIGHER_IS_BETTER if rises else better.LOWER_IS_BETTER,
+            absolute={"value": -worse if rises else worse},
+        )
+    metric = tfma.MetricConfig(class_name=class_name, module=module, config=arguments)
+    # `threshold` would apply the bound over all examples to every slice.
+    for where, given in ((slices[:1], overall), (slices[1:], bounds(lower_bound=slice_lower))):
+        if where and given:
+            metric.per_slice_thresholds.append(
+                tfma.PerSliceMetricThreshold(
+                    slicing_specs=where, threshold=tfma.MetricThreshold(**given)
+                )
+            )
+    return metric
+
+
+def _config(
+    signature: str,
+    label: str,
+    slices: Sequence[Any],
+    *metrics: Sequence[Any],
+    prediction_key: str = "",
+    described: bool = True,
+) -> Any:
+    """The whole configuration.
+
+    Args:
+      signature: what the model is asked by.
+      label: the raw label feature.
+      slices: as returned by `_slices`.
+      *metrics: groups of metrics that are computed together.
+      prediction_key: the output that the metrics read; "" for all outputs.
+      described: whether slices and metrics read what `transform_features` returns.
+    """
+    import tensorflow_model_analysis as tfma
+
+    count = tfma.MetricConfig(class_name="ExampleCount")
+    asked = tfma.ModelSpec(
+        signature_name=signature,
+        prediction_key=prediction_key,
+        label_key=label,
+        preprocessing_function_names=["transform_features"] if described else [],
+    )
+    return tfma.EvalConfig(
+        model_specs=[asked],
+        slicing_specs=slices,
+        metrics_specs=[
+            tfma.MetricsSpec(metrics=[*([] if i else [count]), *group])
+            for i, group in enumerate(metrics)
+        ],
+    )
+
+
+def click_config(wanted: EvaluatorConfig, label: str, has_baseline: bool) -> Any:
+    """The Evaluator's configuration for models of clicks.
+
+    Args:
+      wanted: slices and thresholds.
+      label: the raw label feature.
+      has_baseline: whether there is a blessed model to compare with.
+    """
+    slices = _slices(wanted.slices)
+    low, high = wanted.calibration_bounds or (None, None)
+    metrics = [
+        _metric(
+            "auc",
+            "AreaUnderCurve",
+            slices,
+            '"num_thresholds": 10000',
+            lower=wanted.min_auc,
+            worse=wanted.max_auc_drop if has_baseline else None,
+            slice_lower=wanted.min_slice_auc,
+        ),
+        _metric("log_loss", "BinaryCrossentropy", slices, module="", upper=wanted.max_log_loss),
+        _metric("calibration", "Calibration", slices, module="", lower=low, upper=high),
+    ]
+    return _config(
+        "serving_default", label, slices, metrics, prediction_key="scores", described=False
+    )
+
+
 def outcome_config(
     wanted: TimelineEvaluatorConfig,
     binary: Sequence[str],
@@ -61,50 +187,25 @@ def outcome_config(
       tasks: all tasks; each is an output of the signature `score` and has the label `label_<task>`.
       has_baseline: whether there is a blessed model to compare with.
     """
-    import tensorflow_model_analysis as tfma
-
     for task in wanted.max_normalized_entropy:
         known = ", ".join(binary)
         require(task in binary, f"evaluator.max_normalized_entropy.{task}", f"is none of {known}")
-    slices = [tfma.SlicingSpec()]
-    slices += [tfma.SlicingSpec(feature_keys=list(keys)) for keys in wanted.slices]
-    specs = [tfma.MetricsSpec(metrics=[tfma.MetricConfig(class_name="ExampleCount")])]
+    slices = _slices(wanted.slices)
+    metrics = []
     for task in tasks:
         kind = "normalized_entropy" if task in binary else "mse"
-        metric = tfma.MetricConfig(
-            class_name="OutcomeMetric",
-            module="tfx_pipelines.modules.evaluation",
-            config=json.dumps({"kind": kind, "task": task, "name": f"{kind}_{task}"}),
-        )
-        if task in binary:
-            bounds: dict[str, Any] = {}
-            if task in wanted.max_normalized_entropy:
-                bounds["value_threshold"] = tfma.GenericValueThreshold(
-                    upper_bound={"value": wanted.max_normalized_entropy[task]}
-                )
-            if has_baseline:
-                bounds["change_threshold"] = tfma.GenericChangeThreshold(
-                    direction=tfma.MetricDirection.LOWER_IS_BETTER,
-                    absolute={"value": wanted.max_rise},
-                )
-            if bounds:
-                metric.per_slice_thresholds.append(
-                    tfma.PerSliceMetricThreshold(
-                        slicing_specs=slices[:1], threshold=tfma.MetricThreshold(**bounds)
-                    )
-                )
-        specs.append(tfma.MetricsSpec(metrics=[metric]))
-    return tfma.EvalConfig(
-        model_specs=[
-            tfma.ModelSpec(
-                signature_name="score",
-                label_key=f"label_{tasks[0]}",
-                preprocessing_function_names=["transform_features"],
+        name = f"{kind}_{task}"
+        metrics.append(
+            _metric(
+                name,
+                "OutcomeMetric",
+                slices,
+                json.dumps({"kind": kind, "task": task, "name": name}),
+                upper=wanted.max_normalized_entropy.get(task),
+                worse=wanted.max_rise if has_baseline and task in binary else None,
             )
-        ],
-        slicing_specs=slices,
-        metrics_specs=specs,
-    )
+        )
+    return _config("score", f"label_{tasks[0]}", slices, [], *([metric] for metric in metrics))
 
 
 def evaluation_config(
@@ -127,53 +228,22 @@ def evaluation_config(
     Raises:
       ConfigError: `min_metrics` bounds a metric of which smaller values are better.
     """
-    import tensorflow_model_analysis as tfma
-
-    slices = [tfma.SlicingSpec()]
-    slices += [tfma.SlicingSpec(feature_keys=list(keys)) for keys in wanted.slices]
-    configured = [tfma.MetricConfig(class_name="ExampleCount")]
-    for name, given in metrics.items():
-        arguments = {k: v for k, v in given.items() if k != "class_name"}
-        metric = tfma.MetricConfig(
-            class_name=given["class_name"],
-            module="tfx_pipelines.modules.evaluation",
-            config=json.dumps({**arguments, "name": name}),
+    for name in wanted.min_metrics:
+        require(
+            direction(name) == "max",
+            f"evaluator.min_metrics.{name}",
+            "smaller values are better: bound it by evaluator.max_drops",
         )
-        bounds: dict[str, Any] = {}
-        rises = direction(name) == "max"
-        if name in wanted.min_metrics:
-            require(
-                rises,
-                f"evaluator.min_metrics.{name}",
-                "smaller values are better: bound it by evaluator.max_drops",
-            )
-            bounds["value_threshold"] = tfma.GenericValueThreshold(
-                lower_bound={"value": wanted.min_metrics[name]}
-            )
-        if name in wanted.max_drops and has_baseline:
-            worse = wanted.max_drops[name]
-            better = tfma.MetricDirection
-            bounds["change_threshold"] = tfma.GenericChangeThreshold(
-                direction=better.HIGHER_IS_BETTER if rises else better.LOWER_IS_BETTER,
-                absolute={"value": -worse if rises else worse},
-            )
-        if bounds:
-            # `threshold` would apply the bound to every slice.
-            metric.per_slice_thresholds.append(
-                tfma.PerSliceMetricThreshold(
-                    slicing_specs=slices[:1], threshold=tfma.MetricThreshold(**bounds)
-                )
-            )
-        configured.append(metric)
-    return tfma.EvalConfig(
-        model_specs=[
-            tfma.ModelSpec(
-                signature_name="serving_default",
-                prediction_key=prediction_key,
-                label_key=label,
-                preprocessing_function_names=["transform_features"],
-            )
-        ],
-        slicing_specs=slices,
-        metrics_specs=[tfma.MetricsSpec(metrics=configured)],
-    )
+    slices = _slices(wanted.slices)
+    configured = [
+        _metric(
+            name,
+            given["class_name"],
+            slices,
+            json.dumps({k: v for k, v in given.items() if k != "class_name"} | {"name": name}),
+            lower=wanted.min_metrics.get(name),
+            worse=wanted.max_drops.get(name) if has_baseline else None,
+        )
+        for name, given in metrics.items()
+    ]
+    return _config("serving_default", label, slices, configured, prediction_key=prediction_key)
