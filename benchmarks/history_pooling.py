@@ -105,7 +105,7 @@ def make_step(form: str, sizes: Sizes, seed: int, xla: bool = False) -> Callable
     one = classes.get(form, DV365)
     entry = dataclasses.replace(registry.get("dv365"), model=f"{one.__module__}:{one.__name__}")
     task = entry.new_task(config)
-    spec = task.example_spec(history_world.event_spec())
+    spec, _ = task.example_spec(history_world.event_spec())
     kinds = {f"{feature.name}_xf": sizes.ids for feature in spec.vocabularies}
     keras.utils.set_random_seed(seed)
     model = task.build(task.model_inputs(spec, kinds))

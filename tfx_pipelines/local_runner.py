@@ -102,7 +102,7 @@ def _logs_to(path: Path) -> Iterator[None]:
 def _versions(folder: str | Path) -> list[Path]:
     """The folders whose names are numbers, in ascending order."""
     return sorted(
-        (p for p in Path(folder).glob("*") if p.name.isdigit()), key=lambda p: int(p.name)
+        (p for p in Path(folder).glob("*") if p.name.isdecimal()), key=lambda p: int(p.name)
     )
 
 

@@ -139,7 +139,7 @@ class Store:
     def numbers(self) -> list[int]:
         """Returns the numbers of the finished generations, in order."""
         found = (self.directory / "generations").glob("*/manifest.json")
-        return sorted(int(path.parent.name) for path in found if path.parent.name.isdigit())
+        return sorted(int(path.parent.name) for path in found if path.parent.name.isdecimal())
 
     def manifest(self, number: int) -> Manifest:
         """Reads the manifest of a generation.

@@ -72,7 +72,7 @@ def find_teacher(place: str | Path, where: str = "distill.teacher") -> Path:
 
 def _newest(versions: Path) -> Path | None:
     folders = (path.parent for path in versions.glob("*/saved_model.pb"))
-    numbered = {int(folder.name): folder for folder in folders if folder.name.isdigit()}
+    numbered = {int(folder.name): folder for folder in folders if folder.name.isdecimal()}
     return numbered[max(numbered)] if numbered else None
 
 

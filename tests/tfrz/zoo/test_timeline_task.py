@@ -121,7 +121,8 @@ class Built:
         )
         self.task: TimelineTask = entry.new_task(self.config)
         self.reader = open_source(data, spec, "timeline")
-        self.spec, self.parts, _ = self.task.examples(self.reader)
+        source = self.task.resolve(self.reader)
+        self.spec, (self.parts, _) = source.spec, self.task.examples(source)
         self.prepared = self.task.prepared(self.spec, self.parts, 0)
         keras.utils.set_random_seed(7)
         self.model = self.task.build(self.prepared.inputs)
@@ -787,7 +788,7 @@ def test_events_that_are_left_out_are_counted_and_named(few, tmp_path, caplog):
     one = Built(few)
     reader = open_source(str(path), spec, "timeline")
     with caplog.at_level(logging.WARNING):
-        _, parts, left_out = one.task.examples(reader)
+        parts, left_out = one.task.examples(one.task.resolve(reader))
     assert left_out == 5
     assert "3 events left out: unknown action forward" in caplog.text
     assert "1 events left out: unknown action hide" in caplog.text
@@ -879,7 +880,8 @@ def test_configurations_make_examples(name, tmp_path):
     entry = registry.get("dv365")
     task = entry.new_task(config)
     reader = open_source(data, None, "timeline", **config.data.options)
-    spec, parts, left_out = task.examples(reader)
+    source = task.resolve(reader)
+    spec, (parts, left_out) = source.spec, task.examples(source)
     assert left_out == 0
     timeline = config.data.timeline
     for split in ("train", "validation", "test"):
