@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
@@ -47,10 +47,25 @@ def write_required_ops(folder: Path, run_config: Any) -> None:
         (folder / REQUIRED_OPS).write_text(f"{needed}.\n")
 
 
+class Exported(Protocol):
+    """The task of a model that is exported (see `tfrz.zoo.task`)."""
+
+    parts: list[Any]
+
+    def signatures(
+        self,
+        model: keras.Model,
+        transform: Any,
+        spec: Any,
+        vocabularies: Mapping[str, Sequence[str]],
+    ) -> Mapping[str, Callable[..., dict[str, tf.Tensor]]]:
+        """The signatures; `parts` then holds what they read beyond the model's weights."""
+
+
 def export_model(
     version_directory: Path,
     model: keras.Model,
-    task: Any,
+    task: Exported,
     transform: tf.Module,
     spec: Spec,
     run_config: Any,
@@ -83,7 +98,7 @@ def export_model(
     module.transform = transform
     signatures = task.signatures(model, transform, spec, vocabularies)
     # Tables and indexes that the signatures read, beyond the model's weights.
-    module.parts = list(getattr(task, "parts", ()))
+    module.parts = list(task.parts)
     with atomic_directory(version_directory, replace) as folder:
         tf.saved_model.save(
             module,
