@@ -474,7 +474,7 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
                     if feature.kind == "time":
                         stored.int64_list.value.append(1_600_000_000 + 60 * i)
                     elif feature.dtype == "float32":
-                        stored.float_list.value.append(float(row + i))
+                        stored.float_list.value.append(1.0 + row + i)
                     elif feature.dtype == "int64":
                         stored.int64_list.value.append(int(term or 0))
                     else:
