@@ -188,7 +188,9 @@ def test_a_teacher_of_clicks_that_does_not_fit_is_refused(tmp_path):
         ScoringTeacher(place, SPEC)
     fewer = dataclasses.replace(SPEC, features=SPEC.features[:2])
     place = _Foreign(True).save(tmp_path / "d", "serving_raw")
-    with pytest.raises(InputError, match="reads the feature 'size', which is missing from the data"):
+    with pytest.raises(
+        InputError, match="reads the feature 'size', which is missing from the data"
+    ):
         ScoringTeacher(place, fewer)
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / "saved_model.pb").write_bytes(b"not a model")

@@ -752,7 +752,10 @@ def test_a_slice_that_is_empty_for_everyone_is_refused_by_its_name(few, tmp_path
         (["data.timeline.targets=0"], "data.timeline.targets: must be at least 1"),
         (["data.timeline.split=time"], "a split by time needs both"),
         (["data.timeline.target=3"], "unknown key data.timeline.target; did you mean 'targets'"),
-        (["data.timeline.slices=movielens"], "slice liked_movies: the source has no ids movie; it has item, topic"),
+        (
+            ["data.timeline.slices=movielens"],
+            "slice liked_movies: the source has no ids movie; it has item, topic",
+        ),
         (["data.timeline.slices=nowhere.yaml"], "data.timeline.slices: there is no file nowhere"),
         (["evaluator.min_metrics={auc: 0.5}"], "unknown key evaluator.min_metrics"),
         (["evaluator.min_coverage=2"], "evaluator.min_coverage"),
