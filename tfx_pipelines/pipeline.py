@@ -26,7 +26,7 @@ def _beam_args(config: RunConfig) -> list[str]:
 
 
 def _imported_schema(spec: Spec, folder: str) -> str:
-    """A schema made from the raw features, for those who do not want it inferred."""
+    """Writes a schema of the raw features and returns its path."""
     from google.protobuf import text_format
     from tensorflow_metadata.proto.v0 import schema_pb2
 
@@ -48,16 +48,12 @@ def _imported_schema(spec: Spec, folder: str) -> str:
     return path
 
 
-def create_pipeline(
-    run: Run,
-    places: Places,
-    here: bool = True,
-) -> tfx.dsl.Pipeline:
-    """ExampleGen to Pusher for one model.
+def create_pipeline(run: Run, places: Places, here: bool = True) -> tfx.dsl.Pipeline:
+    """The pipeline of one model, from ExampleGen to Pusher.
 
     Args:
       run: the resolved run.
-      places: where things go.
+      places: the folders that it writes to.
       here: whether it runs on this machine, with its metadata in a file.
     """
     config = run.config

@@ -53,7 +53,7 @@ class Plan:
     Attributes:
       reader: the reader of the source.
       section: the section of `data` for the type of the records; None for impressions.
-      held_out: shares of validation and test; the pipeline makes no test split.
+      held_out: shares of validation and test; without the latter there is no test split.
       seed: the seed of the splits.
       join: adds user embeddings to examples; None to add none.
     """

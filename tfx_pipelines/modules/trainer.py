@@ -1,4 +1,4 @@
-"""Trainer's callback, and what the Tuner shares with it."""
+"""The Trainer's callback, and the functions that the Tuner's callback shares with it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def open_prepared(fn_args: Any, config: RunConfig) -> tuple[Task[Any, Any], Prep
 
 
 def _with_hyperparameters(config: RunConfig, hyperparameters: dict[str, Any] | None) -> RunConfig:
-    """The configuration with what the Tuner found."""
+    """The configuration with the Tuner's best values."""
     if not hyperparameters:
         return config
     return with_values(config, chosen_values(config, hyperparameters["values"]))
