@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+# As the command line sets it for its process: where TensorFlow's own default differs, the processes
+# that a test starts would round otherwise than the process of the test.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 # A plugin registers its model when it is imported.
 collect_ignore = ["plugins"]

@@ -796,7 +796,7 @@ def test_a_forgetting_that_was_stopped_is_not_forgotten(tmp_path, undisturbed, m
     store = tmp_path / "store"
     shutil.copytree(undisturbed.with_name("first"), store)
     with monkeypatch.context() as patch:
-        _stop_at(patch, shutil, "rmtree", lambda p, *_: Path(p).name == "sketches")
+        _stop_at(patch, lambda: shutil, "rmtree", lambda p, *_: Path(p).name == "sketches")
         with pytest.raises(Stop):
             Store(store).forget([b"user_3"])
     export(HandMade(SMALL), store, SECOND)
@@ -914,10 +914,10 @@ def test_a_store_of_other_slices_is_refused(tmp_path, undisturbed, model):
 
 def test_what_is_no_model(tmp_path):
     reader = HandMade(SMALL)
-    with pytest.raises(InputError, match="is no model"):
+    with pytest.raises(InputError, match="is not a model"):
         export(reader, tmp_path / "store", D0, tmp_path / "nothing")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="is no model"):
+    with pytest.raises(InputError, match="is not a model"):
         export(reader, tmp_path / "store", D0, tmp_path / "folder")
     assert not (tmp_path / "store").exists()
 
