@@ -168,7 +168,8 @@ def test_it_trains_and_answers(name, tmp_path, capsys):
     assert main(["train", name, "--out", str(out), "--quiet", "--json", *settings]) == 0
     metrics = json.loads(capsys.readouterr().out)["metrics"]["test"]
     assert metrics.get("auc", 1.0) > 0.6
-    assert metrics.get("recall_at_20", 1.0) > 0.2
+    # Chance is 0.1, with a standard error of 0.015.
+    assert metrics.get("recall_at_20", 1.0) > 0.15
     row = json.dumps([REQUESTS[name]])
     assert main(["predict", str(out / "model"), row, "--signature", "serving_raw"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)["predictions"]
