@@ -195,7 +195,7 @@ def test_forget(copied, capsys):
 def test_no_such_model(exported, tmp_path, capsys):
     source = _source(tmp_path, LINES)
     line = _fails(capsys, "export", str(tmp_path / "no"), *source, "--store", str(tmp_path / "s"))
-    assert "is no model" in line
+    assert "is not a model" in line
     assert not (tmp_path / "s").exists()
 
 
