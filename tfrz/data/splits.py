@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tfrz.data.columns import whole
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -82,11 +84,7 @@ def shares_of_rows(batch: pa.RecordBatch | pa.Table, seed: int) -> NDArray[Any]:
     """
     total = np.full(batch.num_rows, _mixed(np.array([seed], np.int64).view(np.uint64))[0])
     for name in batch.schema.names:
-        column = batch.column(name)
-        if isinstance(column, pa.ChunkedArray):
-            column = column.combine_chunks()
-        if isinstance(column, pa.ChunkedArray):
-            column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([])
+        column = whole(batch.column(name))
         salt = _bits_of_text(pa.array([name]))[0]
         if pa.types.is_list(column.type):
             offsets = column.offsets.to_numpy().astype(np.int64)
