@@ -11,7 +11,7 @@ from tfrz.cli.main import main
 from tfrz.config import read_yaml
 from tfrz.training import fit as loop
 from tfrz.zoo.run_config import load_run_config, run_config_from_mapping, run_config_to_mapping
-from tfrz.zoo.tasks.click import ClickTask
+from tfrz.zoo.run import Run
 
 SMALL = ("--set", "data.options={rows: 2000}", "--set", "trainer.epochs=2")
 SMALL += ("--set", "trainer.batch_size=256", "--quiet")
@@ -140,9 +140,9 @@ def test_another_search_is_not_mixed_in_and_a_finished_one_is_kept(searched, tmp
 
 @pytest.mark.slow
 def test_data_are_prepared_once_unless_a_value_changes_them(tmp_path, capsys, monkeypatch):
-    prepare, prepared = ClickTask.prepare, []
+    prepare, prepared = Run.prepare, []
     monkeypatch.setattr(
-        ClickTask, "prepare", lambda *arguments: prepared.append(1) or prepare(*arguments)
+        Run, "prepare", lambda *arguments: prepared.append(1) or prepare(*arguments)
     )
     tune = ["tune", "dcn_v2", *SMALL, "--json"]
     space = "tuner.search_space={trainer.batch_size: [128, 256]}"

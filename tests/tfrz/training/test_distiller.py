@@ -186,7 +186,7 @@ def test_label_smoothing_needs_no_teacher():
     assert np.isfinite(clicks.fit(X, CLICKS, verbose=0).history["loss"]).all()
     nobody = Distiller(_network(CLASSES, 1), None, DistillConfig())
     nobody.compile(optimizer="sgd")
-    with pytest.raises(ConfigError, match="there is none"):
+    with pytest.raises(ConfigError, match="teacher: is missing"):
         nobody.fit(X, LABELS, verbose=0)
 
 
@@ -205,7 +205,7 @@ _REPLICAS = """
 import keras
 import numpy as np
 import tensorflow as tf
-from tests.tfrz.training.test_distillation import CLASSES, LABELS, X, _network
+from tests.tfrz.training.test_distiller import CLASSES, LABELS, X, _network
 from tfrz.training import DistillConfig, Distiller
 
 cpu = tf.config.list_physical_devices("CPU")[0]

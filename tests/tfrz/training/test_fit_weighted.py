@@ -364,7 +364,7 @@ def test_an_iteration_ends_with_the_first_epoch_that_is_no_better():
 
 
 def test_a_schedule_that_ends_at_nothing_is_refused():
-    with pytest.raises(ConfigError, match="learning_rate_schedule: ends at 0 with cosine"):
+    with pytest.raises(ConfigError, match="learning_rate_schedule: cosine ends at 0"):
         _Run("trainer.learning_rate_schedule=cosine")
 
 

@@ -309,7 +309,7 @@ def test_an_unfinished_run_is_not_resumed_with_another(clicks, tmp_path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("tfrz.export.saved_model.export_model", interrupted)
+        patch.setattr("tfrz.zoo.run.export_model", interrupted)
         with pytest.raises(KeyboardInterrupt):
             _train("dcn_v2", clicks, out, *settings, store=make_store(1200))
     with pytest.raises(InputError, match=BOTH):
