@@ -4,9 +4,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-lock
-IMPORT_VENV := .venv-import
-IMPORT_STAMP := $(IMPORT_VENV)/.made-from-lock
-UV_VERSION := 0.13.9
+NEWEST_VENV := .venv-newest
+NEWEST_STAMP := $(NEWEST_VENV)/.made-from-lock
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Tests start many processes; each compiles the product anew where Python may keep no bytecode.
 unexport PYTHONDONTWRITEBYTECODE
@@ -16,25 +15,18 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 DOCTESTED := tfrz/agents tfrz/data tfrz/export tfrz/layers tfrz/losses tfrz/metrics tfrz/models \
   tfrz/training tfrz/zoo
 
-.PHONY: help setup demo test test-all doctest test-import lint format bench conformance docs lock protos build-files clean
+.PHONY: help setup demo test test-all doctest test-newest lint format bench conformance docs lock protos build-files clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(STAMP) ## make .venv from requirements.lock
 
-$(STAMP): requirements.lock setup.cfg tools/find_python.sh
-	@start=$$(date +%s); \
-	python=$$(bash tools/find_python.sh 3.10) || exit 2; \
-	echo "set-up: $$($$python --version) into $(VENV)"; \
-	rm -rf $(VENV) && $$python -m venv $(VENV) && \
-	$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION) && \
-	tools=$$(date +%s); \
-	echo "set-up: installing $$(grep -c == requirements.lock) packages of requirements.lock"; \
-	$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -r requirements.lock && \
-	$(BIN)/uv pip install -q --python $(BIN)/python --no-build-isolation --no-deps -e . && \
-	touch $(STAMP) && end=$$(date +%s) && \
-	echo "set-up: done in $$((end - start)) s, of which download and installation $$((end - tools)) s"
+$(STAMP): requirements.lock setup.cfg tools/setup.sh tools/find_python.sh
+	@bash tools/setup.sh $(VENV) requirements.lock 3.11 && touch $@
+
+$(NEWEST_STAMP): requirements-newest.lock setup.cfg tools/setup.sh tools/find_python.sh
+	@bash tools/setup.sh $(NEWEST_VENV) requirements-newest.lock 3.12 3.13 3.11 && touch $@
 
 demo: ## train, evaluate, push and serve DCN-V2 on simulated ratings
 	@start=$$(date +%s); $(MAKE) --no-print-directory setup && \
@@ -49,15 +41,8 @@ test-all: setup doctest ## every test of the reference lane (30 minutes on two c
 doctest: setup ## the examples in the docstrings
 	$(BIN)/python -m pytest -q --doctest-modules $(DOCTESTED)
 
-$(IMPORT_STAMP): requirements-import.lock tools/find_python.sh
-	@python=$$(bash tools/find_python.sh 3.12 3.13 3.11) || exit 2; \
-	rm -rf $(IMPORT_VENV) && $$python -m venv $(IMPORT_VENV) && \
-	$(IMPORT_VENV)/bin/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION) && \
-	$(IMPORT_VENV)/bin/uv pip install -q --compile-bytecode --python $(IMPORT_VENV)/bin/python -r requirements-import.lock && \
-	touch $(IMPORT_STAMP)
-
-test-import: $(IMPORT_STAMP) ## layers, losses, metrics and models on the newest TensorFlow
-	$(IMPORT_VENV)/bin/python -m pytest -q --doctest-modules tests/tfrz/layers tests/tfrz/losses \
+test-newest: $(NEWEST_STAMP) ## the tests that need no TFX, on the newest TensorFlow and Keras 3
+	$(NEWEST_VENV)/bin/python -m pytest -q --doctest-modules tests/tfrz/layers tests/tfrz/losses \
 	  tests/tfrz/models tests/tfrz/metrics tests/conformance/test_layers.py tfrz/layers tfrz/losses tfrz/metrics tfrz/models
 
 lint: setup ## ruff and mypy
@@ -86,17 +71,19 @@ docs: setup ## the pages made from the registry and the stored results
 	$(BIN)/python docs/build.py
 
 lock: setup ## resolve requirements*.in anew
-	$(BIN)/uv pip compile -q --python-version 3.10 --no-emit-index-url --no-emit-find-links \
-	  --custom-compile-command "make lock" requirements.in -o requirements.lock
-	$(BIN)/uv pip compile -q --python-version 3.12 --no-emit-index-url --no-emit-find-links \
-	  --custom-compile-command "make lock" requirements-import.in -o requirements-import.lock
+	$(BIN)/uv pip compile -q --python-version 3.11 --override requirements.overrides \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+	  requirements.in -o requirements.lock
+	$(BIN)/uv pip compile -q --python-version 3.11 --universal \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+	  requirements-newest.in -o requirements-newest.lock
 
 protos: setup ## compile the .proto files, by the compiler that fits the lock's protobuf
-	$(BIN)/uv tool run -q --python $(BIN)/python --from grpcio-tools==1.48.2 --with protobuf==3.20.3 \
+	$(BIN)/uv tool run -q --python $(BIN)/python --from grpcio-tools==1.62.3 --with 'protobuf>=4.25,<5' \
 	  --with 'setuptools<70' python -W ignore -m grpc_tools.protoc -I. --python_out=. tfrz/serving/protos/*.proto
 
 build-files: setup ## list every Python file in the BUILD files
 	$(BIN)/python tools/update_build.py
 
 clean: ## remove environments and caches
-	rm -rf $(VENV) $(IMPORT_VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST_VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -6,7 +6,7 @@ for version in "$@"; do
   for python in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version".*/bin/python \
                 "$(command -v uv >/dev/null 2>&1 && uv python find "$version" 2>/dev/null)"; do
     [ -n "$python" ] || continue
-    found=$("$python" -c 'import sys, venv, ensurepip; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+    found=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
     if [ "$found" = "$version" ]; then
       "$python" -c 'import sys; print(sys.executable)'
       exit 0
