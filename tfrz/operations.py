@@ -10,16 +10,29 @@ from tfrz.errors import InputError
 REQUIRED_OPS = Path("assets") / "required_ops.txt"
 
 
+def scann_problem() -> str | None:
+    """Registers ScaNN's operations with this process, or else says why that is not possible."""
+    try:
+        import scann  # noqa: F401
+    except ImportError:
+        return "ScaNN is not installed"
+    except Exception as error:
+        # A wheel for another TensorFlow: its library lacks symbols.
+        return f"ScaNN does not load beside this TensorFlow ({str(error).splitlines()[0]})"
+    return None
+
+
 def load_scann() -> None:
     """Registers ScaNN's operations with this process.
 
     Raises:
-      InputError: it is not installed.
+      InputError: they cannot be had.
     """
-    try:
-        import scann  # noqa: F401
-    except ImportError as error:
-        raise InputError("the model needs ScaNN's operations: pip install 'tfrz[scann]'") from error
+    problem = scann_problem()
+    if problem is not None:
+        raise InputError(
+            f"the model needs ScaNN's operations, but {problem}: docs/install.md says where it runs"
+        )
 
 
 def load_required(saved_model: str | Path) -> None:

@@ -9,7 +9,7 @@ from tfx.types.standard_artifacts import Model, ModelBlessing
 from tfrz.config import require, to_mapping
 from tfrz.data.spec import Spec
 from tfrz.errors import InputError
-from tfrz.operations import load_scann
+from tfrz.export.index import usable
 from tfrz.zoo import registry
 from tfrz.zoo.run import Run
 from tfrz.zoo.run_config import RunConfig, run_config_to_mapping
@@ -57,8 +57,7 @@ def create_pipeline(run: Run, places: Places, here: bool = True) -> tfx.dsl.Pipe
       here: whether it runs on this machine, with its metadata in a file.
     """
     config = run.config
-    if config.export.index.kind == "scann":
-        load_scann()  # The Evaluator loads the model in this process.
+    usable(config.export.index)  # The Evaluator loads the model, with ScaNN, in this process.
     entry, task, spec = run.entry, run.task, run.source.spec
     teacher = None
     if config.distill.teacher is not None:

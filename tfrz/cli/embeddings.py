@@ -93,7 +93,7 @@ def _time(text: str | None) -> int | None:
             f"--as-of {text}: write Unix seconds, or a date such as 2026-08-01"
         ) from None
     if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.timezone.utc)
+        moment = moment.replace(tzinfo=datetime.UTC)
     return int(moment.timestamp())
 
 

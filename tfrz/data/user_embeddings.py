@@ -137,9 +137,7 @@ class EmbeddingJoin:
         if found.used or not found.examples:
             return
         if found.known:
-            since = datetime.datetime.fromtimestamp(
-                self.embeddings.generated_at, datetime.timezone.utc
-            )
+            since = datetime.datetime.fromtimestamp(self.embeddings.generated_at, datetime.UTC)
             raise InputError(
                 f"every request is older than the embeddings in {self.place}, generated at "
                 f"{self.embeddings.generated_at} ({since:%Y-%m-%d %H:%M} UTC): generate them with "

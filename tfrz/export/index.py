@@ -8,6 +8,8 @@ exact, because every list has at least k items more than can be removed.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -18,7 +20,9 @@ from numpy.typing import NDArray
 
 from tfrz.config import check_range, require
 from tfrz.errors import InputError
-from tfrz.operations import load_scann
+from tfrz.operations import scann_problem
+
+logger = logging.getLogger(__name__)
 
 # The score of an empty place, where fewer than k items may be shown.
 NOTHING = -1e9
@@ -31,7 +35,8 @@ class IndexConfig:
     """How items are found; for models that recommend from an index.
 
     Attributes:
-      kind: brute_force (exact), or scann (approximate; the server needs ScaNN's operations).
+      kind: brute_force (exact), or scann (approximate; the server needs ScaNN's operations; where
+        it does not load, brute_force takes its place).
       num_leaves: partitions of the space; null for the square root of the number of items.
       leaves_to_search: partitions that a query searches; null for a tenth of them.
       dimensions_per_block: dimensions in one code of the compressed vectors.
@@ -58,6 +63,16 @@ class IndexConfig:
         """Partitions, and partitions that a query searches, for a number of items."""
         leaves = min(self.num_leaves or max(round(items**0.5), 1), items)
         return leaves, min(self.leaves_to_search or max(leaves // 10, 1), leaves)
+
+
+@functools.cache
+def usable(config: IndexConfig) -> IndexConfig:
+    """The settings that hold here: brute force, with a line in the log, if ScaNN does not load."""
+    problem = scann_problem() if config.kind == "scann" else None
+    if problem is None:
+        return config
+    logger.warning("%s: the index is brute_force, exact and slower", problem)
+    return dataclasses.replace(config, kind="brute_force")
 
 
 # The operations that a server needs for each kind of index, and where to get them.
@@ -126,7 +141,7 @@ def _merged(
 
 
 class RecommendationIndex(tf.Module):
-    """Rows of a catalogue by inner product, based on `BruteForce` of TFRS or on ScaNN.
+    """Rows of a catalogue by inner product, all of them compared or found by ScaNN.
 
     Args:
       items: raw ids; among equal scores the first one is listed first.
@@ -152,6 +167,7 @@ class RecommendationIndex(tf.Module):
         super().__init__()
         vectors = np.asarray(vectors, np.float32)
         check_vectors(items, vectors, k)
+        config = usable(config)
         self.k, self.count, self.kind = k, len(items), config.kind
         self._search = self._searcher(vectors, config)
         self._terms = tf.Variable(list(items), trainable=False, dtype=tf.string)
@@ -165,17 +181,19 @@ class RecommendationIndex(tf.Module):
     ) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
         """A function from queries `[queries, dim]` and k to scores and rows, `[queries, any]`."""
         if config.kind == "brute_force":
-            from tensorflow_recommenders.layers import factorized_top_k
+            self._vectors = tf.Variable(vectors, trainable=False)
 
-            identifiers = tf.range(len(vectors), dtype=tf.int64)
-            self._layer = factorized_top_k.BruteForce(k=self.k).index(vectors, identifiers)
-            return lambda queries, k: self._layer(queries, k=k)
+            def compare(queries: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                scores = tf.matmul(queries, self._vectors, transpose_b=True)
+                best: tuple[tf.Tensor, tf.Tensor] = tf.math.top_k(scores, k)
+                return best
+
+            return compare
         require(
             len(vectors) >= _SCANN_LEAST,
             "export.index.kind",
             f"scann needs {_SCANN_LEAST} items, the catalogue has {len(vectors)}: use brute_force",
         )
-        load_scann()
         from scann import scann_ops
 
         leaves, searched = config.leaves(len(vectors))

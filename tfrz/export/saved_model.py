@@ -12,9 +12,10 @@ import tensorflow as tf
 
 from tfrz.config import write_yaml
 from tfrz.data.spec import Spec
-from tfrz.export.index import OPS_OF_KIND
+from tfrz.export.index import OPS_OF_KIND, usable
 from tfrz.export.warmup import write_warmup
 from tfrz.files import atomic_directory
+from tfrz.keras_versions import tf_variables
 from tfrz.operations import REQUIRED_OPS
 
 
@@ -22,12 +23,12 @@ def weight_names(model: keras.Model) -> dict[str, tf.Variable]:
     """Weights by `<layer>-<weight>`, which does not depend on other models in the process."""
     named: dict[str, tf.Variable] = {}
     for layer in model.layers:
-        for weight in layer.weights:
+        for weight, variable in zip(layer.weights, tf_variables(layer.weights), strict=True):
             path = getattr(weight, "path", weight.name).split(":")[0]
             name = f"{layer.name}-{path.rpartition('/')[2]}"
             if name in named:
                 raise ValueError(f"two weights are called {name}: give the layers their own names")
-            named[name] = weight
+            named[name] = variable
     return named
 
 
@@ -36,13 +37,13 @@ def save_options(run_config: Any) -> tf.saved_model.SaveOptions:
     return tf.saved_model.SaveOptions(
         # The graph must load on a server with other devices than the trainer's.
         experimental_custom_gradients=False,
-        namespace_whitelist=["Scann"] if run_config.export.index.kind == "scann" else None,
+        namespace_whitelist=["Scann"] if usable(run_config.export.index).kind == "scann" else None,
     )
 
 
 def write_required_ops(folder: Path, run_config: Any) -> None:
     """Writes `assets/required_ops.txt` if a stock server lacks operations of the model."""
-    needed = OPS_OF_KIND.get(run_config.export.index.kind)
+    needed = OPS_OF_KIND.get(usable(run_config.export.index).kind)
     if needed is not None:
         (folder / REQUIRED_OPS).write_text(f"{needed}.\n")
 

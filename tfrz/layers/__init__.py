@@ -1,5 +1,6 @@
 """Layers of the zoo's systems. Each is an ordinary Keras layer, usable in a model of your own."""
 
+import tfrz.keras_versions  # noqa: F401  (refuses other backends)
 from tfrz.layers.baseline_encoders import CaserEncoder, SelfAttentiveEncoder
 from tfrz.layers.cross import Cross, LowRankCross, MixtureOfLowRankCross
 from tfrz.layers.cross_analysis import (

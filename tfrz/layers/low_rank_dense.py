@@ -12,6 +12,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tfrz.config import require
+from tfrz.keras_versions import layers_within
 from tfrz.layers.configured import ConfiguredLayer
 from tfrz.layers.temporal import last_dim
 
@@ -252,6 +253,6 @@ def frobenius_penalty(model: keras.Model) -> tf.Tensor:
 
     For losses that do not add `model.losses`, which depends on the last call.
     """
-    layers = [m for m in model.submodules if isinstance(m, LowRankDense) and m.frobenius_decay]
+    layers = [m for m in layers_within(model) if isinstance(m, LowRankDense) and m.frobenius_decay]
     penalties = [tf.cast(m.frobenius_decay * m.squared_norm(), tf.float32) / 2 for m in layers]
     return tf.add_n(penalties) if penalties else tf.constant(0.0)

@@ -1,5 +1,6 @@
 """Losses of recommenders."""
 
+import tfrz.keras_versions  # noqa: F401  (refuses other backends)
 from tfrz.losses.distillation import (
     SplitDivergence,
     binary_distillation_loss,
@@ -12,6 +13,12 @@ from tfrz.losses.distillation import (
     rescaling_factor,
     soft_targets,
     split_divergence,
+)
+from tfrz.losses.ranking import (
+    ApproxNDCGLoss,
+    LambdaRankLoss,
+    SigmoidCrossEntropyLoss,
+    SoftmaxLoss,
 )
 from tfrz.losses.reinforce import (
     TopKOffPolicyReinforce,
@@ -34,7 +41,11 @@ from tfrz.losses.retrieval import (
 )
 
 __all__ = [
+    "ApproxNDCGLoss",
+    "LambdaRankLoss",
     "NegativeSampler",
+    "SigmoidCrossEntropyLoss",
+    "SoftmaxLoss",
     "SplitDivergence",
     "TopKOffPolicyReinforce",
     "behavior_loss",

@@ -1,5 +1,6 @@
 """Metrics on whole arrays (exact, NumPy) and as streaming Keras metrics."""
 
+import tfrz.keras_versions  # noqa: F401  (refuses other backends)
 from tfrz.metrics.binary import (
     Calibration,
     NormalizedEntropy,
@@ -11,6 +12,7 @@ from tfrz.metrics.binary import (
 )
 from tfrz.metrics.coverage import coverage, exposures, gini
 from tfrz.metrics.directions import Direction, better, direction, distance_to_best
+from tfrz.metrics.lists import MRRMetric, NDCGMetric
 from tfrz.metrics.off_policy import (
     Estimate,
     direct_method,
@@ -27,6 +29,8 @@ __all__ = [
     "Calibration",
     "Direction",
     "Estimate",
+    "MRRMetric",
+    "NDCGMetric",
     "NormalizedEntropy",
     "auc",
     "average_precision_at",

@@ -1,5 +1,6 @@
 """The systems of the zoo as Keras models, each with the dataclass that configures it."""
 
+import tfrz.keras_versions  # noqa: F401  (refuses other backends)
 from tfrz.models.base import ZooModel
 from tfrz.models.click import ClickModel
 from tfrz.models.dcn_v2 import DCNv2, DCNv2Config

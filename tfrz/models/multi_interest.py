@@ -321,7 +321,7 @@ class MultiInterest(HistoryModel):
           columns: names to arrays `[V]`, or `[V, values]` with at most the feature's width.
         """
         for name, variable in self.statistics.columns.items():
-            rows = np.zeros(tuple(variable.shape), variable.dtype.as_numpy_dtype)
+            rows = np.zeros(tuple(variable.shape), tf.as_dtype(variable.dtype).as_numpy_dtype)
             values = columns[name]
             if values.ndim == 2:
                 rows[1 : 1 + self.num_items, : values.shape[1]] = values

@@ -344,7 +344,7 @@ class RestServer:
             body = await asyncio.wait_for(_read(request), _BODY_SECONDS)
         except RequestError as error:
             return self._give_up(request, Answer(413, _error(error)))
-        except asyncio.TimeoutError:
+        except TimeoutError:
             late = RequestError(grpc.StatusCode.DEADLINE_EXCEEDED, "The body did not arrive")
             return self._give_up(request, Answer(408, _error(late)))
         if self._pending >= self._threads * (1 + _WAITING_PER_THREAD):
@@ -367,7 +367,7 @@ class RestServer:
             return await asyncio.wait_for(
                 asyncio.wrap_future(work), self._timeout + _OVERRUN_SECONDS
             )
-        except asyncio.TimeoutError:
+        except TimeoutError:
             late = RequestError(
                 grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out waiting for notification"
             )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tfrz.config import did_you_mean, require
 from tfrz.errors import ConfigError
+from tfrz.keras_versions import layers_within
 from tfrz.layers.low_rank_dense import FullMatrix, LowRankDense, as_float64, as_rows, full_matrix
 from tfrz.models.factorizable import (
     Factorizable,
@@ -191,7 +192,7 @@ def _layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
     if isinstance(model, Factorizable):
         return model.factorizable()
     dense = (keras.layers.Dense, LowRankDense)
-    found = [m for m in (*placed_layers(model), *model.submodules) if isinstance(m, dense)]
+    found = [m for m in (*placed_layers(model), *layers_within(model)) if isinstance(m, dense)]
     return {layer.name: layer for layer in found if layer.built}
 
 

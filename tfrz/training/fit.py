@@ -27,6 +27,7 @@ from tqdm import tqdm
 from tfrz.config import require
 from tfrz.errors import InputError
 from tfrz.files import atomic_write
+from tfrz.keras_versions import apply_summed_gradients, make_optimizer, tf_variables
 from tfrz.metrics import direction, distance_to_best
 from tfrz.training.batches import Batches
 from tfrz.training.compilation import compiled_value_and_gradients, use_xla
@@ -124,8 +125,7 @@ def _make_optimizer(config: TrainerConfig, total_steps: int) -> keras.optimizers
         "adagrad": keras.optimizers.Adagrad,
         "sgd": keras.optimizers.SGD,
     }
-    # Keras would otherwise compile the update on GPUs, and make embedding gradients dense.
-    return kinds[config.optimizer](learning_rate=rate, jit_compile=False)
+    return make_optimizer(kinds[config.optimizer], learning_rate=rate)
 
 
 def _sum_duplicates(gradient: Gradient) -> Gradient:
@@ -157,12 +157,12 @@ class _Loop:
     ) -> None:
         self.model, self.task, self.config = model, task, config
         self.strategy = model.distribute_strategy
-        self.variables = model.trainable_variables
+        self.variables = tf_variables(model.trainable_variables)
         self._compiled = use_xla(config.xla)
         with self.strategy.scope():
             if optimizer is None:
                 optimizer = _make_optimizer(config, total_steps)
-                optimizer.build(self.variables)
+                optimizer.build(model.trainable_variables)
             self.optimizer = optimizer
             self.averages = self._copies("average") if config.ema_decay is not None else []
             self.best = self._copies("best")
@@ -226,8 +226,8 @@ class _Loop:
                 # Keras clips before it sums the rows of one id, and so clips another norm.
                 gradients = [_sum_duplicates(g) for g in gradients]
                 gradients, _ = tf.clip_by_global_norm(gradients, self.config.clip_norm)
-            self.optimizer.apply_gradients(
-                zip(gradients, self.variables, strict=True), skip_gradients_aggregation=True
+            apply_summed_gradients(
+                self.optimizer, gradients, self.model.trainable_variables, int(replicas)
             )
             if self.averages:
                 step = tf.cast(self.optimizer.iterations, tf.float32)

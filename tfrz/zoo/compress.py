@@ -14,6 +14,7 @@ import keras
 
 from tfrz.config import read_yaml, require, to_mapping, write_yaml
 from tfrz.files import atomic_write
+from tfrz.keras_versions import layers_within
 from tfrz.metrics import distance_to_best
 from tfrz.training.config import LowRankConfig, TrainerConfig
 from tfrz.training.distiller import DistillConfig
@@ -56,7 +57,7 @@ def _quality(
 ) -> Quality:
     tables = {
         id(weight)
-        for layer in model.submodules
+        for layer in layers_within(model)
         if isinstance(layer, keras.layers.Embedding)
         for weight in layer.weights
     }

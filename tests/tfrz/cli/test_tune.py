@@ -10,8 +10,8 @@ import pytest
 from tfrz.cli.main import main
 from tfrz.config import read_yaml
 from tfrz.training import fit as loop
-from tfrz.zoo.run_config import load_run_config, run_config_from_mapping, run_config_to_mapping
 from tfrz.zoo.run import Run
+from tfrz.zoo.run_config import load_run_config, run_config_from_mapping, run_config_to_mapping
 
 SMALL = ("--set", "data.options={rows: 2000}", "--set", "trainer.epochs=2")
 SMALL += ("--set", "trainer.batch_size=256", "--quiet")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tfrz.errors import ConfigError, InputError
-from tfrz.export.index import NOTHING, IndexConfig, RecommendationIndex, check_vectors
+from tfrz.export.index import NOTHING, IndexConfig, RecommendationIndex, check_vectors, usable
+from tfrz.operations import load_scann
 
 EXACT = IndexConfig()
 
@@ -457,10 +459,29 @@ for items in (15, 2, 1):
         assert "answered" in line or "refused export.index.kind" in line, line
 
 
-def test_scann_that_is_not_installed_is_told(monkeypatch):
-    monkeypatch.setitem(sys.modules, "scann", None)
-    with pytest.raises(InputError, match=r"pip install 'tfrz\[scann\]'"):
-        _index(np.eye(20), 1, IndexConfig(kind="scann"))
+@pytest.mark.parametrize("why", ["is not installed", "does not load beside this TensorFlow"])
+def test_brute_force_takes_the_place_of_scann_that_does_not_load(why, monkeypatch, caplog):
+    if why == "is not installed":
+        monkeypatch.setitem(sys.modules, "scann", None)
+    else:
+        monkeypatch.delitem(sys.modules, "scann", raising=False)
+        loader = types.ModuleType("scann_loader")
+
+        def find_spec(name, path=None, target=None):
+            if name == "scann":
+                raise tf.errors.NotFoundError(None, None, "undefined symbol: absl")
+
+        loader.find_spec = find_spec
+        monkeypatch.setattr(sys, "meta_path", [loader, *sys.meta_path])
+    config = IndexConfig(kind="scann", min_recall=0.123)
+    usable.cache_clear()
+    index = _index(np.eye(20), 1, config)
+    assert index.kind == "brute_force"
+    assert _search(index, np.eye(20)[3:4, None])[0].tolist() == [[3]]
+    assert [r.message for r in caplog.records if why in r.message] != []
+    with pytest.raises(InputError, match=f"the model needs ScaNN's operations, but ScaNN {why}"):
+        load_scann()
+    usable.cache_clear()
 
 
 def test_places_that_a_search_left_empty_do_not_cost_the_first_item():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 import tensorflow as tf
+from google.protobuf import descriptor_pb2
 
 from tfrz.data.lists.spec import ListSpec
 from tfrz.data.spec import MISSING, MISSING_INT, Feature
@@ -13,6 +14,25 @@ def _fill(example: tf.train.Example, name: str, dtype: str, value: bytes | int |
     stored = example.features.feature[name]
     kinds = {"string": stored.bytes_list, "int64": stored.int64_list, "float32": stored.float_list}
     kinds[dtype].value.append(value)
+
+
+def _context(spec: ListSpec) -> dict[str, Feature]:
+    """The raw features of the request, by their names in the messages."""
+    return {spec.query: Feature("query"), **{f.name: f for f in spec.context}}
+
+
+def _descriptor() -> bytes:
+    """The part of `ExampleListWithContext` that is read, as an operation of the graph takes it.
+
+    Its examples stay serialised, for TensorFlow's own parser.
+    """
+    field = descriptor_pb2.FieldDescriptorProto
+    files = descriptor_pb2.FileDescriptorSet()
+    file = files.file.add(name="tfrz/elwc.proto", package="tfrz", syntax="proto3")
+    message = file.message_type.add(name="ExampleListWithContext")
+    message.field.add(name="examples", number=1, type=field.TYPE_BYTES, label=field.LABEL_REPEATED)
+    message.field.add(name="context", number=2, type=field.TYPE_BYTES, label=field.LABEL_OPTIONAL)
+    return b"bytes://" + bytes(files.SerializeToString(deterministic=True))
 
 
 def to_elwc(lists: pa.Table, spec: ListSpec, label: bool = True) -> list[bytes]:
@@ -33,7 +53,7 @@ def to_elwc(lists: pa.Table, spec: ListSpec, label: bool = True) -> list[bytes]:
     serialized = []
     for row in lists.to_pylist():
         elwc = input_pb2.ExampleListWithContext()
-        for name, feature in ((spec.query, Feature("query")), *((f.name, f) for f in spec.context)):
+        for name, feature in _context(spec).items():
             for value in row[feature.name]:
                 _fill(elwc.context, name, feature.dtype, value)
         for place, identifier in enumerate(row["candidates"]):
@@ -50,7 +70,7 @@ def to_elwc(lists: pa.Table, spec: ListSpec, label: bool = True) -> list[bytes]:
 
 
 def parse_elwc(elwc: tf.Tensor, spec: ListSpec) -> dict[str, tf.Tensor]:
-    """Parses `ExampleListWithContext`s to named raw tensors, with TF-Ranking's parser.
+    """Parses `ExampleListWithContext`s to named raw tensors, in the graph.
 
     Args:
       elwc: Serialised `ExampleListWithContext`s, string `[batch]`.
@@ -60,26 +80,30 @@ def parse_elwc(elwc: tf.Tensor, spec: ListSpec) -> dict[str, tf.Tensor]:
       The inputs of `serving_raw`: `[batch, candidates]` for features of candidates, `[batch]` for
       features of the request; missing values are "", NaN or the smallest int64.
     """
-    import tensorflow_ranking as tfr
 
     def fixed(dtype: str) -> tf.io.FixedLenFeature:
         return tf.io.FixedLenFeature([1], tf.dtypes.as_dtype(dtype), [MISSING[dtype]])
 
     item = spec.item or "item"
-    parsed = tfr.data.parse_from_example_list(
+    _, (examples, contexts) = tf.io.decode_proto(
         elwc,
-        context_feature_spec={
-            spec.query: fixed("string"),
-            **{f.name: fixed(f.dtype) for f in spec.context},
-        },
-        example_feature_spec={
-            item: fixed("string"),
-            **{f.name: fixed(f.dtype) for f in spec.candidate},
-        },
+        "tfrz.ExampleListWithContext",
+        ["examples", "context"],
+        [tf.string, tf.string],
+        descriptor_source=_descriptor(),
     )
-    named = {"candidates": parsed[item][..., 0], "query": parsed[spec.query][:, 0]}
-    for feature in spec.candidate:
-        named[feature.name] = parsed[feature.name][..., 0]
-    for feature in spec.context:
-        named[feature.name] = parsed[feature.name][:, 0]
-    return named
+    # A message without a context, and the end of a shorter list, are parsed as empty examples.
+    contexts = tf.concat([contexts, tf.fill([tf.shape(elwc)[0], 1], "")], axis=1)[:, 0]
+    of_context = tf.io.parse_example(
+        contexts, {name: fixed(f.dtype) for name, f in _context(spec).items()}
+    )
+    of_candidates = tf.io.parse_example(
+        tf.reshape(examples, [-1]),
+        {item: fixed("string"), **{f.name: fixed(f.dtype) for f in spec.candidate}},
+    )
+    rows = {name: tf.reshape(value, tf.shape(examples)) for name, value in of_candidates.items()}
+    return {
+        "candidates": rows[item],
+        **{feature.name: rows[feature.name] for feature in spec.candidate},
+        **{f.name: of_context[name][:, 0] for name, f in _context(spec).items()},
+    }

@@ -23,6 +23,12 @@ from tfrz.data.lists.transform import ListPreprocessor, preprocess_list
 from tfrz.data.spec import MISSING, Feature, transformed_name
 from tfrz.data.transform import Analyzers, Preprocessor, closed_up
 from tfrz.layers.low_rank_dense import frobenius_penalty
+from tfrz.losses.ranking import (
+    ApproxNDCGLoss,
+    LambdaRankLoss,
+    SigmoidCrossEntropyLoss,
+    SoftmaxLoss,
+)
 from tfrz.losses.slate import (
     average_precision_reward,
     clicks_reward,
@@ -34,13 +40,20 @@ from tfrz.losses.slate import (
     step_hinge,
     step_weights,
 )
-from tfrz.metrics.slates import of_slate, parse
-from tfrz.models.seq2slate import LISTWISE, Seq2SlateConfig
+from tfrz.metrics.slates import of_slate
+from tfrz.models.seq2slate import Seq2SlateConfig
 from tfrz.zoo.task import ExampleSource, Parts, Served, Task, Tensors
 from tfrz.zoo.tasks.slices import in_words, rank_in_words
 
 # The score where nothing stands, or where the model did not choose.
 NOTHING = -1e9
+
+_LISTWISE = {
+    "sigmoid": SigmoidCrossEntropyLoss,
+    "softmax": SoftmaxLoss,
+    "approx_ndcg": ApproxNDCGLoss,
+    "lambda_rank": LambdaRankLoss,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,8 +239,8 @@ class SlateTask(Task[ListSpec, ListInputs]):
     def dense_loss(self, model: keras.Model, looked_up: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
         """A loss per list and the regularisation; lists without a positive have a loss of 0."""
         config, labels = model.config, looked_up["label"]
-        if config.loss in (*LISTWISE, "sigmoid"):
-            loss = self._of_tf_ranking(model, looked_up)
+        if config.loss in _LISTWISE:
+            loss = self._listwise(model, looked_up)
         elif config.loss == "reinforce":
             loss = self._reinforce(model, looked_up)
         elif config.scorer == "sequential":
@@ -279,25 +292,14 @@ class SlateTask(Task[ListSpec, ListInputs]):
         return policy_gradient_loss(total, reward * positive, baseline * positive)
 
     @staticmethod
-    def _of_tf_ranking(model: keras.Model, looked_up: Tensors) -> tf.Tensor:
-        """A loss of TF-Ranking, the same value for each list: their mean is it again."""
-        import tensorflow_ranking as tfr
-
-        losses = tfr.keras.losses
-        kinds: dict[str, Callable[[], Any]] = {
-            "sigmoid": losses.SigmoidCrossEntropyLoss,
-            "softmax": losses.SoftmaxLoss,
-            "approx_ndcg": losses.ApproxNDCGLoss,
-            "lambda_rank": lambda: losses.PairwiseLogisticLoss(
-                lambda_weight=losses.NDCGLambdaWeight()
-            ),
-        }
+    def _listwise(model: keras.Model, looked_up: Tensors) -> tf.Tensor:
+        """The loss of scores that are given all at once, `[batch]`."""
         kind, labels = model.config.loss, looked_up["label"]
         if kind == "sigmoid":
             labels = tf.minimum(labels, 1.0)
-        scores = model.interact(looked_up, training=True)
         padded = tf.where(looked_up["valid"], labels, -tf.ones_like(labels))
-        return kinds[kind]()(padded, scores) * tf.ones_like(scores[:, 0])
+        losses: tf.Tensor = _LISTWISE[kind]().call(padded, model.interact(looked_up, training=True))
+        return losses
 
     def predict(self, model: keras.Model, batch: Tensors) -> Tensors:
         """Labels in the order of the slate, -1 where nothing stands, and the slate `[batch, N]`."""
@@ -325,29 +327,15 @@ class SlateTask(Task[ListSpec, ListInputs]):
         return 1.0 if self.lists.clicks is not None else 4.0
 
     def metrics(self, outputs: dict[str, NDArray[Any]]) -> dict[str, float]:
-        """NDCG and MAP by TF-Ranking and ERR, over lists with something relevant."""
-        import tensorflow_ranking as tfr
-
+        """NDCG, MAP and ERR, over lists with something relevant."""
         ordered = outputs["ordered"]
-        ordered = ordered[(ordered > 0).any(1)]
-        if not len(ordered):
+        rows = [row[row >= 0] for row in ordered[(ordered > 0).any(1)]]
+        if not rows:
             return dict.fromkeys(self.entry.metrics, float("nan"))
-        descending = -np.broadcast_to(np.arange(ordered.shape[1], dtype=np.float32), ordered.shape)
-        found = {}
-        for name in self.entry.metrics:
-            kind, n = parse(name)
-            if kind == "err":
-                values = [of_slate(name, row[row >= 0], self.max_grade) for row in ordered]
-                found[name] = float(np.mean(values))
-                continue
-            kinds = {
-                "ndcg": tfr.keras.metrics.NDCGMetric,
-                "map": tfr.keras.metrics.MeanAveragePrecisionMetric,
-            }
-            metric = kinds[kind](topn=n)
-            metric.update_state(ordered, descending)
-            found[name] = float(metric.result())
-        return found
+        return {
+            name: float(np.mean([of_slate(name, row, self.max_grade) for row in rows]))
+            for name in self.entry.metrics
+        }
 
     # The export.
 
