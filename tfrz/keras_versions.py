@@ -70,3 +70,12 @@ def apply_summed_gradients(
     if replicas > 1:
         gradients = [_divided(gradient, float(replicas)) for gradient in gradients]
     optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))
+
+
+def lane() -> str:
+    """Which of the two tested installations this is, or that it is neither."""
+    versions = f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
+    if KERAS_3:
+        return f"newest lane ({versions})"
+    known = "reference lane" if tf.__version__.startswith("2.15.") else "no tested lane"
+    return f"{known} ({versions})"

@@ -1,9 +1,11 @@
-"""Agents, policies and environments for TF-Agents. They need the extra `agents`."""
+"""Agents, policies and environments for TF-Agents, which has to be installed."""
+
+from tfrz.extras import LIBRARIES, needs
 
 try:
     import tf_agents  # noqa: F401
 except ImportError as error:
-    raise ImportError("tfrz.agents needs TF-Agents: pip install 'tfrz[agents]'") from error
+    raise ImportError(needs("tfrz.agents", LIBRARIES["tf_agents"])) from error
 
 from tfrz.agents.environments import BanditEnvironment, logged_experience
 from tfrz.agents.top_k_reinforce_agent import (

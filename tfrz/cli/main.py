@@ -8,10 +8,10 @@ import importlib
 import os
 import re
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
+from tfrz.cli.quiet import quiet_libraries
 from tfrz.config import did_you_mean
 from tfrz.errors import InputError
 
@@ -30,6 +30,7 @@ _ORDER = (
     "data",
     "serving-config",
     "bench",
+    "doctor",
 )
 
 _NO_SPACE = re.compile("No space left on device|Disk quota exceeded|File too large")
@@ -50,14 +51,6 @@ def _commands() -> dict[str, str]:
     return {name: f"tfrz.cli.{name.replace('-', '_')}" for name in _ORDER if name in files}
 
 
-def _quiet_libraries() -> None:
-    """Keeps TensorFlow's start-up chatter off standard error unless the user asked for it."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    # Google's libraries announce on import what Python they will need one day.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"google\.")
-
-
 def _help(commands: dict[str, str]) -> str:
     lines = ["usage: tfrz COMMAND ...", "", "The TensorFlow Recommender Zoo.", "", "commands:"]
     for name, module in commands.items():
@@ -71,9 +64,9 @@ def _run(arguments: Sequence[str]) -> int:
         print(_help(commands))
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        import tfrz
+        from tfrz.cli.doctor import versions
 
-        print(f"tfrz {tfrz.__version__}")
+        print(versions())
         return 0
     name = arguments[0]
     if name not in commands:
@@ -102,11 +95,20 @@ def _on_os_error(error: OSError) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 1 (did not hold) or 2 (bad input)."""
-    _quiet_libraries()
+    quiet_libraries()
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return _run(sys.argv[1:] if arguments is None else arguments)
+        return _run(arguments)
     except InputError as error:
         print(f"tfrz: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        from tfrz.extras import missing, needs
+
+        library = missing(error)
+        if library is None:
+            raise
+        print(needs(f"tfrz {arguments[0]}", library), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("tfrz: interrupted", file=sys.stderr)

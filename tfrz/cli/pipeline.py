@@ -59,7 +59,10 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from tfrz.cli.tables import format_table
+    from tfrz.extras import require_library
     from tfrz.zoo.run_config import load_run_config
+
+    require_library("tfx")
 
     overrides = overrides_of(args)
     if args.beam_arg:

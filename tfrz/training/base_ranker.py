@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tfrz.data.columns import codes_of
 from tfrz.data.lists.spec import ListSpec
 from tfrz.errors import InputError
+from tfrz.extras import LIBRARIES, needs
 
 _FOLDS = 5
 _TREES = 100
@@ -40,9 +41,8 @@ def with_lambda_mart(
     try:
         import lightgbm
     except ImportError as error:
-        raise InputError(
-            "data.lists.base_ranker=lambda_mart needs LightGBM: pip install 'tfrz[lambdamart]'"
-        ) from error
+        library = LIBRARIES["lightgbm"]
+        raise InputError(needs(library.use, library)) from error
     if not spec.numeric:
         raise InputError("LambdaMART needs numeric features: bring a score as a column instead")
     queries = codes_of(documents["query"])

@@ -115,16 +115,10 @@ def tune(
             "trainer.warm_start: trials start from nothing: leave it out, and set it when you "
             "train with the best configuration"
         )
-    try:
-        from tfrz.zoo.tuning import ConfigTuner
-    except ImportError as error:
-        raise InputError(
-            f"a search needs keras-tuner ({error}): pip install 'tfrz[tfx]'"
-        ) from error
-
     # These load TensorFlow: a misspelt option fails before the slow import.
     from tfrz.zoo.run import open_run
     from tfrz.zoo.teacher import pinned_teacher
+    from tfrz.zoo.tuning import ConfigTuner
     from tfrz.zoo.user_embeddings import pinned
 
     out = Path(out)
