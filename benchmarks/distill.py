@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import histories
+from benchmarks import histories, load_test
 from benchmarks import serving_processes as processes
 from benchmarks.measure import PairedTimings, time_paired
 from benchmarks.report import Bound, Figure, Section
@@ -400,7 +400,7 @@ def measure_serving(options: Options) -> Section:
             )
         }
         times = time_served(bases, CANDIDATES, rounds)
-    percentile = processes.load_test().percentile
+    percentile = load_test.percentile
     for rows, timings in times.items():
         for name, row in table.items():
             row[f"p50 of {rows}"] = 1e3 * timings[name].median

@@ -168,7 +168,7 @@ def _commit() -> str | None:
 def stamp() -> dict[str, Any]:
     """Time, code version and load of a part, since parts can be re-run separately."""
     return {
-        "measured_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "load_average_before": [round(x, 2) for x in os.getloadavg()],
     }

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import load_test
 from benchmarks import serving_processes as processes
 from benchmarks.measure import in_fresh_process, time_paired
 from benchmarks.report import Bound, Figure, Section
@@ -54,7 +55,7 @@ def measure_latency(options: Options) -> Section:
         x = tf.constant(np.ones(_ROWS, "float32"))
         document = {"instances": [1.0] * _ROWS}
         with processes.serving((f"--model_base_path={base}", "--model_name=m")) as (server,):
-            (payload,) = processes.load_test().payloads_of(server.grpc("m"), [document])
+            (payload,) = load_test.payloads_of(server.grpc("m"), [document])
             channel = grpc.insecure_channel(f"127.0.0.1:{server.port}")
             predict = channel.unary_unary(PREDICT)
             times = time_paired(
@@ -141,7 +142,6 @@ def measure_start(options: Options) -> Section:
 def measure_throughput(options: Options) -> Section:
     """Closed loop over gRPC; the servers with and without batching take turns."""
     seconds, rounds, clients, rows = (1.0, 1, 8, 8) if options.quick else (5.0, 3, 32, 8)
-    load = processes.load_test()
     with tempfile.TemporaryDirectory(prefix="tfrz-bench-") as folder:
         base = processes.train_dcn_v2(Path(folder) / "run", 20, options.seed)
         payload = processes.warmup_rows(base, rows, "m").SerializeToString()
@@ -154,10 +154,10 @@ def measure_throughput(options: Options) -> Section:
                 for n in (1, clients)
             ]
             for _, server, n in cases:
-                asyncio.run(load.drive(server.grpc("m"), [payload], n, min(2.0, seconds)))
+                asyncio.run(load_test.drive(server.grpc("m"), [payload], n, min(2.0, seconds)))
             for turn in range(rounds):
                 for name, server, n in cases[turn % 4 :] + cases[: turn % 4]:
-                    report = asyncio.run(load.drive(server.grpc("m"), [payload], n, seconds))
+                    report = asyncio.run(load_test.drive(server.grpc("m"), [payload], n, seconds))
                     if report.errors:
                         raise RuntimeError(f"batching {name}, {n} clients: {report.errors}")
                     seen.setdefault((name, n), []).append(report)

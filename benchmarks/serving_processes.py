@@ -138,13 +138,3 @@ def serving(*flag_lists: Sequence[str]) -> Iterator[list[ServerProcess]]:
     finally:
         for server in servers:
             server.stop()
-
-
-def load_test() -> Any:
-    """Imports `serving/load_test.py`, which is not part of a package."""
-    sys.path.insert(0, str(ROOT / "serving"))
-    try:
-        import load_test as module
-    finally:
-        sys.path.pop(0)
-    return module

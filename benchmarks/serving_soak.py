@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import load_test
 from benchmarks import serving_processes as processes
 from benchmarks.report import Bound, Figure, Section
 from benchmarks.runner import Options
@@ -47,9 +48,8 @@ async def _load(server: Any, seconds: float, rate: float | None, seed: int) -> _
     from tfrz.serving.client import PREDICT
 
     counts, generator = _Counts(), random.Random(seed)
-    load = processes.load_test()
     document = {"instances": [0.0] * 8}
-    (payload,) = load.payloads_of(server.grpc("m"), [document])
+    (payload,) = load_test.payloads_of(server.grpc("m"), [document])
     body = json.dumps(document).encode()
     url = f"http://127.0.0.1:{server.rest_port}/v1/models/m:predict"
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
@@ -163,7 +163,7 @@ def measure_soak(options: Options) -> Section:
         if status not in ("HTTP 400", "INVALID_ARGUMENT", "INTERNAL")
     )
     ordered = sorted(counts.latencies)
-    percentile = processes.load_test().percentile
+    percentile = load_test.percentile
     return Section(
         title=f"{seconds / 60:.3g} minutes at half of peak, a version every {_SWAP_SECONDS:g} s",
         setup={"seconds": seconds, "malformed": _MALFORMED, "seed": options.seed},

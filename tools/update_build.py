@@ -95,9 +95,7 @@ def build_files() -> dict[str, str]:
         text += _target("py_test", name, srcs=[f'"{case}"'], deps=['":support"'])
     texts["tests/BUILD"] = text
     scripts = [
-        f
-        for folder in ("docs", "tools", "serving")
-        for f in (f"{folder}/{name}" for name in _files(folder))
+        f for folder in ("docs", "tools") for f in (f"{folder}/{name}" for name in _files(folder))
     ]
     text = LOAD.format('"py_binary"')
     for script in scripts:

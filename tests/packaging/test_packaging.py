@@ -71,7 +71,7 @@ def test_the_stored_pages_are_those_that_the_code_makes():
 
 def test_the_lock_has_the_versions_of_the_reference_lane():
     lock = (ROOT / "requirements.lock").read_text().splitlines()
-    for pin in ("tensorflow==2.15.1", "tfx==1.15.1", "keras==2.15.0", "protobuf==3.20.3"):
+    for pin in ("tensorflow==2.15.1", "tfx==1.15.1", "keras==2.15.0", "protobuf==4.25.9"):
         assert pin in lock
 
 

@@ -19,10 +19,10 @@ HELP = "measure speed and memory against named baselines; without SUITE, list th
 
 
 def _runner() -> ModuleType:
-    """The runner, which is in the source tree beside the package and is not installed."""
+    """The runner, which lies beside the package in a checkout and in an installation."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "benchmarks" / "runner.py").exists():
-        raise InputError("the benchmarks are not installed: run tfrz bench from a source checkout")
+        raise InputError("the benchmarks are not installed: install the whole wheel of tfrz")
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     return importlib.import_module("benchmarks.runner")
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
       0, or 1 if a figure is out of its bound.
 
     Raises:
-      InputError: an unknown suite or part, or no source checkout.
+      InputError: an unknown suite or part, or no benchmarks.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)

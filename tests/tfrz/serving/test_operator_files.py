@@ -161,11 +161,12 @@ def test_the_load_test_drives_both_protocols(server, tmp_path):
         (f"http://127.0.0.1:{server.rest_port}/v1/models/m", ["--rate", "50"]),
     ):
         done = subprocess.run(
-            [sys.executable, str(SERVING / "load_test.py"), "--target", target]
+            [sys.executable, "-m", "benchmarks.load_test", "--target", target]
             + ["--request", f"@{rows}", "--seconds", "1", "--json", *more],
             capture_output=True,
             text=True,
             check=False,
+            cwd=ROOT,
         )
         assert done.returncode == 0, done.stderr[-2000:]
         report = json.loads(done.stdout)
@@ -178,11 +179,12 @@ def test_the_load_test_drives_both_protocols(server, tmp_path):
 def test_the_load_test_reports_failures(server):
     target = f"http://127.0.0.1:{server.rest_port}/v1/models/none"
     done = subprocess.run(
-        [sys.executable, str(SERVING / "load_test.py"), "--target", target]
+        [sys.executable, "-m", "benchmarks.load_test", "--target", target]
         + ["--request", '{"instances": [1.0]}', "--seconds", "0.5"],
         capture_output=True,
         text=True,
         check=False,
+        cwd=ROOT,
     )
     assert done.returncode == 1
     assert "HTTP 404" in done.stdout

@@ -1,7 +1,7 @@
 """Load test of a server that speaks TF Serving's protocols: throughput, latencies and errors.
 
-    python serving/load_test.py --target grpc://127.0.0.1:8500/dcn_v2 --request @rows.json
-    python serving/load_test.py --target http://127.0.0.1:8501/v1/models/dcn_v2 --clients 32
+    python -m benchmarks.load_test --target grpc://127.0.0.1:8500/dcn_v2 --request @rows.json
+    python -m benchmarks.load_test --target http://127.0.0.1:8501/v1/models/dcn_v2 --clients 32
 
 By default the loop is closed: each of `--clients` sends its next request after the response to the
 last one. With `--rate` the loop is open: requests are sent at this rate whatever the server does,
@@ -22,8 +22,6 @@ import time
 import urllib.parse
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # Sends one payload; returns "OK" or the status of the failure.
 Send = Callable[[bytes], Awaitable[str]]
@@ -195,7 +193,7 @@ async def _http(target: str, clients: int, timeout: float) -> Opened:
             async with session.post(url, data=payload) as answer:
                 await answer.read()
                 return "OK" if answer.status == 200 else f"HTTP {answer.status}"
-        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+        except (TimeoutError, aiohttp.ClientError) as error:
             return type(error).__name__
 
     return send, session.close
@@ -205,7 +203,6 @@ def payloads_of(target: str, documents: Sequence[dict]) -> list[bytes]:
     """Encodes requests of the REST API as the bytes that are sent to `target`."""
     if not target.startswith("grpc://"):
         return [json.dumps(document).encode() for document in documents]
-    sys.path.insert(0, str(ROOT))
     from tfrz.serving.client import GrpcClient
 
     with GrpcClient(target) as client:
@@ -231,7 +228,6 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds per request (30)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     args = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
     from tfrz.errors import InputError
 
     try:
