@@ -11,11 +11,12 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 unexport PYTHONDONTWRITEBYTECODE
 
 # Workers take whole files, in the order of tests/conftest.py.
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 40
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --durations 40
+PYTEST := $(BIN)/python -m pytest -q $(PARALLEL)
 DOCTESTED := tfrz/agents tfrz/data tfrz/export tfrz/layers tfrz/losses tfrz/metrics tfrz/models \
   tfrz/training tfrz/zoo
 
-.PHONY: help setup demo test test-all doctest test-newest lint format bench conformance docs lock protos build-files clean
+.PHONY: help setup demo test test-all doctest test-newest test-newest-all newest-needs lint format bench conformance docs lock protos build-files clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,9 +42,15 @@ test-all: setup doctest ## every test of the reference lane (30 minutes on two c
 doctest: setup ## the examples in the docstrings
 	$(BIN)/python -m pytest -q --doctest-modules $(DOCTESTED)
 
-test-newest: $(NEWEST_STAMP) ## the tests that need no TFX, on the newest TensorFlow and Keras 3
-	$(NEWEST_VENV)/bin/python -m pytest -q --doctest-modules tests/tfrz/layers tests/tfrz/losses \
-	  tests/tfrz/models tests/tfrz/metrics tests/conformance/test_layers.py tfrz/layers tfrz/losses tfrz/metrics tfrz/models
+test-newest: $(NEWEST_STAMP) ## the fast tests that need no TFX, on the newest TensorFlow and Keras 3
+	$(NEWEST_VENV)/bin/python -m pytest -q --doctest-modules $(filter-out tfrz/agents,$(DOCTESTED))
+	$(NEWEST_VENV)/bin/python -m pytest -q $(PARALLEL) -m "not slow" tests
+
+test-newest-all: $(NEWEST_STAMP) ## every test that needs no TFX, on the newest TensorFlow and Keras 3
+	$(NEWEST_VENV)/bin/python -m pytest -q $(PARALLEL) tests
+
+newest-needs: $(NEWEST_STAMP) ## list the tests that do not run on the newest TensorFlow, with what they need
+	$(NEWEST_VENV)/bin/python -m pytest -q --list-needs tests
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

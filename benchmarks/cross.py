@@ -195,12 +195,13 @@ def make_step(
     import keras
     import tensorflow as tf
 
+    from tfrz.keras_versions import make_optimizer
     from tfrz.training.compilation import compiled_value_and_gradients
 
     apply_stack(layers, x0[:1])
     variables = [v for layer in layers for v in layer.trainable_variables]
     # Keras would compile the update with XLA on GPUs; all candidates must run the same update.
-    optimizer = keras.optimizers.Adam(learning_rate, jit_compile=False)
+    optimizer = make_optimizer(keras.optimizers.Adam, learning_rate=learning_rate)
     optimizer.build(variables)
 
     def loss_of(x: Any, y: Any) -> Any:

@@ -78,10 +78,11 @@ def step_of(
     import keras
     import tensorflow as tf
 
+    from tfrz.keras_versions import make_optimizer
     from tfrz.training.compilation import compiled_value_and_gradients
 
     variables = model.trainable_variables
-    optimizer = keras.optimizers.Adam(1e-3, jit_compile=False)
+    optimizer = make_optimizer(keras.optimizers.Adam, learning_rate=1e-3)
     optimizer.build(variables)
 
     def loss_of(looked_up: dict[str, Any]) -> Any:

@@ -1,7 +1,8 @@
-"""What pytest must not import on its own, and the order in which workers take the files."""
+"""What pytest must not import on its own, which tests need which library, and their order."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import pytest
@@ -39,3 +40,37 @@ def _rank(item: pytest.Item) -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_rank)
+
+
+def _needs(item: pytest.Item) -> list[str]:
+    """The libraries that a test names by `@pytest.mark.needs`, as they are imported."""
+    return list(dict.fromkeys(name for mark in item.iter_markers("needs") for name in mark.args))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    missing = [name for name in _needs(item) if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--list-needs",
+        action="store_true",
+        help="list the tests that need libraries which are not installed here, and run nothing",
+    )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if not session.config.getoption("--list-needs"):
+        return
+    lacking: dict[str, list[str]] = {}
+    for item in session.items:
+        missing = [name for name in _needs(item) if importlib.util.find_spec(name) is None]
+        if missing:
+            lacking[item.nodeid] = missing
+    print(f"{len(session.items)} tests, of which {len(lacking)} need what is not installed here:")
+    for nodeid, missing in lacking.items():
+        print(f"  {nodeid}: {', '.join(missing)}")
+    session.items.clear()

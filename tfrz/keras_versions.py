@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfrz.errors import BackendError
@@ -31,11 +31,24 @@ def tf_variables(weights: Sequence[Any]) -> list[tf.Variable]:
 
 
 def layers_within(model: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """A model's layers at every depth, each once, outer layers first."""
+    """A model's layers at every depth, each once: those in lists and dictionaries too."""
     if not KERAS_3:
         return [part for part in model.submodules if isinstance(part, keras.layers.Layer)]
-    found = tf.train.TrackableView(model).descendants()
-    return [part for part in found if isinstance(part, keras.layers.Layer) and part is not model]
+    found: dict[int, keras.layers.Layer] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, keras.layers.Layer):
+            if id(value) not in found:
+                found[id(value)] = value
+                visit(vars(value))
+        elif isinstance(value, Mapping):
+            visit(list(value.values()))
+        elif isinstance(value, (list, tuple)):
+            for part in value:
+                visit(part)
+
+    visit(model)
+    return list(found.values())[1:]
 
 
 def make_optimizer(kind: type[keras.optimizers.Optimizer], **settings: Any) -> Any:

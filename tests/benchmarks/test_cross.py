@@ -211,9 +211,9 @@ def test_layer_only_leaves_out_the_end_to_end_parts() -> None:
     assert {name for name, part in cross.PARTS.items() if not part.layer} == {"train", "transform"}
 
 
+@pytest.mark.needs("tensorflow_transform")
 @pytest.mark.slow
 def test_a_simulated_source_goes_through_beam_and_tft() -> None:
-    pytest.importorskip("tensorflow_transform")
     result = in_fresh_process("benchmarks.cross_pipeline:child_transform", rows=300, seed=0)
     assert result["rows"] == 300
     assert result["seconds"] > 0

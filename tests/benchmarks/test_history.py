@@ -79,6 +79,7 @@ def test_users_that_are_not_active_stop_earlier() -> None:
     assert np.mean(last > world.end - 20 * DAY) == pytest.approx(0.34, abs=0.12)
 
 
+@pytest.mark.needs("apache_beam")
 def test_files_of_buckets_hold_all_users_in_order_in_batches(tmp_path: Path) -> None:
     world = World(users=12, events=1500)
     assert world.write(tmp_path, 2)["events"] == 12 * 1500
@@ -181,6 +182,7 @@ def test_the_watch_sees_memory_of_processes_below(tmp_path: Path) -> None:
     assert watched.together >= own + (300 << 20)
 
 
+@pytest.mark.needs("apache_beam")
 def test_digests_tell_names_and_bytes_apart(tmp_path: Path) -> None:
     digests = set()
     for name, content in (("a", b"x"), ("b", b"x"), ("a", b"y")):
@@ -213,6 +215,7 @@ def test_a_day_that_differs_is_not_called_identical(model: Path, monkeypatch) ->
     assert 0 < good.read < good.affected
 
 
+@pytest.mark.needs("apache_beam")
 def test_version_histories_are_looked_for_beside_the_data(tmp_path: Path) -> None:
     assert history_export.version_histories(Options(data="simulated")) is None
     beside = f"movielens-1m:{tmp_path}/ml-1m/ml-1m.zip"
@@ -223,6 +226,7 @@ def test_version_histories_are_looked_for_beside_the_data(tmp_path: Path) -> Non
         assert history_export.version_histories(Options(data=data)) == tmp_path / "vcs-edits"
 
 
+@pytest.mark.needs("apache_beam")
 def test_the_request_is_the_users_sketch(model: Path) -> None:
     request, body, entries = history.encode_request(model, events=150, seed=0)
     document = json.loads(body)

@@ -60,9 +60,9 @@ def test_overlap_is_the_share_of_the_exact_rows() -> None:
     assert retrieval.overlap(found, exact) == pytest.approx(0.625)
 
 
+@pytest.mark.needs("scann")
 @pytest.mark.slow
 def test_scann_that_looks_everywhere_finds_what_brute_force_finds() -> None:
-    pytest.importorskip("scann")
     everywhere, little = Setting(24, 60), Setting(1, 1)
     searches = retrieval.Searches(SMALL, 0, [everywhere, little], k=10)
     recalls = searches.recalls(SMALL.users(30, 0), batch=8)

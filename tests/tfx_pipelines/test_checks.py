@@ -22,6 +22,7 @@ def _estimate(**values) -> Estimate:
     return Estimate(**{**usual, **values})
 
 
+@pytest.mark.needs("tfx")
 def test_a_policy_that_is_surely_better_is_not_refused():
     assert off_policy.refusal(_estimate(), 0.3, PolicyEvaluatorConfig()) is None
     assert (
@@ -32,6 +33,7 @@ def test_a_policy_that_is_surely_better_is_not_refused():
     assert off_policy.refusal(_estimate(low=-0.1, value=0.0), -0.3, PolicyEvaluatorConfig()) is None
 
 
+@pytest.mark.needs("tfx")
 @pytest.mark.parametrize(
     ("estimate", "logged", "wanted", "reason"),
     [
@@ -51,6 +53,7 @@ def test_a_policy_that_may_be_worse_is_refused_with_the_reason(estimate, logged,
     assert found is not None and reason in found and "\n" not in found
 
 
+@pytest.mark.needs("tfx")
 def test_where_rewards_are_costs_a_lift_asks_for_less_cost():
     """A logger that earns -1: a policy that earns -1.05 is worse, whatever lift is wanted."""
     config = PolicyEvaluatorConfig(min_lift=0.1)
@@ -59,6 +62,7 @@ def test_where_rewards_are_costs_a_lift_asks_for_less_cost():
     assert off_policy.refusal(_estimate(low=-0.85, value=-0.8), -1.0, config) is None
 
 
+@pytest.mark.needs("tfx")
 def test_an_earlier_refusal_stays_one_whatever_later_checks_say(tmp_path):
     from tfx.components.evaluator import constants
 

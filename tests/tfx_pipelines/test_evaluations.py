@@ -24,6 +24,8 @@ from tfrz.zoo.run_config import (
 from tfrz.zoo.tasks.thresholds import evaluation_config, outcome_config
 from tfx_pipelines import local_runner
 
+pytestmark = pytest.mark.needs("tfx")
+
 tfma = lazy("tensorflow_model_analysis")
 constants = lazy("tfx.components.evaluator.constants")
 standard_artifacts = lazy("tfx.types.standard_artifacts")

@@ -44,6 +44,7 @@ def first(place):
     return _run(place)
 
 
+@pytest.mark.needs("tfx")
 def test_interactions_become_a_pushed_model_that_recommends(first):
     names = {component.name for component in first.components}
     assert {"HistoryExampleGen", "Transform", "Trainer", "Evaluator", "Pusher"} <= names
@@ -72,6 +73,7 @@ def test_interactions_become_a_pushed_model_that_recommends(first):
     assert by_example["item_ids"].numpy()[0].tolist() == items[0].tolist()
 
 
+@pytest.mark.needs("tfx")
 def test_metrics_are_sliced_by_page_length_and_popularity(first):
     kinds = {name.partition("=")[0] for name in first.slices}
     assert kinds == {"page", "history_length", "target_popularity"}
@@ -79,6 +81,7 @@ def test_metrics_are_sliced_by_page_length_and_popularity(first):
     assert {"history_length=1-9"} <= set(first.slices)
 
 
+@pytest.mark.needs("tfx")
 def test_the_evaluators_metric_is_that_of_the_training_loop(place, first):
     """TFMA reads the served lists; the loop ranks in the graph. Both judge the last event."""
     folders = (place[0] / "root" / "artifacts" / "Trainer" / "model_run").glob("*/history.json")
@@ -87,6 +90,7 @@ def test_the_evaluators_metric_is_that_of_the_training_loop(place, first):
     assert first.metrics["recall_at_10"] == pytest.approx(best["recall_at_10"], abs=1e-6)
 
 
+@pytest.mark.needs("tfx")
 def test_a_model_below_its_threshold_is_not_pushed(place, first, tmp_path):
     """The same model, judged by events that it cannot foresee."""
     _, data, spec = place
@@ -117,6 +121,7 @@ def test_an_unknown_slice_is_told_before_anything_runs(place, tmp_path):
         run_pipeline(config, data, tmp_path / "root", spec, progress=False)
 
 
+@pytest.mark.needs("tfx")
 def test_it_compiles_for_kubeflow(tmp_path, capsys):
     out = tmp_path / "m3.json"
     assert main(["pipeline", "compile", "m3", "--out", str(out)]) == 0, capsys.readouterr().err

@@ -18,7 +18,7 @@ from tfx_pipelines.local_runner import run_pipeline
 beam = lazy("apache_beam")
 example_gen = lazy("tfx_pipelines.components.example_gen")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("tfx")]
 
 SETTINGS = (
     "data.test_fraction=0",

@@ -18,6 +18,8 @@ from tfrz.errors import InputError
 from tfrz.zoo.run_config import load_run_config
 from tfx_pipelines.local_runner import run_pipeline
 
+pytestmark = pytest.mark.needs("tfx")
+
 SPEC = """
 label: clicked
 features:

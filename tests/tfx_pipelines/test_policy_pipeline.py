@@ -24,7 +24,7 @@ from tfx_pipelines.local_runner import open_checked, run_pipeline
 blessing_module = lazy("tfx_pipelines.components.blessing")
 off_policy = lazy("tfx_pipelines.components.off_policy")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("tfx")]
 
 ITEMS, SEGMENTS = 30, 5
 PIPELINE = (

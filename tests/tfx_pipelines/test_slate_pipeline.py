@@ -22,7 +22,7 @@ from tfrz.metrics.slates import of_slate
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import load_run_config
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("tfx")]
 
 SETTINGS = (
     # Everything that is held out judges.

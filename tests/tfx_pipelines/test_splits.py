@@ -15,6 +15,8 @@ from tfrz.zoo.run import open_run
 from tfrz.zoo.run_config import load_run_config
 from tfx_pipelines.configs import Places
 
+pytestmark = pytest.mark.needs("tfx")
+
 OPTIONS = {
     "impression": "{rows: 1500}",
     "history": "{users: 60, length: 9}",

@@ -21,7 +21,7 @@ metadata = lazy("tfx.orchestration.metadata")
 tfx_metadata = lazy("tfx.v1.orchestration.metadata")
 teacher_module = lazy("tfx_pipelines.components.teacher")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("tfx")]
 
 CLICKS = (
     "data.options={rows: 4000}",

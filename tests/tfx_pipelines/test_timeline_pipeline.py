@@ -16,7 +16,7 @@ from tfrz.errors import ConfigError
 from tfrz.zoo.run_config import load_run_config
 from tfx_pipelines.local_runner import run_pipeline
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("tfx")]
 
 PIPELINE = (
     # Everything that is held out judges.

@@ -330,8 +330,9 @@ class _Checkpoints:
             return
         self._text = tf.Variable("", dtype=tf.string, trainable=False)
         self._checkpoint = tf.train.Checkpoint(
-            model=loop.model,
-            optimizer=loop.optimizer,
+            # Their variables: TensorFlow does not find layers of Keras 3 in lists and dictionaries.
+            weights=tf_variables(loop.model.weights),
+            optimizer=tf_variables(loop.optimizer.variables),
             averages=loop.averages,
             best=loop.best,
             progress=self._text,
@@ -348,7 +349,13 @@ class _Checkpoints:
     def restore(self) -> None:
         if self._manager is not None and self._manager.latest_checkpoint:
             status = self._checkpoint.restore(self._manager.latest_checkpoint)
-            status.assert_existing_objects_matched()
+            try:
+                status.assert_existing_objects_matched()
+            except AssertionError as error:
+                raise InputError(
+                    f"{self._manager.directory} holds another model's checkpoints, or those of "
+                    "another version of tfrz: choose another --out"
+                ) from error
             self._progress.load(self._text.numpy().decode())
             logger.info("resumed at step %d", self._progress.step)
 

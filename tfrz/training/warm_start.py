@@ -15,6 +15,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tfrz.errors import InputError
+from tfrz.keras_versions import tf_variables
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,9 @@ def warm_start(
             f"{root} is not a SavedModel that tfrz exported: cannot start from it"
         ) from error
     embeddings = {
-        id(w): name for name, weights in task.vocabulary_weights(model).items() for w in weights
+        id(variable): name
+        for name, weights in task.vocabulary_weights(model).items()
+        for variable in tf_variables(weights)
     }
     copied, fresh, remapped = [], [], {}
     for name, weight in weight_names(model).items():

@@ -15,6 +15,8 @@ from tfrz.models.topk_reinforce import TopKReinforce, TopKReinforceConfig
 from tfrz.zoo.run_config import load_run_config
 from tfrz.zoo.tasks.reinforce import ReinforceTask
 
+pytestmark = pytest.mark.needs("tf_agents")
+
 agents = lazy("tfrz.agents")
 array_spec = lazy("tf_agents.specs.array_spec")
 bandit_trainer = lazy("tf_agents.bandits.agents.examples.v2.trainer")

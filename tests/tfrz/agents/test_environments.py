@@ -12,6 +12,8 @@ from tests.lazy import lazy
 from tfrz.data.simulators.bandits import BiasedLoggerBandit, ContextualSlates, PageOfTwoBandit
 from tfrz.errors import ConfigError
 
+pytestmark = pytest.mark.needs("tf_agents")
+
 agents = lazy("tfrz.agents")
 array_spec = lazy("tf_agents.specs.array_spec")
 dynamic_step_driver = lazy("tf_agents.drivers.dynamic_step_driver")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tfrz.cli.cases import cases
 from tests.tfrz.cli.conftest import SMALL, free_port
 from tests.tfrz.data import small_sources as sources
 from tfrz.cli.main import main
@@ -108,7 +109,7 @@ def place(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.replace(" ", "_"))
+@pytest.mark.parametrize("case", cases(CASES))
 def test_one_line_and_status_2(case, place, capsys):
     arguments, message = CASES[case]
     port = free_port()

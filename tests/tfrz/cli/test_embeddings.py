@@ -23,6 +23,8 @@ from tests.tfrz.embeddings.hand_made import (
 from tfrz.cli.main import main
 from tfrz.embeddings.store import Store, open_embeddings
 
+pytestmark = pytest.mark.needs("apache_beam")
+
 DATE = "2020-09-15"
 AS_OF = 1_600_128_000
 LINES = sorted(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.tfrz.cli.cases import cases
 from tfrz.cli.main import main
 
 TRAIN = ["train", "seq2slate", "--out", "{tmp}/out"]
@@ -118,7 +119,7 @@ def place(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.replace(" ", "_"))
+@pytest.mark.parametrize("case", cases(CASES))
 def test_one_line_and_status_2(case, place, capsys):
     arguments, message = CASES[case]
     before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}

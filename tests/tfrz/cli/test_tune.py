@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from tests.tfrz.cli.cases import cases
 from tfrz.cli.main import main
 from tfrz.config import read_yaml
 from tfrz.training import fit as loop
@@ -255,7 +256,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.replace(" ", "_"))
+@pytest.mark.parametrize("case", cases(CASES))
 def test_one_line_and_status_2(case, tmp_path, capsys):
     (tmp_path / "rank.yaml").write_text("name: dcn_v2\nmodel: {rank: 4}\n")
     (tmp_path / "rnk.yaml").write_text("model: {rnk: 4}\n")

@@ -215,6 +215,7 @@ def _stored(store: Path, number: int) -> dict[str, Any]:
     return json.loads((Store(store).generation(number) / "health.json").read_text())
 
 
+@pytest.mark.needs("apache_beam")
 def test_the_job_writes_it(tmp_path, model):
     one = export(_events(3), tmp_path, D0)
     two = export(_events(3), tmp_path, D0 + 3 * DAY)

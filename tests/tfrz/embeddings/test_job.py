@@ -45,6 +45,8 @@ from tfrz.embeddings.store import Store, open_embeddings
 from tfrz.errors import InputError
 from tfrz.layers.quantize import pack4, unpack4
 
+pytestmark = pytest.mark.needs("apache_beam")
+
 bucket = lazy("tfrz.embeddings.bucket")
 job = lazy("tfrz.embeddings.job")
 

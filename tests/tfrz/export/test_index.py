@@ -404,12 +404,12 @@ def test_scann_still_finds_a_list_for_those_who_have_seen_the_best_of_it(large, 
     assert _found(rows, expected) >= 0.9
 
 
+@pytest.mark.needs("scann")
 @pytest.mark.slow
 @pytest.mark.parametrize("interests", [1, 2])
 def test_scann_that_looks_at_fewer_items_than_are_asked_for_leaves_the_other_places_empty(
     interests,
 ):
-    pytest.importorskip("scann")
     vectors = _clusters(60)
     config = IndexConfig(kind="scann", num_leaves=6, leaves_to_search=1)
     users = np.random.default_rng(0).normal(size=(5, interests, 8))
@@ -419,18 +419,18 @@ def test_scann_that_looks_at_fewer_items_than_are_asked_for_leaves_the_other_pla
     assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in rows)
 
 
+@pytest.mark.needs("scann")
 @pytest.mark.slow
 def test_scann_lists_the_whole_catalogue_if_asked():
-    pytest.importorskip("scann")
     vectors = _clusters(100)
     rows, _ = _search(_index(vectors, 100, ALL), np.random.default_rng(0).normal(size=(3, 2, 8)))
     np.testing.assert_array_equal(np.sort(rows, axis=1), np.tile(np.arange(100), (3, 1)))
 
 
+@pytest.mark.needs("scann")
 @pytest.mark.slow
 def test_a_catalogue_too_small_for_scann_is_answered_or_refused_in_words():
     """In a process of its own: ScaNN ends the process that gives it a single item."""
-    pytest.importorskip("scann")
     code = """
 import numpy as np
 from tests.tfrz.export.test_index import _index, _search, IndexConfig, InputError

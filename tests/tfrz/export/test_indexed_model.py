@@ -358,9 +358,9 @@ def test_an_index_of_other_items_is_found_out(rebuilt):
 # ScaNN.
 
 
+@pytest.mark.needs("scann")
 @pytest.mark.slow
 def test_a_model_with_scann_says_what_it_needs(trained, rebuilt, monkeypatch):
-    pytest.importorskip("scann")
     settings = ("export.index={kind: scann, num_leaves: 5, leaves_to_search: 5}",)
     new = rebuilt(_known(range(50)), *settings)
     told = (new.path / "assets" / "required_ops.txt").read_text()

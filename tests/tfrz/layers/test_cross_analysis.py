@@ -156,8 +156,8 @@ def test_conversion_at_full_rank_computes_the_same():
         to_low_rank(layer, DIM + 1)
 
 
+@pytest.mark.needs("matplotlib")
 def test_heat_map_is_a_picture(tmp_path):
-    pytest.importorskip("matplotlib")
     path = tmp_path / "interactions.png"
     plot_interactions(interaction_norms(_built("mixture"), WIDTHS), ["user", "item", "age"], path)
     assert path.read_bytes().startswith(b"\x89PNG")

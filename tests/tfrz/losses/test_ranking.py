@@ -59,10 +59,10 @@ def _value_and_gradient(loss, labels, scores, weights=None):
     return float(value), tape.gradient(value, scores).numpy()
 
 
+@pytest.mark.needs("tensorflow_ranking")
 @pytest.mark.parametrize("case", ["grades", "binary", "padded", "zeros", "ties", "fractions"])
 @pytest.mark.parametrize("kind", LOSSES)
 def test_values_and_gradients_are_those_of_tf_ranking(kind, case, monkeypatch):
-    pytest.importorskip("tensorflow_ranking")
     if kind == "sigmoid" and case not in ("binary", "padded"):
         pytest.skip("labels of a sigmoid are 0 or 1")
     labels, scores = _lists(case)

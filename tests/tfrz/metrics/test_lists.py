@@ -25,10 +25,10 @@ def _lists(padded: bool = True) -> tuple[np.ndarray, np.ndarray]:
     return labels, rng.normal(size=(40, 8)).astype(np.float32)
 
 
+@pytest.mark.needs("tensorflow_ranking")
 @pytest.mark.parametrize("topn", [None, 1, 3, 20])
 @pytest.mark.parametrize("name", METRICS)
 def test_values_are_those_of_tf_ranking(name, topn):
-    pytest.importorskip("tensorflow_ranking")
     labels, scores = _lists()
     own, theirs = METRICS[name](topn), getattr(tfr.keras.metrics, name)(topn=topn)
     for part in (slice(0, 7), slice(7, 40)):

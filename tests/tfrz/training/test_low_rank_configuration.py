@@ -16,6 +16,7 @@ from tfrz.cli.main import main
 from tfrz.config import read_yaml
 from tfrz.data.records import open_source
 from tfrz.errors import ConfigError
+from tfrz.keras_versions import layers_within
 from tfrz.layers import LowRankCross, LowRankDense
 from tfrz.models.factorizable import low_rank_layers, with_low_rank
 from tfrz.training import fit as loop
@@ -86,7 +87,7 @@ def reloaded(trained):
 
 
 def of_low_rank(model):
-    return {m.name: m for m in model.submodules if isinstance(m, LowRankDense | LowRankCross)}
+    return {m.name: m for m in layers_within(model) if isinstance(m, LowRankDense | LowRankCross)}
 
 
 @pytest.mark.parametrize("name", MODELS)

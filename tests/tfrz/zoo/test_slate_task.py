@@ -392,6 +392,7 @@ def test_the_reports_metrics_are_those_of_base_order_and_slates(run):
     assert report["rank_gain"] == pytest.approx(np.nanmean(gains), abs=1e-6)
 
 
+@pytest.mark.needs("apache_beam")
 def test_the_loop_judges_what_the_model_sees_and_the_evaluator_the_whole_list(run):
     """As docs/lists.md has it; they differ where a list is longer than the model takes."""
     task = run.task()
@@ -611,8 +612,8 @@ def _with_grades(documents: pa.Table, query: bytes, grades) -> pa.Table:
     return documents.set_column(place, "relevance", pa.array(relevance))
 
 
+@pytest.mark.needs("lightgbm")
 def test_a_training_query_is_scored_by_models_that_did_not_see_it():
-    pytest.importorskip("lightgbm")
     documents = _documents()
     first = _scored(documents)
     owners = dict(zip(documents["item"].to_pylist(), documents["query"].to_pylist(), strict=True))
@@ -624,15 +625,15 @@ def test_a_training_query_is_scored_by_models_that_did_not_see_it():
         assert b"q79" in changed and len(changed) > 40
 
 
+@pytest.mark.needs("lightgbm")
 def test_grades_that_are_held_out_teach_nothing():
-    pytest.importorskip("lightgbm")
     documents = _documents()
     other = _with_grades(documents, b"q79", lambda grades: 4 - grades)
     assert _scored(other) == _scored(documents)
 
 
+@pytest.mark.needs("lightgbm")
 def test_lambda_mart_orders_by_what_it_learned():
-    pytest.importorskip("lightgbm")
     documents = _documents()
     scored = _scored(documents)
     by_score = [scored[item] for item in documents["item"].to_pylist()]
@@ -641,28 +642,28 @@ def test_lambda_mart_orders_by_what_it_learned():
     assert learned > 0.7
 
 
+@pytest.mark.needs("lightgbm")
 def test_too_few_training_queries_for_lambda_mart_are_told():
-    pytest.importorskip("lightgbm")
     with pytest.raises(InputError, match="4 training queries are too few for LambdaMART"):
         _scored(_documents(queries=24))
 
 
+@pytest.mark.needs("lightgbm")
 def test_lambda_mart_without_numeric_features_is_refused():
-    pytest.importorskip("lightgbm")
     spec, documents = ListSpec(candidate=(Feature("brand"),)), _documents()
     with pytest.raises(InputError):
         with_lambda_mart(documents, spec, splits_of(documents, (0.0, 0.0), 0))
 
 
+@pytest.mark.needs("lightgbm")
 def test_grades_that_lambda_mart_does_not_take_are_told():
     """LightGBM has gains for grades to 30."""
-    pytest.importorskip("lightgbm")
     with pytest.raises(InputError):
         _scored(_with_grades(_documents(), b"q0", lambda grades: grades + 1000))
 
 
+@pytest.mark.needs("lightgbm")
 def test_a_run_with_lambda_mart_starts_from_its_order(run):
-    pytest.importorskip("lightgbm")
     entry = registry.get("seq2slate")
     prepared = {}
     for ranker in ("source", "lambda_mart"):
@@ -677,6 +678,7 @@ def test_a_run_with_lambda_mart_starts_from_its_order(run):
     assert ndcg["lambda_mart"] > ndcg["source"] + 0.05
 
 
+@pytest.mark.needs("apache_beam")
 def test_the_pipeline_refuses_to_fit_a_base_ranker(tmp_path):
     from tfx_pipelines.local_runner import run_pipeline
 

@@ -871,6 +871,7 @@ def test_every_known_data_set_has_a_configuration():
     assert names == {"simulated", *DATA} == set(registry.get("dv365").datasets)
 
 
+@pytest.mark.needs("tensorflow_model_analysis")
 @pytest.mark.parametrize("name", ["simulated", *DATA])
 def test_configurations_make_examples(name, tmp_path):
     overrides = ["data.options={users: 25, days: 15, impressions: 12}"]
@@ -956,6 +957,7 @@ def _evaluator(**values):
     return load_run_config("dv365", "events.csv", overrides).evaluator
 
 
+@pytest.mark.needs("tensorflow_model_analysis")
 def test_thresholds_are_those_of_the_configuration():
     wanted = _evaluator(max_normalized_entropy={"liked": 0.9}, max_rise=0.03)
     config = load_run_config("dv365", "events.csv", [])
@@ -1026,6 +1028,7 @@ def _judged(kind: str, examples: list[_Extracts], parts: int) -> float:
     return value
 
 
+@pytest.mark.needs("apache_beam")
 @pytest.mark.parametrize("parts", [1, 3])
 def test_metrics_of_the_evaluator_are_their_definitions(parts):
     rng = np.random.default_rng(0)
@@ -1044,6 +1047,7 @@ def test_metrics_of_the_evaluator_are_their_definitions(parts):
     assert _judged("mse", examples, parts) == pytest.approx(np.mean((label - chance) ** 2))
 
 
+@pytest.mark.needs("apache_beam")
 def test_metrics_of_the_evaluator_by_hand():
     """Invariant 12."""
     y, p = [1.0, 0, 0, 1, 0], [0.8, 0.1, 0.3, 0.6, 0.2]
