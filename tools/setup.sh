@@ -30,14 +30,17 @@ find_uv() {
 }
 
 find_uv "$@"
-rm -rf "$venv"
-if python=$(bash "$here/find_python.sh" "$@" 2>/dev/null); then
-  "$uv" venv -q --python "$python" "$venv"
-elif ! "$uv" venv -q --python "$1" --python-preference only-managed "$venv" 2>/dev/null; then
-  echo "set-up: no Python $1 on the PATH, in pyenv or in uv, and uv could not download it: install" \
-    "Python $1 (uv python install $1, pyenv install $1, or the system's package), then run this again" >&2
-  exit 2
+if ! python=$(bash "$here/find_python.sh" "$@" 2>/dev/null); then
+  if ! "$uv" venv -q --python "$1" --python-preference only-managed "$tools/found" 2>/dev/null; then
+    echo "set-up: no Python $1 on the PATH, in pyenv or in uv, and uv could not download it: install" \
+      "Python $1 (uv python install $1, pyenv install $1, or the system's package), then run this again" >&2
+    exit 2
+  fi
+  python=$("$tools/found/bin/python" -c 'import sys; print(sys._base_executable)')
 fi
+# Only now, when there is a Python to make it anew.
+rm -rf "$venv"
+"$uv" venv -q --python "$python" "$venv"
 echo "set-up: $("$venv/bin/python" --version) into $venv, $(grep -c '^[^ #].*==' "$lock") packages of $lock"
 # The locks are whole. TFX's own metadata refuse Python 3.11, on which it runs.
 "$uv" pip install -q --no-deps --python "$venv/bin/python" -r "$lock"

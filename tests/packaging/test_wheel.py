@@ -168,6 +168,21 @@ def test_lists_come_from_the_installed_files(tfrz):
     assert "--target" in tfrz("-m", "benchmarks.load_test", "--help", program=tfrz.python)
 
 
+def test_a_pipeline_without_tfx_ends_in_one_line(tfrz):
+    done = subprocess.run(
+        [tfrz.program, "pipeline", "run", "dcn_v2", "--root", "runs/pipeline"],
+        cwd=tfrz.folder,
+        env=tfrz.variables,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "tfrz: tfrz pipeline needs TFX: docs/install.md says how it is installed"
+    )
+    assert "Traceback" not in done.stderr
+
+
 def test_a_model_is_trained_served_and_asked(tfrz):
     settings = ("--set", "trainer.epochs=1", "--set", "data.options.rows=2000")
     tfrz("train", "dcn_v2", "--out", "runs/dcn", *settings)
