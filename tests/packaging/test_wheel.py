@@ -177,10 +177,9 @@ def test_a_pipeline_without_tfx_ends_in_one_line(tfrz):
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == (
-        "tfrz: tfrz pipeline needs TFX: docs/install.md says how it is installed"
-    )
-    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines() == [
+        "tfrz pipeline needs TFX: docs/install.md says how it is installed"
+    ]
 
 
 def test_a_model_is_trained_served_and_asked(tfrz):
