@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import inspect
 import json
 import logging
 import re
@@ -31,6 +32,14 @@ from tfrz.serving.manager import ModelManager, State
 from tfrz.serving.metrics import Metrics
 from tfrz.serving.model import Call
 from tfrz.serving.status import RequestError, code_name, invalid
+
+# The option that writes fields with default values; releases 5 and later of protobuf renamed it.
+_PRINT_DEFAULTS = (
+    "always_print_fields_with_no_presence"
+    if "always_print_fields_with_no_presence"
+    in inspect.signature(json_format.MessageToDict).parameters
+    else "including_default_value_fields"
+)
 
 logger = logging.getLogger(__name__)
 # The library logs every malformed request with a stack trace; the response already has the reason.
@@ -222,10 +231,7 @@ class RestSurface:
             signatures = get_model_metadata_pb2.SignatureDefMap()
             for name, signature in loaded.signatures.items():
                 signatures.signature_def[name].CopyFrom(signature)
-        options: dict[str, Any] = {
-            "including_default_value_fields": True,
-            "preserving_proto_field_name": True,
-        }
+        options: dict[str, Any] = {_PRINT_DEFAULTS: True, "preserving_proto_field_name": True}
         described = json_format.MessageToDict(signatures, **options)
         for signature in described["signature_def"].values():
             for info in (*signature["inputs"].values(), *signature["outputs"].values()):

@@ -173,6 +173,10 @@ class DistillConfig:
         )
 
 
+def _same(value: Any) -> Any:
+    return value
+
+
 class Distiller(keras.Model):
     """Trains a student on labels and on a teacher with Keras' own `fit`.
 
@@ -228,6 +232,8 @@ class Distiller(keras.Model):
         # Keras does not track layers inside partial functions: they are neither trained nor saved.
         self._ask = None if teacher is None else functools.partial(teacher, **arguments)
         self._of_classes = functools.partial(config.class_term, class_vectors=class_vectors)
+        # In a partial function for the same reason: a metric's variables are no weights.
+        self._mean_loss_metric = functools.partial(_same, keras.metrics.Mean(name="loss"))
 
     def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
         """The student's logits."""
@@ -284,7 +290,7 @@ class Distiller(keras.Model):
         variables = self.student.trainable_variables
         gradients = tape.gradient(shared, variables)
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        return {**self._measured(inputs, labels, logits, weights), "loss": loss}
+        return self._measured(inputs, labels, logits, weights, loss)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """The metrics of a batch."""
@@ -292,9 +298,17 @@ class Distiller(keras.Model):
         labels, taught = self._taught(inputs, labels)
         logits = self.student(inputs, training=False)
         loss = self._mean_loss(logits, labels, taught, weights)
-        return {**self._measured(inputs, labels, logits, weights), "loss": loss}
+        return self._measured(inputs, labels, logits, weights, loss)
 
-    def _measured(self, inputs: Any, labels: Any, logits: Any, weights: Any) -> dict[str, Any]:
-        """The metrics of `compile`, from the labels alone."""
-        found = self.compute_metrics(inputs, labels, logits, weights)
-        return {name: value for name, value in found.items() if name != "loss"}
+    def _measured(
+        self, inputs: Any, labels: Any, logits: Any, weights: Any, loss: tf.Tensor
+    ) -> dict[str, Any]:
+        """The mean loss so far, and the metrics of `compile`, from the labels alone."""
+        mean = self._mean_loss_metric()
+        mean.update_state(loss, sample_weight=tf.shape(logits)[0])
+        return {**self.compute_metrics(inputs, labels, logits, weights), "loss": mean.result()}
+
+    @property
+    def metrics(self) -> list[Any]:
+        """The mean loss and the metrics of `compile`; Keras resets them for each epoch."""
+        return [self._mean_loss_metric(), *(m for m in super().metrics if m.name != "loss")]

@@ -147,7 +147,7 @@ def test_a_base_path_that_goes_away_or_is_empty(server, client, tmp_path):
     assert client.constant("gone") == 1.0
     base.mkdir()
     assert until(lambda: client.available("gone") == [])
-    assert client.states("gone") == [(1, "END")]
+    assert until(lambda: client.states("gone") == [(1, "END")])
     assert failure(client.constant, "gone") == (
         "NOT_FOUND",
         "Servable not found for request: Latest(gone)",
