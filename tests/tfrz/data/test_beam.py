@@ -12,6 +12,8 @@ from tests.tfrz.data import small_sources as sources
 from tfrz.data.records import open_source
 from tfrz.data.sources.reader import read_table
 
+pytestmark = pytest.mark.needs("apache_beam")
+
 beam = lazy("apache_beam")
 data_beam = lazy("tfrz.data.beam")
 metrics = lazy("apache_beam.metrics")

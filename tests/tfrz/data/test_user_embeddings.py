@@ -190,6 +190,7 @@ def _records(path) -> list[bytes]:
     return found
 
 
+@pytest.mark.needs("apache_beam")
 def test_impressions_are_joined_under_beam_as_in_memory(tmp_path):
     reader = open_source("simulated", None, "impression", rows=4_000)
     table, _ = read_table(reader)
@@ -215,6 +216,7 @@ def _content(example: bytes, spec: FeatureSpec) -> str:
     return str([list(features[f.name].bytes_list.value) for f in spec.features])
 
 
+@pytest.mark.needs("apache_beam")
 def test_histories_are_joined_under_beam_as_in_memory(tmp_path):
     config = _config()
     events = _events()
@@ -250,6 +252,7 @@ def _row(row: dict) -> str:
     return json.dumps({name: str(values) for name, values in row.items()}, sort_keys=True)
 
 
+@pytest.mark.needs("apache_beam")
 @pytest.mark.parametrize("kind", ["impressions", "histories"])
 def test_a_pipeline_that_finds_nobody_fails_and_names_a_user(kind):
     join = EmbeddingJoin(_store([1], prefix="stranger"), "folder", "user")

@@ -218,6 +218,7 @@ def _line(row: dict) -> str:
     return json.dumps(plain, sort_keys=True)
 
 
+@pytest.mark.needs("apache_beam")
 @pytest.mark.parametrize("setting", SPLIT_SETTINGS)
 def test_beam_makes_the_same_examples_as_memory(setting, tmp_path):
     config = _config(**SPLIT_SETTINGS[setting])
@@ -228,6 +229,7 @@ def test_beam_makes_the_same_examples_as_memory(setting, tmp_path):
         assert found[split] == sorted(map(_line, expected[split]))
 
 
+@pytest.mark.needs("apache_beam")
 def test_beam_refuses_a_fixed_point_that_it_did_not_reach(tmp_path):
     config = _config(
         min_item_count=5, min_user_count=5, min_count_passes="fixed_point", max_passes=1

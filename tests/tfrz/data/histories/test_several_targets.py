@@ -231,6 +231,7 @@ def _run(events: pa.Table, config: HistoryConfig, folder: Path, chunk: int, **mo
     return {split: sorted((folder / split).read_text().splitlines()) for split in SPLITS}
 
 
+@pytest.mark.needs("apache_beam")
 @settings
 def test_beam_makes_the_same_examples_as_memory(setting, tmp_path):
     config, events = _config(**SETTINGS[setting]), _events()

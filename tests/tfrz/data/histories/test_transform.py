@@ -194,6 +194,7 @@ def _comparable(row: dict) -> tuple[str, list[float]]:
     return json.dumps(whole), prices
 
 
+@pytest.mark.needs("tensorflow_transform")
 def test_both_transforms_agree(by_transform):
     rows, output = by_transform
     table = _table(_random_rows())
@@ -209,6 +210,7 @@ def test_both_transforms_agree(by_transform):
     assert fitted.vocabulary_sizes == tft_analyzers.vocabulary_sizes_from_transform(output, SPEC)
 
 
+@pytest.mark.needs("tensorflow_transform")
 def test_the_transforms_graph_answers_without_a_target(by_transform):
     _, output = by_transform
     spec = raw_feature_spec(SPEC, label=False)

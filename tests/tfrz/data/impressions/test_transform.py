@@ -85,6 +85,7 @@ def by_transform(tmp_path_factory):
     return rows, tft.TFTransformOutput(str(folder / "output"))
 
 
+@pytest.mark.needs("tensorflow_transform")
 @pytest.mark.parametrize("feature", [f.name for f in SPEC.features] + ["label"])
 def test_both_transforms_agree(feature, by_transform):
     rows, _ = by_transform
@@ -99,6 +100,7 @@ def test_both_transforms_agree(feature, by_transform):
             np.testing.assert_allclose(theirs[name], own, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.needs("tensorflow_transform")
 def test_both_count_the_same_ids(by_transform):
     _, output = by_transform
     fitted = ImpressionPreprocessor.fit(_table(), SPEC)

@@ -380,6 +380,7 @@ BEAM = {
 }
 
 
+@pytest.mark.needs("apache_beam")
 @pytest.mark.parametrize("case", BEAM)
 def test_beam_makes_the_same_lists_as_memory(case, tmp_path):
     settings, more, size, splits = BEAM[case]

@@ -323,6 +323,7 @@ def _comparable(row: dict) -> tuple[str, list[float]]:
     return json.dumps([whole, np.round(others, 2).tolist()]), others
 
 
+@pytest.mark.needs("tensorflow_transform")
 def test_both_transforms_agree(by_transform):
     rows, theirs, output = by_transform
     table = _table(rows)
@@ -336,6 +337,7 @@ def test_both_transforms_agree(by_transform):
         np.testing.assert_allclose(there[1], here[1], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.needs("tensorflow_transform")
 def test_the_transforms_graph_answers_without_a_label(by_transform):
     _, _, output = by_transform
     raw = tf.io.parse_example([b"", b""], raw_feature_spec(SPEC, label=False))

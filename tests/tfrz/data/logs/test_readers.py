@@ -634,6 +634,7 @@ def _under_beam(batches, spec, config, schema, folder: Path, **more) -> dict[str
     return {split: _examples_of(folder / split) for split in SPLITS}
 
 
+@pytest.mark.needs("apache_beam")
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_beam_makes_the_same_examples_with_outcomes_as_memory(setting, tmp_path):
     from tfrz.data.histories.examples import drop_duplicates, drop_rare
@@ -650,6 +651,7 @@ def test_beam_makes_the_same_examples_with_outcomes_as_memory(setting, tmp_path)
         assert told == sorted(_canonical(e, OUTCOMES) for e in expected[split].to_pylist())
 
 
+@pytest.mark.needs("apache_beam")
 def test_what_the_pipeline_reads_of_a_log_is_what_memory_reads(tmp_path):
     """From the reader to parsed examples, as ExampleGen and Transform see them."""
     reader = open_source("simulated", None, "logged_action", **SMALL)

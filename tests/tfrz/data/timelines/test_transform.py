@@ -386,6 +386,7 @@ def _line(row: dict) -> str:
     return json.dumps({name: np.asarray(row[name]).tolist() for name in sorted(row)})
 
 
+@pytest.mark.needs("tensorflow_transform")
 def test_both_transforms_give_the_same_vocabularies(fitted, by_transform):
     _, output = by_transform
     found = tft_analyzers.vocabularies_from_transform(output, SPEC)
@@ -393,6 +394,7 @@ def test_both_transforms_give_the_same_vocabularies(fitted, by_transform):
     assert tft_analyzers.vocabulary_sizes_from_transform(output, SPEC) == fitted.vocabulary_sizes
 
 
+@pytest.mark.needs("tensorflow_transform")
 def test_both_transforms_give_the_same_examples(fitted, by_transform, examples):
     rows, _ = by_transform
     ours = transform_timelines(fitted, examples["train"], SPEC)
@@ -403,6 +405,7 @@ def test_both_transforms_give_the_same_examples(fitted, by_transform, examples):
     assert sorted(rows) == sorted(own)
 
 
+@pytest.mark.needs("tensorflow_transform")
 def test_the_transforms_graph_answers_requests(fitted, by_transform, examples):
     _, output = by_transform
     layer = output.transform_features_layer()
@@ -460,6 +463,7 @@ def _by_beam(events: pa.Table, config: TimelineConfig, folder: Path, chunk: int)
 BY_TIME = {"split": "time", "validation_start": NOW + 7 * DAY, "test_start": NOW + 9 * DAY}
 
 
+@pytest.mark.needs("apache_beam")
 @pytest.mark.parametrize(
     "values",
     [
@@ -481,6 +485,7 @@ def test_beam_makes_the_same_examples_as_memory(values, tmp_path):
     assert counters == left_out
 
 
+@pytest.mark.needs("apache_beam")
 def test_beam_takes_batches_of_which_nothing_is_left(tmp_path):
     events = _events(users=20)
     nod = pa.array([b"nod"] * events.num_rows, pa.binary())
@@ -494,6 +499,7 @@ def test_beam_takes_batches_of_which_nothing_is_left(tmp_path):
         assert found[split]
 
 
+@pytest.mark.needs("apache_beam")
 def test_what_a_run_before_has_read_is_left_out_uncounted():
     events = _events(users=5)
     (batch,) = events.to_batches()
@@ -510,6 +516,7 @@ def test_what_a_run_before_has_read_is_left_out_uncounted():
         assert all(since <= time < as_of for time in one.column("time").to_pylist())
 
 
+@pytest.mark.needs("apache_beam")
 def test_users_are_kept_together():
     events = _events(users=60, seed=2)
     found: dict[int, set[bytes]] = collections.defaultdict(set)
