@@ -51,6 +51,20 @@ def layers_within(model: keras.layers.Layer) -> list[keras.layers.Layer]:
     return list(found.values())[1:]
 
 
+def exchange_layer(model: keras.Model, old: keras.layers.Layer, new: keras.layers.Layer) -> None:
+    """Lets a layer have the place of another among a model's weights, where its attributes do.
+
+    Keras 2 does so by itself. Keras 3 has no public way: what was an attribute once stays among
+    its layers, and a saved model finds layers of one class by their order.
+    """
+    if KERAS_3:
+        place = next(i for i, layer in enumerate(model._layers) if layer is old)
+        for layer in (old, new):
+            model._tracker.untrack(layer)
+        model._tracker.track(new)
+        model._layers.insert(place, model._layers.pop())
+
+
 def make_optimizer(kind: type[keras.optimizers.Optimizer], **settings: Any) -> Any:
     """An optimiser whose update is not compiled on its own.
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import keras
 
+from tfrz.keras_versions import exchange_layer
 from tfrz.layers.low_rank_dense import LowRankDense
 from tfrz.layers.temporal import policy_of
 
@@ -76,6 +77,7 @@ def replace_layer(model: keras.Model, old: keras.layers.Layer, new: keras.layers
         if any(layer is old for layer in _layers_in(value)):
             # Set the whole attribute: Keras cannot save a list that was changed in place.
             setattr(model, name, changed(value))
+    exchange_layer(model, old, new)
 
 
 def low_rank_like(
