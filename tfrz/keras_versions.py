@@ -19,6 +19,8 @@ import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 KERAS_3 = not keras.__version__.startswith("2.")
+# The environment of tested versions that this one belongs to (docs/install.md).
+LANE = "newest" if KERAS_3 else "reference"
 
 if keras.backend.backend() != "tensorflow":
     # Keras 3 reads its backend from ~/.keras/keras.json too.

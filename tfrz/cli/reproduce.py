@@ -9,7 +9,9 @@ HELP = "run papers' experiments and compare the results; without a name, list th
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    parser.add_argument("names", nargs="*", metavar="GROUP/EXPERIMENT", help="names or globs")
+    parser.add_argument(
+        "names", nargs="*", metavar="GROUP/EXPERIMENT", help="names, groups or globs"
+    )
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -24,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of finished trainings, which a repeated command reuses",
     )
     parser.add_argument("--jobs", type=int, default=1, help="number of parallel trainings (1)")
+    parser.add_argument(
+        "--other-lane",
+        metavar="PYTHON",
+        help="for lanes/*: the Python of the other lane's environment (.venv-newest/bin/python or "
+        ".venv/bin/python in this folder, whichever is not this one)",
+    )
     parser.add_argument(
         "--store", action="store_true", help="save the results in the package, for the docs"
     )
@@ -64,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
                 work=Path(args.work) / experiment.name.partition("/")[0],
                 say=lambda line: print(f"  {line}", file=sys.stderr, flush=True),
                 jobs=args.jobs,
+                other_lane=args.other_lane,
             )
         )
         held &= outcome.held

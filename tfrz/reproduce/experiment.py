@@ -102,6 +102,7 @@ class Context:
       say: prints a line of progress.
       jobs: how many runs to train at the same time, each in a separate process.
       size: the sizes of this run by name; set by `Experiment.run`.
+      other_lane: the Python of the other lane's environment, if the user named one.
     """
 
     quick: bool
@@ -111,6 +112,7 @@ class Context:
     say: Callable[[str], None]
     jobs: int = 1
     size: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    other_lane: str | None = None
 
     @property
     def seeds(self) -> list[int]:
@@ -177,29 +179,37 @@ class Experiment:
 
 # Experiments of recipes, which apply to every model and so have no row of the registry.
 RECIPES = ("tfrz.reproduce.distillation", "tfrz.reproduce.low_rank")
+# Experiments on this package itself.
+OWN = ("tfrz.reproduce.lanes",)
 
 
 def experiments() -> dict[str, Experiment]:
     """All experiments of the zoo by name; each module lists its own in `EXPERIMENTS`."""
     modules = [m for model in registry.names() for m in registry.get(model).reproduce]
     found = {}
-    for module in (*modules, *RECIPES):
+    for module in (*modules, *RECIPES, *OWN):
         for experiment in importlib.import_module(module).EXPERIMENTS:
             found[experiment.name] = experiment
     return found
 
 
 def select(patterns: Sequence[str]) -> list[Experiment]:
-    """The experiments that names or globs pick, in the zoo's order.
+    """The experiments that names, groups or globs pick, in the zoo's order.
+
+    Args:
+      patterns: `group/experiment`, `group` for all of a group, or globs of them.
 
     Raises:
       InputError: a pattern picks none.
     """
     known = experiments()
-    for pattern in patterns:
-        if not fnmatch.filter(known, pattern):
-            raise InputError(f"no experiment is called {pattern!r}{did_you_mean(pattern, known)}")
-    return [e for n, e in known.items() if any(fnmatch.fnmatch(n, p) for p in patterns)]
+    groups = {name.partition("/")[0] for name in known}
+    globs = [f"{pattern}/*" if pattern in groups else pattern for pattern in patterns]
+    for glob in globs:
+        if not fnmatch.filter(known, glob):
+            suggestion = did_you_mean(glob, {*known, *groups})
+            raise InputError(f"no experiment is called {glob!r}{suggestion}")
+    return [e for n, e in known.items() if any(fnmatch.fnmatch(n, glob) for glob in globs)]
 
 
 RESULTS = Path(__file__).parent / "results"

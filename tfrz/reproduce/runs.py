@@ -64,6 +64,8 @@ class Runs:
     ) -> list[Row]:
         """Returns the rows of `keys`; trains those that are missing.
 
+        A row with the key `unfinished` is returned, and tried again by a repeated command.
+
         Args:
           train: maps a key to its row, whose `says` is the line of progress; a module's function,
             so that other processes can call it.
@@ -71,7 +73,7 @@ class Runs:
           jobs: processes; with one, this process trains.
           say: takes a line when a run is done.
         """
-        missing = [key for key in keys if self._get(key) is None]
+        missing = [key for key in keys if "unfinished" in (self._get(key) or {"unfinished": ""})]
         timed = functools.partial(_timed, train)
 
         def keep(key: dict[str, Any], row: Row) -> None:

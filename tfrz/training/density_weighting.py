@@ -346,6 +346,31 @@ def _assign(model: keras.Model, omega: NDArray[np.float64]) -> None:
     model.target_weights.assign(rows)
 
 
+def start_equal(
+    model: keras.Model, task: WeightedTask, train: Batches
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sets the statistics of the training set in the model, and equal weights of its examples.
+
+    Args:
+      model: a two-tower model, as described in the module.
+      task: whose `start` counts the targets.
+      train: the training set.
+
+    Returns:
+      How often each item is a target, and its weight, `[items]` each.
+
+    Raises:
+      InputError: no training example has a known target.
+    """
+    task.start(model, train)
+    counts = model.target_counts.numpy()[1 : 1 + model.num_items].astype(np.float64)
+    if not counts.sum():
+        raise InputError("no training example has a known target: nothing to learn from")
+    equal = example_weights(counts / counts.sum(), counts)
+    _assign(model, equal)
+    return counts, equal
+
+
 def fit_weighted(
     model: keras.Model,
     task: WeightedTask,
@@ -386,11 +411,7 @@ def fit_weighted(
             "trainer.learning_rate_schedule",
             "cosine ends at 0, but density weighting continues with the same optimiser",
         )
-    task.start(model, train)
-    counts = model.target_counts.numpy()[1 : 1 + model.num_items].astype(np.float64)
-    if not counts.sum():
-        raise InputError("no training example has a known target: nothing to learn from")
-    equal = example_weights(counts / counts.sum(), counts)
+    counts, equal = start_equal(model, task, train)
     by_frequency = weighting.kind == "frequency"
     first = inverse_frequency_weights(counts, weighting.max_weight) if by_frequency else equal
     _assign(model, first)

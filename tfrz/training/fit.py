@@ -395,6 +395,35 @@ def _judge(loop: _Loop, progress: _Progress, objective: str, evaluations_of_pati
         progress.stopped = True
 
 
+def _total_steps(train: Batches, config: TrainerConfig) -> int:
+    """The largest number of steps of a run."""
+    total = train.steps_per_epoch * config.epochs
+    return total if config.max_steps is None else min(total, config.max_steps)
+
+
+def step_losses(
+    model: keras.Model, task: Trainable, train: Batches, config: TrainerConfig, steps: int
+) -> list[float]:
+    """Trains `model` for some steps, as `fit` does, and returns the loss of each.
+
+    The model has its last weights afterwards. Nothing is evaluated or written.
+
+    Args:
+      model: built by `build_model`.
+      task: the losses.
+      train: the training set.
+      config: the settings; a learning rate that changes does so over the whole run.
+      steps: how many; more than one epoch if need be.
+    """
+    loop = _Loop(model, task, config, _total_steps(train, config))
+    losses: list[float] = []
+    for epoch in range(-(-steps // train.steps_per_epoch)):
+        iterator = loop.iterator(train.epoch(epoch))
+        count = min(train.steps_per_epoch, steps - len(losses))
+        losses += [loop.run(iterator, 1) for _ in range(count)]
+    return losses
+
+
 def fit(
     model: keras.Model,
     task: Trainable,
@@ -424,10 +453,7 @@ def fit(
     """
     objective = objective_of(task, config)
     direction(objective)  # Refuses a metric without one before the first step.
-    steps_per_epoch = train.steps_per_epoch
-    total = steps_per_epoch * config.epochs
-    if config.max_steps is not None:
-        total = min(total, config.max_steps)
+    steps_per_epoch, total = train.steps_per_epoch, _total_steps(train, config)
     loop = _Loop(model, task, config, total, optimizer)
     state = _Progress()
     checkpoints = _Checkpoints(directory, loop, state)
