@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import sys
@@ -15,7 +16,7 @@ import tfrz
 from tfrz.cli.main import main
 from tfrz.errors import InputError
 from tfrz.keras_versions import LANE
-from tfrz.reproduce.experiment import experiments, select
+from tfrz.reproduce.experiment import Context, experiments, select
 from tfrz.reproduce.lanes import lane, losses, metrics, saved_models, worker
 from tfrz.reproduce.runs import Runs
 from tfrz.training.batches import ArrayBatches
@@ -383,10 +384,6 @@ def test_one_model_has_the_same_losses_on_both_lanes(tmp_path, monkeypatch):
     python = other_lane()
     if python is None:
         pytest.skip("there is no environment of the other lane")
-    import dataclasses
-
-    from tfrz.reproduce.experiment import Context
-
     sizes = {"steps": 3, "models": ("dcn_v2",), "cap_s": 240}
     experiment = dataclasses.replace(losses.EXPERIMENT, full=sizes, quick={})
     says = []
@@ -395,3 +392,16 @@ def test_one_model_has_the_same_losses_on_both_lanes(tmp_path, monkeypatch):
     assert outcome.held and len(outcome.rows) == 1, outcome
     assert len(outcome.details["losses"]["dcn_v2"]["newest"]) == 3
     assert any(line.startswith("newest: Python") for line in says)
+
+
+@pytest.mark.slow
+def test_one_model_answers_alike_on_both_lanes(tmp_path):
+    python = other_lane()
+    if python is None:
+        pytest.skip("there is no environment of the other lane")
+    full = {**saved_models.EXPERIMENT.full, "steps": 2, "models": ("dcn_v2",)}
+    experiment = dataclasses.replace(saved_models.EXPERIMENT, full=full, quick={})
+    outcome = experiment.run(Context(False, 0, None, tmp_path, print, other_lane=python))
+    saved = [row for row in outcome.rows if row[0] == "SavedModel, dcn_v2"]
+    assert [row[1] for row in saved] == NAMES and [row[-1] for row in saved] == ["", ""]
+    assert outcome.held, [check.line for check in outcome.checks]

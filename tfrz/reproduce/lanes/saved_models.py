@@ -160,7 +160,7 @@ def _saved_models(
                 {
                     "do": "answers",
                     "model": row["key"]["model"],
-                    "folder": row["key"]["to"],
+                    "folder": str(folder / source),
                     "to": str(Path(row["key"]["to"], f"answers.{lane.name}.npz")),
                 }
             )

@@ -205,18 +205,20 @@ def _plain(outputs: Mapping[str, tf.Tensor], prefix: str) -> Arrays:
     }
 
 
-def answers(folder: str, to: str) -> dict[str, Any]:
+def answers(model: str, folder: str, to: str) -> dict[str, Any]:
     """Loads a SavedModel by `tf.saved_model.load` and answers the requests beside it.
 
     Args:
-      folder: of `export_model`.
+      model: its folder in `folder`, of `export_model`.
+      folder: of all exports of a lane.
       to: file for the answers of `serving_default` and `serving_raw`.
 
     Returns:
       The names of the `outputs`.
     """
-    loaded = tf.saved_model.load(str(Path(folder, "1")))
-    records = tf.data.TFRecordDataset(str(Path(folder, "examples.tfrecord")))
+    exported = Path(folder, model)
+    loaded = tf.saved_model.load(str(exported / "1"))
+    records = tf.data.TFRecordDataset(str(exported / "examples.tfrecord"))
     examples = [record.numpy() for record in records]
     default, raw = (loaded.signatures[name] for name in ("serving_default", "serving_raw"))
     found = _plain(default(examples=tf.constant(examples)), "serving_default")
