@@ -16,8 +16,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from tfrz.errors import ConfigError
 
 T = TypeVar("T")
@@ -213,6 +211,8 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dic
     Raises:
       ConfigError: an override without `=`, an empty name, or a value that is not YAML.
     """
+    import yaml
+
     for override in overrides:
         path, equals, text = override.partition("=")
         keys = path.strip().split(".")
@@ -234,6 +234,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
       ConfigError: the file is missing, is not YAML or holds something else than a mapping.
     """
+    import yaml  # Not at the top: layers load without it.
+
     try:
         content = yaml.safe_load(Path(path).read_text())
     except OSError as error:
@@ -249,4 +251,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def write_yaml(config: Any) -> str:
     """The configuration as YAML text."""
+    import yaml
+
     return yaml.safe_dump(to_mapping(config), sort_keys=False)

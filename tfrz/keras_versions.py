@@ -103,8 +103,7 @@ def apply_summed_gradients(
 
 def lane() -> str:
     """Which of the two tested installations this is, or that it is neither."""
-    versions = f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
-    if KERAS_3:
-        return f"newest lane ({versions})"
-    known = "reference lane" if tf.__version__.startswith("2.15.") else "no tested lane"
-    return f"{known} ({versions})"
+    known = f"{LANE} lane"
+    if LANE == "reference" and not tf.__version__.startswith("2.15."):
+        known = "no tested lane"
+    return f"{known} (TensorFlow {tf.__version__}, Keras {keras.__version__})"

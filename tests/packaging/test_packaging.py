@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,39 @@ def test_importing_layers_loads_no_pipeline_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+_BESIDES = """
+import sys
+import keras, numpy, tensorflow
+before = {name.partition(".")[0] for name in sys.modules}
+import tfrz.layers
+after = {name.partition(".")[0] for name in sys.modules} - before - set(sys.stdlib_module_names)
+print(sorted(after))
+"""
+
+
+def test_importing_layers_loads_nothing_besides_tensorflow_keras_and_numpy():
+    done = subprocess.run(
+        [sys.executable, "-c", _BESIDES], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip().splitlines()[-1] == "['tfrz']"
+
+
+def test_one_module_asks_which_keras_is_installed():
+    asking = {
+        str(path.relative_to(ROOT)): [
+            line
+            for line in path.read_text().splitlines()
+            # A report prints the version, which is not a question.
+            if re.search(r"KERAS_3|keras\.__version__[.<>=\[ ]", line)
+        ]
+        for folder in ("tfrz", "tfx_pipelines", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    asking = {name: lines for name, lines in asking.items() if lines}
+    assert list(asking) == ["tfrz/keras_versions.py"]
+    assert len(asking["tfrz/keras_versions.py"]) <= 10
 
 
 def test_the_stored_pages_are_those_that_the_code_makes():
