@@ -32,6 +32,7 @@ def tf_variables(weights: Sequence[Any]) -> list[tf.Variable]:
     return [weight.value for weight in weights] if KERAS_3 else list(weights)
 
 
+@tf.autograph.experimental.do_not_convert  # Called within compiled steps; it is plain Python.
 def layers_within(model: keras.layers.Layer) -> list[keras.layers.Layer]:
     """A model's layers at every depth, each once: those in lists and dictionaries too."""
     if not KERAS_3:
