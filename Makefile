@@ -10,8 +10,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Tests start many processes; each compiles the product anew where Python may keep no bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Workers take whole files, in the order of tests/conftest.py.
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --durations 40
+# One more worker than cores: tests also wait for servers. Workers take whole files, in the order of tests/conftest.py.
+PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder --durations 40
 PYTEST := $(BIN)/python -m pytest -q $(PARALLEL)
 DOCTESTED := tfrz/agents tfrz/data tfrz/export tfrz/layers tfrz/losses tfrz/metrics tfrz/models \
   tfrz/training tfrz/zoo
