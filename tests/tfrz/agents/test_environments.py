@@ -171,4 +171,6 @@ def test_without_tf_agents_the_extra_is_named():
     code = "import sys; sys.modules['tf_agents'] = None; import tfrz.agents"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
-    assert last == "ImportError: tfrz.agents needs TF-Agents: pip install 'tfrz[agents]'"
+    assert last == (
+        "ImportError: tfrz.agents needs TF-Agents: docs/install.md says how it is installed"
+    )
