@@ -10,7 +10,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Tests start many processes; each compiles the product anew where Python may keep no bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-# One more worker than cores: tests also wait for servers. Workers take whole files, in the order of tests/conftest.py.
+# Workers take whole files, in the order of tests/conftest.py.
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder --durations 40
 PYTEST := $(BIN)/python -m pytest -q $(PARALLEL)
 DOCTESTED := tfrz/agents tfrz/data tfrz/export tfrz/layers tfrz/losses tfrz/metrics tfrz/models \
@@ -33,10 +33,10 @@ demo: ## train, evaluate, push and serve DCN-V2 on simulated ratings
 	@start=$$(date +%s); $(MAKE) --no-print-directory setup && \
 	$(BIN)/python -m tfx_pipelines.demo --root runs/demo --setup-seconds $$(($$(date +%s) - start))
 
-test: setup ## the fast tests of the reference lane (10 minutes on two cores)
+test: setup ## the fast tests of the reference lane
 	$(PYTEST) -m "not slow"
 
-test-all: setup doctest ## every test of the reference lane (30 minutes on two cores)
+test-all: setup doctest ## every test of the reference lane
 	$(PYTEST)
 
 doctest: setup ## the examples in the docstrings

@@ -14,7 +14,7 @@ def scann_problem() -> str | None:
     """Registers ScaNN's operations with this process, or else says why that is not possible."""
     try:
         import scann  # noqa: F401
-    except ImportError:
+    except ModuleNotFoundError:
         return "ScaNN is not installed"
     except Exception as error:
         # A wheel for another TensorFlow: its library lacks symbols.

@@ -40,7 +40,7 @@ def held_stderr() -> Iterator[None]:
 class _QuietTensorFlow(importlib.abc.MetaPathFinder):
     """Imports TensorFlow in silence.
 
-    Since 2.18 its libraries log before they read `TF_CPP_MIN_LOG_LEVEL`.
+    The libraries of TensorFlow 2.21 log before they read `TF_CPP_MIN_LOG_LEVEL`.
     """
 
     def find_spec(

@@ -173,10 +173,6 @@ class DistillConfig:
         )
 
 
-def _same(value: Any) -> Any:
-    return value
-
-
 class Distiller(keras.Model):
     """Trains a student on labels and on a teacher with Keras' own `fit`.
 
@@ -232,8 +228,9 @@ class Distiller(keras.Model):
         # Keras does not track layers inside partial functions: they are neither trained nor saved.
         self._ask = None if teacher is None else functools.partial(teacher, **arguments)
         self._of_classes = functools.partial(config.class_term, class_vectors=class_vectors)
-        # In a partial function for the same reason: a metric's variables are no weights.
-        self._mean_loss_metric = functools.partial(_same, keras.metrics.Mean(name="loss"))
+        # In a function for the same reason: a metric's variables are no weights.
+        mean_loss = keras.metrics.Mean(name="loss")
+        self._mean_loss_metric: Callable[[], Any] = lambda: mean_loss
 
     def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
         """The student's logits."""

@@ -459,9 +459,19 @@ for items in (15, 2, 1):
         assert "answered" in line or "refused export.index.kind" in line, line
 
 
-@pytest.mark.parametrize("why", ["is not installed", "does not load beside this TensorFlow"])
-def test_brute_force_takes_the_place_of_scann_that_does_not_load(why, monkeypatch, caplog):
-    if why == "is not installed":
+@pytest.mark.parametrize(
+    ("why", "error"),
+    [
+        ("is not installed", None),
+        ("does not load beside this TensorFlow", ImportError("undefined symbol: absl")),
+        (
+            "does not load beside this TensorFlow",
+            tf.errors.NotFoundError(None, None, "undefined symbol: absl"),
+        ),
+    ],
+)
+def test_brute_force_takes_the_place_of_scann_that_does_not_load(why, error, monkeypatch, caplog):
+    if error is None:
         monkeypatch.setitem(sys.modules, "scann", None)
     else:
         monkeypatch.delitem(sys.modules, "scann", raising=False)
@@ -469,7 +479,7 @@ def test_brute_force_takes_the_place_of_scann_that_does_not_load(why, monkeypatc
 
         def find_spec(name, path=None, target=None):
             if name == "scann":
-                raise tf.errors.NotFoundError(None, None, "undefined symbol: absl")
+                raise error
 
         loader.find_spec = find_spec
         monkeypatch.setattr(sys, "meta_path", [loader, *sys.meta_path])

@@ -48,7 +48,7 @@ from tfrz.zoo.tasks.slices import in_words, rank_in_words
 # The score where nothing stands, or where the model did not choose.
 NOTHING = -1e9
 
-_LISTWISE = {
+_RANKING_LOSSES = {
     "sigmoid": SigmoidCrossEntropyLoss,
     "softmax": SoftmaxLoss,
     "approx_ndcg": ApproxNDCGLoss,
@@ -239,8 +239,8 @@ class SlateTask(Task[ListSpec, ListInputs]):
     def dense_loss(self, model: keras.Model, looked_up: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
         """A loss per list and the regularisation; lists without a positive have a loss of 0."""
         config, labels = model.config, looked_up["label"]
-        if config.loss in _LISTWISE:
-            loss = self._listwise(model, looked_up)
+        if config.loss in _RANKING_LOSSES:
+            loss = self._of_ranking(model, looked_up)
         elif config.loss == "reinforce":
             loss = self._reinforce(model, looked_up)
         elif config.scorer == "sequential":
@@ -292,13 +292,15 @@ class SlateTask(Task[ListSpec, ListInputs]):
         return policy_gradient_loss(total, reward * positive, baseline * positive)
 
     @staticmethod
-    def _listwise(model: keras.Model, looked_up: Tensors) -> tf.Tensor:
+    def _of_ranking(model: keras.Model, looked_up: Tensors) -> tf.Tensor:
         """The loss of scores that are given all at once, `[batch]`."""
         kind, labels = model.config.loss, looked_up["label"]
         if kind == "sigmoid":
             labels = tf.minimum(labels, 1.0)
         padded = tf.where(looked_up["valid"], labels, -tf.ones_like(labels))
-        losses: tf.Tensor = _LISTWISE[kind]().call(padded, model.interact(looked_up, training=True))
+        losses: tf.Tensor = _RANKING_LOSSES[kind]().call(
+            padded, model.interact(looked_up, training=True)
+        )
         return losses
 
     def predict(self, model: keras.Model, batch: Tensors) -> Tensors:
