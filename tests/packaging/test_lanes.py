@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import configparser
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tfrz.extras import LIBRARIES
 
 ROOT = Path(__file__).resolve().parents[2]
 LANES = {"reference": "requirements.lock", "newest": "requirements-newest.lock"}
@@ -201,3 +205,21 @@ def test_a_python_of_another_version_is_not_taken(machine):
     _script(machine.folder / "uv", '[ "$1" = --version ]')
     _script(machine.folder / "python3.11", "echo 3.10")
     assert machine()[0] == 2
+
+
+@pytest.mark.slow
+def test_every_installed_library_imports_with_what_it_brings():
+    """A lock can hold libraries that do not load beside each other."""
+    modules = {name for name in LIBRARIES if importlib.util.find_spec(name) is not None}
+    if "grpc_health" in modules:
+        modules.add("grpc_health.v1.health_pb2_grpc")
+    if "tensorflow_serving" in modules:
+        modules.add("tensorflow_serving.apis.prediction_service_pb2_grpc")
+    assert {"grpc", "pyarrow", "aiohttp", "scipy"} <= modules
+    done = subprocess.run(
+        [sys.executable, "-c", "".join(f"import {name}\n" for name in sorted(modules))],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -378,7 +378,7 @@ def test_a_model_with_scann_says_what_it_needs(trained, rebuilt, monkeypatch):
         exact.signatures["recommend"](history=history),
     )
     monkeypatch.setitem(sys.modules, "scann", None)
-    with pytest.raises(InputError, match=r"ScaNN's operations: pip install 'tfrz\[scann\]'"):
+    with pytest.raises(InputError, match="ScaNN's operations, but ScaNN is not installed: docs"):
         IndexedModel(new.path)
 
 

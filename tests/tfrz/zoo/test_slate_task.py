@@ -522,16 +522,21 @@ def test_a_resumed_run_samples_what_an_uninterrupted_one_does(small, tmp_path, l
         task = _task(*settings)
         trainer = task.config.trainer
         model = loop.build_model(lambda: task.build(small.inputs), trainer)
-        return loop.fit(model, task, small.train, small.validation, trainer, folder, progress=False)
+        result = loop.fit(
+            model, task, small.train, small.validation, trainer, folder, progress=False
+        )
+        return result, int(model.draws)
 
     assert small.train.steps_per_epoch == 2 or small.train.steps_per_epoch == 3
     stop = small.train.steps_per_epoch * 2 + 1
-    fitted(tmp_path / "whole", stop + 4)
+    _, draws = fitted(tmp_path / "whole", stop + 4)
+    assert draws == stop + 4
     fitted(tmp_path / "cut", stop)
-    assert fitted(tmp_path / "cut", stop + 4).resumed_from == stop
+    resumed, resumed_draws = fitted(tmp_path / "cut", stop + 4)
+    assert resumed.resumed_from == stop and resumed_draws == draws
     weights = [_checkpoint(tmp_path / name) for name in ("whole", "cut")]
     assert weights[0].keys() == weights[1].keys()
-    assert any("draws" in name for name in weights[0])
+    assert draws in [value for value in weights[0].values() if value.shape == ()]
     for name, value in weights[0].items():
         np.testing.assert_array_equal(value, weights[1][name], err_msg=name)
 
@@ -540,7 +545,7 @@ def _checkpoint(folder) -> dict[str, np.ndarray]:
     """Weights and the optimizer's state as they were after the last step."""
     reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(str(folder / "checkpoints")))
     names = [
-        n for n in reader.get_variable_to_shape_map() if n.startswith(("model/", "optimizer/"))
+        n for n in reader.get_variable_to_shape_map() if n.startswith(("weights/", "optimizer/"))
     ]
     return {name: reader.get_tensor(name) for name in names if "OBJECT" not in name}
 
