@@ -41,6 +41,13 @@ def first_of_each(column: pa.ChunkedArray | pa.ListArray, count: int) -> pa.List
     return runs(lists.values, offsets[:-1], np.minimum(offsets[1:], offsets[:-1] + count))
 
 
+def first_values(lists: pa.ListArray) -> pa.Array:
+    """Returns the first value of each list; null for an empty one."""
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    first, empty = offsets[:-1], offsets[:-1] == offsets[1:]
+    return lists.values.take(pa.array(np.where(empty, 0, first), mask=empty))
+
+
 def filled(column: pa.ChunkedArray | pa.Array, dtype: str) -> pa.Array:
     """Replaces missing values with "", NaN or the smallest int64."""
     values = whole(column)

@@ -19,12 +19,14 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tfrz.config import did_you_mean, require
 from tfrz.data.histories.spec import HistoryConfig, HistorySpec
 from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.lists.spec import ListConfig, ListSpec
+from tfrz.data.sources.locations import is_uri
 from tfrz.data.sources.reader import Reader, construct
 from tfrz.data.spec import Spec
 from tfrz.data.timelines.spec import TimelineConfig, TimelineSpec
@@ -168,8 +170,8 @@ def open_source(
     """Opens the source that `--data` names.
 
     Args:
-      data: `simulated`, `NAME:PATH` with a known name, or the path of a CSV, Parquet or TFRecord
-        file.
+      data: `simulated`, `NAME:PATH` with a known name, or files of your own (CSV, JSON lines,
+        Parquet or TFRecord): a path, a folder, a glob or several with commas between, or URIs.
       features: Path of the feature spec of such a file.
       records: Type of the records; by default the first type that the source has.
       options: Options of the reader (`data.options` in the configuration).
@@ -193,7 +195,8 @@ def open_source(
         return construct(name, load(source.readers[wanted]), {**place, **source.fixed}, options)
     if name in SOURCES:
         raise InputError(f"--data {data} needs a path: write {name}:PATH")
-    if colon and "/" not in name and "\\" not in name:
+    own = is_uri(data) or Path(data).exists()
+    if colon and not own and "/" not in name and "\\" not in name:
         raise InputError(f"unknown data source {name!r}{did_you_mean(name, SOURCES)}")
     if features is None:
         known = ", ".join(n if n == "simulated" else f"{n}:PATH" for n in SOURCES)

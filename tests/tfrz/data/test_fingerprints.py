@@ -12,7 +12,7 @@ import pytest
 
 from tests.tfrz.data import small_sources
 from tfrz.data.records import RECORD_TYPES, SOURCES, open_source
-from tfrz.data.sources import reader as reader_module
+from tfrz.data.sources import locations
 from tfrz.errors import ConfigError
 
 SPECS = {
@@ -111,7 +111,7 @@ def test_a_file_is_hashed_once_however_often_it_is_asked(tmp_path, monkeypatch):
         opened.append(file)
         return open(file, mode)
 
-    monkeypatch.setattr(reader_module, "open", counted, raising=False)
+    monkeypatch.setattr(locations, "open", counted, raising=False)
     prints = {open_source(f"movielens-1m:{path}").fingerprint() for _ in range(3)}
     open_source(f"movielens-1m:{path}", None, "history").fingerprint()
     assert len(prints) == 1

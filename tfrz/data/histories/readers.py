@@ -22,18 +22,11 @@ from tfrz.data.histories.spec import CandidateSpec, HistorySpec
 from tfrz.data.simulators.context_switch import ContextSwitchSimulator
 from tfrz.data.simulators.interests import InterestSimulator
 from tfrz.data.sources.files import CorruptLine, Shard
+from tfrz.data.sources.locations import is_uri
+from tfrz.data.sources.raw import Dialect, pop_dialect
 from tfrz.data.sources.reader import Reader, construct, require_counts, simulated_shards
-from tfrz.data.sources.tabular import (
-    NumberedRow,
-    RawValues,
-    TabularFile,
-    UnreadableError,
-    first_of,
-    key_in,
-    list_columns,
-    time_in,
-    values_of,
-)
+from tfrz.data.sources.tabular import TabularFile
+from tfrz.data.sources.values import Rows
 from tfrz.data.spec import Feature
 from tfrz.errors import InputError
 
@@ -71,38 +64,28 @@ class InteractionReader(Reader):
 
 
 class TabularCandidates(TabularFile[CandidateSpec]):
-    """Your own CSV, Parquet or TFRecord file with a row per item of the catalogue.
+    """Your own files with a row per item of the catalogue.
 
     Args:
       spec: Spec with the file and its columns.
+      dialect: How text files are written, but for the separator.
     """
 
-    def __init__(self, spec: CandidateSpec) -> None:
+    def __init__(self, spec: CandidateSpec, dialect: Dialect | None = None) -> None:
         assert spec.file is not None
-        self._open(spec.file, spec.separator, "candidates.file in the feature spec")
         self.spec = spec
+        dialect = dataclasses.replace(dialect or Dialect(), separator=spec.separator)
+        self._open(spec.file, dialect, "candidates.file in the feature spec")
 
     @property
     @override
-    def _names(self) -> list[str]:
-        return [feature.name for feature in self.spec.columns]
-
-    @property
-    @override
-    def _multivalent(self) -> tuple[Feature, ...]:
-        return tuple(f for f in self.spec.features if f.multivalent)
+    def _columns(self) -> list[Feature]:
+        return list(self.spec.columns)
 
     @override
-    def _row(self, raw: RawValues) -> dict[str, Any]:
-        row = {feature.name: values_of(raw, feature) for feature in self.spec.columns}
-        if not row[self.spec.item]:
-            raise UnreadableError(f"{self.spec.item} is missing")
-        return row
-
-    @override
-    def _batch(self, rows: list[NumberedRow]) -> pa.RecordBatch:
-        columns = list_columns(rows, {f.name: f.dtype for f in self.spec.columns})
-        columns[self.spec.item] = columns[self.spec.item].flatten()
+    def _batch(self, rows: Rows) -> pa.RecordBatch:
+        columns = {self.spec.item: rows.key(self.spec.item)}
+        columns |= {feature.name: rows.lists(feature) for feature in self.spec.features}
         return pa.RecordBatch.from_pydict(columns)
 
     def table(self) -> pa.Table:
@@ -123,27 +106,37 @@ class TabularCandidates(TabularFile[CandidateSpec]):
 
 
 class TabularInteractions(TabularFile[HistorySpec], InteractionReader):
-    """Your own CSV, Parquet or TFRecord file with a row per interaction.
+    """Your own files with a row per interaction.
 
     Args:
-      path: Path `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
+      path: A file, a folder, a glob or a list of them: CSV, JSON lines, Parquet or TFRecords.
       features: Path of a YAML file with the fields of `HistorySpec`.
     """
 
     def __init__(self, path: str, features: str) -> None:
-        self._open(path)
-        self.spec = from_mapping(HistorySpec, read_yaml(features), features)
+        mapping = read_yaml(features)
+        self._open_interactions(path, mapping, features)
+
+    def _open_interactions(self, path: str, mapping: dict[str, Any], features: str) -> None:
+        dialect = pop_dialect(mapping, features)
+        self.spec = from_mapping(HistorySpec, mapping, features)
         described = self.spec.candidates
-        if described is not None and described.file is not None:
+        if described is not None and described.file is not None and not is_uri(described.file):
             # The file is named relative to the spec.
             beside = str(Path(features).parent / described.file)
             described = dataclasses.replace(described, file=beside)
             self.spec = dataclasses.replace(self.spec, candidates=described)
+        self._open(path, dialect)
 
     @override
     def files(self) -> list[str]:
         described = self.spec.candidates
-        return [self.path, *([described.file] if described and described.file else [])]
+        if described is None or described.file is None:
+            return super().files()
+        return [*super().files(), *self._catalogue(described).files()]
+
+    def _catalogue(self, described: CandidateSpec) -> TabularCandidates:
+        return TabularCandidates(described, self.raw.dialect)
 
     @override
     def candidates(self) -> pa.Table | None:
@@ -151,30 +144,23 @@ class TabularInteractions(TabularFile[HistorySpec], InteractionReader):
         if described is None:
             return None
         require(described.file is not None, "candidates.file", "name the file of the catalogue")
-        return TabularCandidates(described).table()
+        return self._catalogue(described).table()
 
     @property
     @override
-    def _names(self) -> list[str]:
+    def _columns(self) -> list[Feature]:
         spec = self.spec
         keys = [name for name in (spec.user, spec.item, spec.time) if name is not None]
-        return keys + [feature.name for feature in spec.context]
+        return [*(Feature(name) for name in keys), *spec.context]
 
     @override
-    def _row(self, raw: RawValues) -> dict[str, Any]:
+    def _batch(self, rows: Rows) -> pa.RecordBatch:
         spec = self.spec
-        row: dict[str, Any] = {"user": key_in(raw, spec.user), "item": key_in(raw, spec.item)}
+        columns: dict[str, Any] = {"user": rows.key(spec.user), "item": rows.key(spec.item)}
         if spec.time is not None:
-            row["time"] = time_in(raw, spec.time)
-        return row | {feature.name: first_of(raw, feature) for feature in spec.context}
-
-    @override
-    def _batch(self, rows: list[NumberedRow]) -> pa.RecordBatch:
-        columns: dict[str, list[Any]] = {"position": [number for number, _ in rows]}
-        for name in self.schema.names:
-            if name != "position" and (name != "time" or self.spec.time is not None):
-                columns[name] = [row[name] for _, row in rows]
-        return self.batch(**columns)
+            columns["time"] = rows.times(spec.time)
+        columns |= {feature.name: rows.first(feature) for feature in spec.context}
+        return self.batch(position=rows.positions, **columns)
 
 
 class SimulatedInteractions(InteractionReader):

@@ -13,25 +13,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from typing_extensions import override
 
 from tfrz.config import from_mapping, read_yaml
-from tfrz.data.columns import ARROW, record_batch
+from tfrz.data.columns import ARROW, filled, record_batch
 from tfrz.data.lists.spec import ListSpec
 from tfrz.data.simulators.slates import NUM_FEATURES, SlateSimulator
 from tfrz.data.sources.files import CorruptLine, Shard
+from tfrz.data.sources.raw import Raw, RawBatch, pop_dialect, stored_values
 from tfrz.data.sources.reader import Reader, require_counts, simulated_shards
-from tfrz.data.sources.tabular import (
-    NumberedRow,
-    RawRow,
-    RawValues,
-    TabularFile,
-    UnreadableError,
-    first_of,
-    key_in,
-    stored_values,
-)
-from tfrz.data.spec import numeric
+from tfrz.data.sources.tabular import TabularFile
+from tfrz.data.sources.values import Rows
+from tfrz.data.spec import Feature, numeric
 
 # Bound on the candidates of a record: positions sort by record, then by candidate.
 _CANDIDATES_A_RECORD = 1 << 20
@@ -71,79 +65,109 @@ class DocumentReader(Reader):
 
 
 class TabularDocuments(TabularFile[ListSpec], DocumentReader):
-    """Your own file of lists.
+    """Your own files of lists.
 
-    CSV and Parquet files have a row per candidate; a TFRecord file has an `ExampleListWithContext`
-    per query, the format of TF-Ranking.
+    CSV, JSON lines and Parquet files have a row per candidate; a TFRecord file has an
+    `ExampleListWithContext` per query, the format of TF-Ranking.
 
     Args:
-      path: Path `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
+      path: A file, a folder, a glob or a list of them: CSV, JSON lines, Parquet or TFRecords.
       features: Path of a YAML file with the fields of `ListSpec`.
     """
 
     def __init__(self, path: str, features: str) -> None:
-        self._open(path)
-        self.spec = from_mapping(ListSpec, read_yaml(features), features)
+        mapping = read_yaml(features)
+        dialect = pop_dialect(mapping, features)
+        self.spec = from_mapping(ListSpec, mapping, features)
+        self._open(path, dialect)
 
     @property
     @override
-    def _names(self) -> list[str]:
+    def _columns(self) -> list[Feature]:
         spec = self.spec
+        features = {feature.name: feature for feature in (*spec.candidate, *spec.context)}
         keys = [n for n in (spec.query, spec.item, spec.relevance, spec.score) if n is not None]
-        keys += [feature.name for feature in (*spec.candidate, *spec.context)]
-        return list(dict.fromkeys(keys))
+        return list({**{name: Feature(name) for name in keys}, **features}.values())
 
     @override
-    def _row(self, raw: RawValues) -> dict[str, Any]:
+    def _batch(self, rows: Rows) -> pa.RecordBatch:
         spec = self.spec
-        row: dict[str, Any] = {"query": key_in(raw, spec.query)}
+        columns: dict[str, Any] = {"query": rows.key(spec.query), "position": rows.positions}
         if spec.item is not None:
-            row["item"] = key_in(raw, spec.item)
+            columns["item"] = rows.key(spec.item)
+        else:
+            columns["item"] = pa.array(rows.positions).cast(pa.string()).cast(pa.binary())
         for name, column in (("relevance", spec.relevance), ("score", spec.score)):
-            if column is None:
-                continue
-            try:
-                (row[name],) = (float(np.float32(float(value))) for value in raw[column])
-            except (ValueError, TypeError):
-                raise UnreadableError(f"{column} is not a number: {raw[column]!r:.40}") from None
-            if not np.isfinite(row[name]) or (name == "relevance" and row[name] < 0):
-                raise UnreadableError(f"{column} is {row[name]:g}")
-        for feature in (*spec.candidate, *spec.context):
-            try:
-                value = row[feature.name] = first_of(raw, feature)
-                if isinstance(value, float) and not np.isfinite(value):
-                    raise UnreadableError(f"{feature.name} is not finite: {value}")
-            except UnreadableError as error:
-                query = row["query"].decode("utf-8", "replace")
-                raise UnreadableError(f"query {query}: {error}") from None
-        return row
-
-    @override
-    def _batch(self, rows: list[NumberedRow]) -> pa.RecordBatch:
-        columns: dict[str, list[Any]] = {"position": [number for number, _ in rows]}
-        if self.spec.item is None:
-            columns["item"] = [b"%d" % number for number, _ in rows]
-        for name in self.schema.names:
-            if name in rows[0][1]:
-                columns[name] = [row[name] for _, row in rows]
+            if column is not None:
+                columns[name] = _required(rows, column, least=0.0 if name == "relevance" else None)
+        with rows.explained(lambda row: f"query {_shown(columns['query'], row)}: "):
+            for feature in (*spec.candidate, *spec.context):
+                values = columns[feature.name] = rows.first(feature)
+                if feature.kind == "numeric":
+                    _refuse_infinite(rows, feature.name, values)
         return self.batch(**columns)
 
     @override
-    def _examples(self, shard: Shard) -> Iterator[RawRow | CorruptLine]:
+    def _raw_batches(self, shard: Shard) -> Iterator[Raw]:
+        if self.format == "tfrecord":
+            return self._lists(shard)
+        return super()._raw_batches(shard)
+
+    def _lists(self, shard: Shard) -> Iterator[Raw]:
+        """Yields the candidates of `ExampleListWithContext`s, a batch for each of them."""
+        from google.protobuf.message import DecodeError
         from tensorflow_serving.apis import input_pb2
 
-        parse = input_pb2.ExampleListWithContext.FromString
-        for number, lists in self._records(shard, parse, "an ExampleListWithContext"):
-            if isinstance(lists, CorruptLine):
-                yield lists
+        names = self.raw.names
+        for number, record in enumerate(self.raw.records(shard), start=1):
+            try:
+                lists = input_pb2.ExampleListWithContext.FromString(record)
+            except DecodeError:
+                what = "is not an ExampleListWithContext"
+                yield CorruptLine(self.raw.files[shard.number].path, number, what, "")
                 continue
-            for place, example in enumerate(lists.examples):
-                values = {
-                    n: stored_values(example, n) or stored_values(lists.context, n)
-                    for n in self._names
-                }
-                position = number * _CANDIDATES_A_RECORD + place
-                yield RawRow(number, values, "", f"candidate {place + 1}: ", position)
+            if not lists.examples:
+                continue
+            base = (shard.number << 40) + number * _CANDIDATES_A_RECORD
+            count = len(lists.examples)
+            yield RawBatch(
+                {name: _of_candidates(lists, name) for name in names},
+                np.full(count, number),
+                [f"candidate {place + 1}: " for place in range(count)],
+                base + np.arange(count),
+            )
+
+
+def _of_candidates(lists: Any, name: str) -> pa.Array:
+    """The values of a feature of each candidate, or else of the context."""
+    shared = stored_values(lists.context, name)
+    rows = [stored_values(example, name) or shared for example in lists.examples]
+    kinds = {type(value) for row in rows for value in row}
+    if len(kinds) > 1:
+        rows = [[str(v).encode() if not isinstance(v, bytes) else v for v in row] for row in rows]
+    return pa.array(rows, None if kinds else pa.list_(pa.binary()))
+
+
+def _required(rows: Rows, column: str, least: float | None) -> pa.Array:
+    """A column of numbers, one a row, finite and not below `least`."""
+    values = rows.number(column)
+    missing = values.is_null().to_numpy(zero_copy_only=False)
+    rows.refuse(missing, lambda row: f"{column} is not a number: {rows.given(column, row)!r:.40}")
+    found = filled(values, "float32").to_numpy(zero_copy_only=False)
+    with np.errstate(invalid="ignore"):
+        wrong = ~np.isfinite(found) | (found < (-np.inf if least is None else least))
+    rows.refuse(wrong, lambda row: f"{column} is {found[row]:g}")
+    return values
+
+
+def _refuse_infinite(rows: Rows, name: str, values: pa.Array) -> None:
+    wrong = pc.invert(pc.is_finite(values)).fill_null(False).to_numpy(zero_copy_only=False)
+    rows.refuse(wrong, lambda row: f"{name} is not finite: {values[row].as_py()}")
+
+
+def _shown(values: pa.Array, row: int) -> str:
+    text = values[row].as_py()
+    return "" if text is None else str(text, "utf-8", "replace")
 
 
 class SimulatedDocuments(DocumentReader):

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from typing_extensions import override
 
-from tfrz.config import from_mapping, read_yaml
+from tfrz.config import read_yaml
+from tfrz.data.columns import filled
 from tfrz.data.histories.readers import InteractionReader, TabularInteractions
 from tfrz.data.histories.spec import HistorySpec
 from tfrz.data.simulators.bandits import ContextualSlates
 from tfrz.data.sources.files import CorruptLine, Shard
 from tfrz.data.sources.reader import require_counts, simulated_shards
-from tfrz.data.sources.tabular import RawValues, UnreadableError
+from tfrz.data.sources.values import Rows
 from tfrz.data.spec import Feature, numeric
 
 
@@ -54,7 +54,6 @@ class TabularActions(TabularInteractions):
     record_type = "logged_action"
 
     def __init__(self, path: str, features: str) -> None:
-        self._open(path)
         mapping = read_yaml(features)
         outcomes = [str(mapping.pop("reward", "reward"))]
         if (propensity := mapping.pop("propensity", None)) is not None:
@@ -62,16 +61,22 @@ class TabularActions(TabularInteractions):
         added = [{"name": n, "kind": "numeric", "dtype": "float32"} for n in outcomes]
         mapping["context"] = [*(mapping.get("context") or []), *added]
         mapping["outcomes"] = outcomes
-        self.spec = from_mapping(HistorySpec, mapping, features)
+        self._open_interactions(path, mapping, features)
 
     @override
-    def _row(self, raw: RawValues) -> dict[str, Any]:
-        row = super()._row(raw)
+    def _batch(self, rows: Rows) -> pa.RecordBatch:
+        batch = super()._batch(rows)
         names = self.spec.outcomes
-        wrong = wrong_outcome(row[names[0]], row[names[1]] if len(names) > 1 else None)
-        if wrong is not None:
-            raise UnreadableError(wrong)
-        return row
+        reward = filled(batch.column(names[0]), "float32").to_numpy(zero_copy_only=False)
+        shown = batch.column(names[0])
+        wrong = ~np.isfinite(reward)
+        rows.refuse(wrong, lambda row: str(wrong_outcome(shown[row].as_py(), None)))
+        if len(names) > 1:
+            given = filled(batch.column(names[1]), "float32").to_numpy(zero_copy_only=False)
+            with np.errstate(invalid="ignore"):
+                wrong = ~np.isnan(given) & ~((given > 0) & (given <= 1))
+            rows.refuse(wrong, lambda row: str(wrong_outcome(0.0, float(given[row]))))
+        return batch
 
 
 class SimulatedActions(InteractionReader):

@@ -102,7 +102,7 @@ class ClickLog(Reader):
         for path in self.files():
             source = TextSource(path)
             parts = source.shards()
-            first = source.lines(parts[0])[0]
+            first = next(source.lines(parts[0]))
             if len(first.split(self._separator)) != self._width:
                 separator = "tabs" if self.layout == "criteo" else "commas"
                 raise InputError(
@@ -114,7 +114,10 @@ class ClickLog(Reader):
 
     @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        lines = TextSource(shard.path).lines(shard)
+        for part, lines in TextSource(shard.path).chunks(shard):
+            yield from self._rows(part, lines)
+
+    def _rows(self, shard: Shard, lines: list[bytes]) -> Iterator[pa.RecordBatch | CorruptLine]:
         parse = _criteo if self.layout == "criteo" else _avazu
         columns: dict[str, list[bytes | float | None]] = {}
         for i, line in enumerate(lines):

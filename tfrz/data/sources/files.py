@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import gzip
 import io
+import itertools
 import lzma
 import tarfile
 import zipfile
@@ -31,6 +32,7 @@ class Shard:
       start: First byte, or first row group.
       end: The byte, or row group, after the last.
       first_line: Number of the first line, from 1.
+      number: Which file of several it is, from 0.
     """
 
     path: str
@@ -38,6 +40,7 @@ class Shard:
     start: int = 0
     end: int = 0
     first_line: int = 1
+    number: int = 0
 
     @property
     def place(self) -> str:
@@ -118,16 +121,25 @@ class TextSource:
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
+    @property
+    def _is_plain(self) -> bool:
+        path, member = self._located()
+        return not member and not path.endswith((".gz", ".xz", ".zip"))
+
     def shards(self, part_bytes: int = _PART_BYTES) -> list[Shard]:
         """Cuts the file into parts of about `part_bytes`, between lines.
+
+        A compressed file is one part, because it can only be read from its start.
 
         Raises:
           InputError: The file is missing or empty.
         """
         shards: list[Shard] = []
-        start, line = 0, 1
+        start, line, plain = 0, 1, self._is_plain
         with self.open() as file:
-            while block := file.read(part_bytes):
+            if not plain:
+                shards = [Shard(self.path, self.member)] if file.read(1) else []
+            while plain and (block := file.read(part_bytes)):
                 block += file.readline()
                 shards.append(Shard(self.path, self.member, start, start + len(block), line))
                 start += len(block)
@@ -136,18 +148,29 @@ class TextSource:
             raise InputError(f"{self.path} {self.member}".strip() + " is empty: nothing to read")
         return shards
 
-    def lines(self, shard: Shard) -> list[bytes]:
-        """Returns the lines of a shard, without line ends."""
+    def lines(self, shard: Shard) -> Iterator[bytes]:
+        """Yields the lines of a shard, without line ends and byte order mark."""
+        mark = b"\xef\xbb\xbf"
         with self.open() as file:
-            if file.seekable():
+            if shard.start:
                 file.seek(shard.start)
-            else:
-                file.read(shard.start)
-            block = file.read(shard.end - shard.start)
-        lines = block.split(b"\n")
-        if lines and not lines[-1]:
-            lines.pop()
-        return [line[:-1] if line.endswith(b"\r") else line for line in lines]
+            left = shard.end - shard.start if shard.end else None
+            first = shard.start == 0
+            for line in file:
+                if left is not None:
+                    if left <= 0:
+                        break
+                    left -= len(line)
+                line = line.removesuffix(b"\n").removesuffix(b"\r")
+                yield line.removeprefix(mark) if first else line
+                first = False
+
+    def chunks(self, shard: Shard, lines: int = 1 << 16) -> Iterator[tuple[Shard, list[bytes]]]:
+        """Yields the lines of a shard in groups, each with a shard that has its first line."""
+        number, rest = shard.first_line, self.lines(shard)
+        while chunk := list(itertools.islice(rest, lines)):
+            yield dataclasses.replace(shard, first_line=number), chunk
+            number += len(chunk)
 
 
 def corrupt(shard: Shard, index: int, reason: str, line: bytes) -> CorruptLine:
@@ -196,6 +219,47 @@ def check_corrupt(
             f"{first} (one of {count} corrupt lines among {total}, more than the tolerated share "
             f"of {max_fraction:g}): fix the file or raise data.max_corrupt_fraction"
         )
+
+
+@dataclasses.dataclass
+class CorruptLines:
+    """The corrupt lines of a source: how many, and the first of them.
+
+    Attributes:
+      rows: Number of rows that could be read.
+      count: Number of corrupt lines.
+      first: The first thousand of them.
+    """
+
+    rows: int = 0
+    count: int = 0
+    first: list[CorruptLine] = dataclasses.field(default_factory=list)
+
+    def append(self, line: CorruptLine) -> None:
+        """Counts a line."""
+        self.count += 1
+        if len(self.first) < 1000:
+            self.first.append(line)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[CorruptLine]:
+        return iter(self.first)
+
+    def __getitem__(self, index: int) -> CorruptLine:
+        return self.first[index]
+
+    def check(self, source: str, max_fraction: float) -> None:
+        """Checks that enough lines could be read.
+
+        Raises:
+          InputError: Too many lines are corrupt, or there are no records.
+        """
+        if self.count:
+            check_corrupt(self.count, self.rows + self.count, self.first, max_fraction)
+        if not self.rows:
+            raise InputError(f"{source} has no records: nothing to read")
 
 
 def parquet_shards(path: str, columns: tuple[str, ...]) -> list[Shard]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pcsv
 from numpy.typing import NDArray
 from typing_extensions import override
 
@@ -104,7 +105,7 @@ class _Release:
         """See `Reader`."""
         source = self._source(self._layout.ratings)
         shards = source.shards()
-        first = source.lines(dataclasses.replace(shards[0], end=min(shards[0].end, 4096)))[0]
+        first = next(source.lines(shards[0]))
         if len(first.split(self._layout.separator)) != 4:
             separator = self._layout.separator.decode().replace("\t", "\\t")
             raise InputError(
@@ -128,22 +129,23 @@ class _Release:
         names = ids.cast(pa.string()).cast(pa.binary())
         return pa.table({"movie": names, "genre": genres, "decade": catalogue.decades.take(rows)})
 
+    def chunks(self, shard: Shard) -> Iterator[tuple[Shard, list[bytes]]]:
+        """Yields the lines of a shard, some thousand at a time."""
+        return self._source(self._layout.ratings).chunks(shard)
+
     def ratings(
-        self, shard: Shard
-    ) -> Generator[CorruptLine, None, tuple[list[bytes], NDArray[Any], NDArray[Any]]]:
-        """Yields the corrupt lines of a shard.
+        self, shard: Shard, lines: list[bytes]
+    ) -> Generator[CorruptLine, None, tuple[NDArray[Any], NDArray[Any]]]:
+        """Yields the corrupt lines among some of a shard.
 
         Returns:
-          All lines; user, movie, rating and time of each rating, int64 `[ratings, 4]`; and the
-          index of its line.
+          User, movie, rating and time of each rating, int64 `[ratings, 4]`; and the index of its
+          line.
         """
-        layout = self._layout
-        lines = self._source(layout.ratings).lines(shard)
-        rows = [line.split(layout.separator) for line in lines]
-        numbers = whole_numbers(rows)
-        good = list(range(len(rows)))
+        numbers = _parsed(lines, self._layout.separator)
+        good = list(range(len(lines)))
         if numbers is None:
-            good = []
+            good, rows = [], [line.split(self._layout.separator) for line in lines]
             for i, row in enumerate(rows):
                 if len(row) != 4:
                     yield corrupt(shard, i, f"{len(row)} fields instead of 4", lines[i])
@@ -153,17 +155,17 @@ class _Release:
                     good.append(i)
             numbers = whole_numbers([rows[i] for i in good])
         assert numbers is not None
-        return lines, numbers, np.array(good, np.int64)
+        return numbers, np.array(good, np.int64)
 
     def rated(
-        self, shard: Shard
+        self, shard: Shard, lines: list[bytes]
     ) -> Generator[CorruptLine, None, tuple[NDArray[Any], NDArray[Any]]]:
-        """Yields the corrupt lines of a shard, including ratings and times out of range.
+        """Yields the corrupt lines among some of a shard, ratings and times out of range too.
 
         Returns:
           User, movie, rating and time of each rating, int64 `[ratings, 4]`, and its position.
         """
-        lines, numbers, rows = yield from self.ratings(shard)
+        numbers, rows = yield from self.ratings(shard, lines)
         sound = (numbers[:, 2] >= 1) & (numbers[:, 2] <= 5) & (numbers[:, 3] >= 0)
         for i in np.flatnonzero(~sound):
             reason = "a negative time" if numbers[i, 3] < 0 else "a rating outside 1 to 5"
@@ -201,7 +203,11 @@ class MovieLens(_Release, Reader):
 
     @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        lines, numbers, indices = yield from self.ratings(shard)
+        for part, lines in self.chunks(shard):
+            yield from self._labelled(part, lines)
+
+    def _labelled(self, shard: Shard, lines: list[bytes]) -> Iterator[pa.RecordBatch | CorruptLine]:
+        numbers, indices = yield from self.ratings(shard, lines)
         if not len(indices):
             return
         catalogue = _catalogue(self.path, self.release)
@@ -236,6 +242,25 @@ class MovieLens(_Release, Reader):
 
 def _strings(numbers: NDArray[Any]) -> pa.Array:
     return pa.array(numbers).cast(pa.string())
+
+
+def _parsed(lines: list[bytes], separator: bytes) -> NDArray[Any] | None:
+    """Parses lines of four whole numbers, `[lines, 4]`; returns None if any is invalid."""
+    text = b"\n".join(lines)
+    if b"," in text or not all(lines):
+        return None
+    names = ["user", "movie", "rating", "time"]
+    try:
+        table = pcsv.read_csv(
+            pa.BufferReader(text.replace(separator, b",")),
+            pcsv.ReadOptions(column_names=names, use_threads=False),
+            convert_options=pcsv.ConvertOptions(column_types={name: pa.int64() for name in names}),
+        )
+    except pa.ArrowInvalid:
+        return None
+    if table.num_rows != len(lines) or any(table[name].null_count for name in names):
+        return None
+    return np.stack([table[name].to_numpy() for name in names], axis=1)
 
 
 def whole_numbers(rows: list[list[bytes]]) -> NDArray[Any] | None:
@@ -337,16 +362,17 @@ class MovieLensInteractions(_Release, InteractionReader):
 
     @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        numbers, position = yield from self.rated(shard)
-        kept = numbers[:, 2] >= self.min_rating
-        if kept.any():
-            yield self.batch(
-                user=_strings(numbers[kept, 0]),
-                item=_strings(numbers[kept, 1]),
-                time=numbers[kept, 3],
-                position=position[kept],
-                **self.of_ratings(numbers[kept, 2]),
-            )
+        for part, lines in self.chunks(shard):
+            numbers, position = yield from self.rated(part, lines)
+            kept = numbers[:, 2] >= self.min_rating
+            if kept.any():
+                yield self.batch(
+                    user=_strings(numbers[kept, 0]),
+                    item=_strings(numbers[kept, 1]),
+                    time=numbers[kept, 3],
+                    position=position[kept],
+                    **self.of_ratings(numbers[kept, 2]),
+                )
 
     def of_ratings(self, ratings: NDArray[Any]) -> dict[str, Any]:
         """Returns the columns of further contexts."""
@@ -404,7 +430,13 @@ class MovieLensTimelines(_Release, TimelineReader):
 
     @override
     def events(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
-        numbers, position = yield from self.rated(shard)
+        for part, lines in self.chunks(shard):
+            yield from self._rated_events(part, lines)
+
+    def _rated_events(
+        self, shard: Shard, lines: list[bytes]
+    ) -> Iterator[pa.RecordBatch | CorruptLine]:
+        numbers, position = yield from self.rated(shard, lines)
         if not len(numbers):
             return
         described = self.described()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import functools
 import hashlib
 import inspect
 import json
-import os
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 
 from tfrz.config import did_you_mean, from_mapping, require
-from tfrz.data.sources.files import CorruptLine, Shard, check_corrupt
+from tfrz.data.sources.files import CorruptLine, CorruptLines, Shard
+from tfrz.data.sources.locations import version_of
 from tfrz.data.spec import Spec
-from tfrz.errors import InputError
 
 
 class Reader(abc.ABC):
@@ -54,46 +52,37 @@ class Reader(abc.ABC):
     def fingerprint(self) -> str:
         """Returns a hash of the reader's options and the contents of its files.
 
-        It is the same in every process. Each version of a file is read only once per process.
+        It is the same in every process. Each version of a file is read only once per process; of
+        files beyond 256 MiB, samples are.
         """
         state = json.dumps([type(self).__name__, vars(self)], default=vars, sort_keys=True)
         digest = hashlib.sha256(state.encode())
         for path in self.files():
-            found = os.stat(path)
-            # A copy may preserve the modification time, but not the change time.
-            version = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-            digest.update(_contents(path, version))
+            digest.update(version_of(path).encode())
         return digest.hexdigest()[:32]
 
-
-@functools.lru_cache(maxsize=1024)
-def _contents(path: str, version: tuple[int, ...]) -> bytes:
-    """Hashes a file; cached for each version of it."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.digest()
+    def batches(self, corrupt: CorruptLines) -> Iterator[pa.RecordBatch]:
+        """Yields the records of all shards, and gathers the corrupt lines."""
+        for shard in self.shards():
+            for item in self.read(shard):
+                if isinstance(item, CorruptLine):
+                    corrupt.append(item)
+                else:
+                    corrupt.rows += item.num_rows
+                    yield item
 
 
 def read_table(
     reader: Reader, max_corrupt_fraction: float = 0.001
-) -> tuple[pa.Table, list[CorruptLine]]:
+) -> tuple[pa.Table, CorruptLines]:
     """Reads all records of a source into memory; also returns the corrupt lines.
 
     Raises:
       InputError: Too many lines are corrupt, or there are no records.
     """
-    batches: list[pa.RecordBatch] = []
-    corrupt: list[CorruptLine] = []
-    for shard in reader.shards():
-        for item in reader.read(shard):
-            (corrupt if isinstance(item, CorruptLine) else batches).append(item)
-    rows = sum(batch.num_rows for batch in batches)
-    if corrupt:
-        check_corrupt(len(corrupt), rows + len(corrupt), corrupt, max_corrupt_fraction)
-    if not rows:
-        raise InputError(f"{reader.name} has no records: nothing to read")
+    corrupt = CorruptLines()
+    batches = list(reader.batches(corrupt))
+    corrupt.check(reader.name, max_corrupt_fraction)
     return pa.Table.from_batches(batches), corrupt
 
 

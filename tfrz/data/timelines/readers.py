@@ -15,24 +15,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from typing_extensions import override
 
 from tfrz.config import from_mapping, read_yaml
-from tfrz.data.columns import record_batch
+from tfrz.data.columns import filled, first_values, record_batch
 from tfrz.data.simulators.long_histories import LongHistorySimulator
 from tfrz.data.sources.files import CorruptLine, Shard
+from tfrz.data.sources.raw import pop_dialect
 from tfrz.data.sources.reader import Reader, require_counts, simulated_shards
-from tfrz.data.sources.tabular import (
-    NumberedRow,
-    RawValues,
-    TabularFile,
-    UnreadableError,
-    key_in,
-    time_in,
-    values_of,
-)
+from tfrz.data.sources.tabular import TabularFile
+from tfrz.data.sources.values import Rows, times
 from tfrz.data.spec import Feature
 from tfrz.data.timelines.spec import NUMBERS, TimelineSpec
 from tfrz.errors import InputError
@@ -170,25 +163,19 @@ class SimulatedTimelines(TimelineReader):
         )
 
 
-def _whole_seconds(value: Any) -> int:
-    seconds = int(value)
-    if isinstance(value, float) and seconds != value:
-        raise ValueError("parts of a second")
-    return int(np.int64(seconds))
-
-
 class TabularTimelines(TabularFile[TimelineSpec], TimelineReader):
-    """Your own CSV, Parquet or TFRecord file with a row per event.
+    """Your own files with a row per event.
 
     Args:
-      path: Path `*.csv[.gz]`, `*.tsv[.gz]`, `*.parquet` or `*.tfrecord[.gz]`.
+      path: A file, a folder, a glob or a list of them: CSV, JSON lines, Parquet or TFRecords.
       features: Path of a YAML file with the fields of `TimelineSpec`.
     """
 
     def __init__(self, path: str, features: str) -> None:
         mapping = read_yaml(features)
-        self._open(path, str(mapping.pop("separator", "|")))
+        dialect = pop_dialect(mapping, features)
         self.spec = from_mapping(TimelineSpec, mapping, features)
+        self._open(path, dialect)
 
     @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
@@ -203,69 +190,60 @@ class TabularTimelines(TabularFile[TimelineSpec], TimelineReader):
         shards = super().shards()
         if self.since is None or self.format != "parquet":
             return shards
-        metadata = pq.ParquetFile(self.path).metadata
+        return [shard for shard in shards if self._recent(shard)]
 
-        def recent(group: int) -> bool:
-            described = metadata.row_group(group)
-            columns = (described.column(i) for i in range(described.num_columns))
-            for column in columns:
-                known = column.statistics
-                if column.path_in_schema == self.spec.time and known is not None:
-                    # The maximum of a text column says nothing about times.
-                    said = known.has_min_max and isinstance(known.max, int)
-                    return not said or known.max >= self.since
-            return True
-
-        return [shard for shard in shards if recent(shard.start)]
+    def _recent(self, shard: Shard) -> bool:
+        described = self.raw.metadata(shard).row_group(shard.start)
+        for i in range(described.num_columns):
+            column = described.column(i)
+            known = column.statistics
+            if column.path_in_schema == self.spec.time and known is not None and known.has_min_max:
+                latest = times(pa.array([known.max]), self.spec.time)[0][0].as_py()
+                # The maximum of a text column says nothing about times.
+                return isinstance(known.max, str | bytes) or latest >= self.since
+        return True
 
     @property
     @override
-    def _multivalent(self) -> tuple[Feature, ...]:
-        return tuple(f for f in self.spec.ids if f.multivalent)
-
-    @property
-    @override
-    def _names(self) -> list[str]:
+    def _columns(self) -> list[Feature]:
         spec = self.spec
         named = (spec.user, spec.time, spec.action, spec.duration, spec.dwell, spec.value)
-        keys = [name for name in named if name is not None]
-        return [*keys, *(f.name for f in spec.ids), *spec.tasks]
+        keys = [name for name in (*named, *spec.tasks) if name is not None]
+        ids = {feature.name: feature for feature in spec.ids}
+        return list({**{name: Feature(name) for name in keys}, **ids}.values())
 
     @override
-    def _row(self, raw: RawValues) -> dict[str, Any]:
+    def _batch(self, rows: Rows) -> pa.RecordBatch:
         spec = self.spec
-        row: dict[str, Any] = {feature.name: values_of(raw, feature) for feature in spec.ids}
-        row["user"] = key_in(raw, spec.user)
-        row["time"] = time_in(raw, spec.time, _whole_seconds)
-        row["action"] = (
-            spec.actions[0].encode() if spec.action is None else key_in(raw, spec.action)
-        )
+        columns: dict[str, Any] = {"position": rows.positions}
+        for feature in spec.ids:
+            lists = rows.lists(feature)
+            columns[feature.name] = lists if feature.multivalent else first_values(lists)
+        columns["user"] = rows.key(spec.user)
+        columns["time"] = rows.times(spec.time)
+        if spec.action is not None:
+            columns["action"] = rows.key(spec.action)
         pairs = [(name, getattr(spec, name)) for name in NUMBERS]
         pairs += [(f"label_{task}", task) for task in spec.tasks]
         for name, column in pairs:
-            values = [v for v in raw[column] if v not in ("", b"")] if column is not None else []
-            try:
-                value = row[name] = float(values[0]) if values else None
-            except (ValueError, TypeError):
-                raise UnreadableError(f"{column} is not a number: {values!r:.40}") from None
-            if value is not None and name in NUMBERS and value < 0:
-                raise UnreadableError(f"{column} is negative: {value}")
-            if value is not None and column in spec.binary and value not in (0.0, 1.0):
-                raise UnreadableError(f"{column} is neither 0 nor 1")
-        return row
-
-    @override
-    def _batch(self, rows: list[NumberedRow]) -> pa.RecordBatch:
-        columns: dict[str, Any] = {"position": [number for number, _ in rows]}
-        single = {f.name for f in self.spec.ids if not f.multivalent}
-        for field in self.schema:
-            if field.name in ("position", "explicit"):
-                continue
-            values = [row[field.name] for _, row in rows]
-            if field.name in single:
-                values = [value[0] if value else None for value in values]
-            columns[field.name] = pa.array(values, field.type)
+            if column is not None:
+                columns[name] = _number(rows, column, name in NUMBERS, column in spec.binary)
         return self.batch(**columns)
+
+
+def _number(rows: Rows, column: str, positive: bool, binary: bool) -> pa.Array:
+    """A column of numbers that may be missing."""
+    values = rows.number(column)
+    found = filled(values, "float32").to_numpy(zero_copy_only=False)
+    with np.errstate(invalid="ignore"):
+        if positive:
+            rows.refuse(found < 0, lambda row: f"{column} is negative: {float(found[row])}")
+        if binary:
+            present = values.is_valid().to_numpy(zero_copy_only=False)
+            rows.refuse(
+                present & ~np.isin(found, (0.0, 1.0)), lambda row: f"{column} is neither 0 nor 1"
+            )
+    return values
 
 
 def check_timelines(reader: Reader) -> TimelineReader:
