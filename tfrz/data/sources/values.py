@@ -19,7 +19,7 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -33,8 +33,7 @@ from tfrz.data.spec import Feature
 
 logger = logging.getLogger(__name__)
 
-Mask = NDArray[Any]
-Converted = tuple[pa.Array, Mask]
+Converted: TypeAlias = tuple[pa.Array, NDArray[Any]]
 
 _EXACT = 2**53
 _NUMBER = re.compile(r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$")
@@ -44,7 +43,7 @@ _UNITS = ((10**11, 1, "seconds"), (10**14, 10**3, "milliseconds"), (10**17, 10**
 _LIKE_A_TIME = 10**8
 
 
-def _none(values: pa.Array) -> Mask:
+def _none(values: pa.Array) -> NDArray[Any]:
     return np.zeros(len(values), bool)
 
 
@@ -67,7 +66,7 @@ def is_bytes(kind: pa.DataType) -> bool:
     )
 
 
-def _bad_text(values: pa.Array) -> Mask:
+def _bad_text(values: pa.Array) -> NDArray[Any]:
     """Texts that are not UTF-8, or contain a NUL byte."""
     bad = _none(values)
     data = values.buffers()[2]
@@ -224,7 +223,7 @@ def _say(column: str, what: str) -> None:
     logger.info("%s: %s", column, what)
 
 
-def _from_numbers(column: str, values: NDArray[Any]) -> tuple[NDArray[Any], Mask]:
+def _from_numbers(column: str, values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Unix seconds of numbers of any unit."""
     magnitude = np.abs(values)
     divisor = np.full(len(values), 10**9, np.int64)
@@ -354,7 +353,7 @@ class Rows:
         self.raw, self._file, self._dialect = raw, file, dialect
         self._textual, self._file_number = file.format in ("csv", "json"), file_number
         self.count = len(raw.numbers)
-        self.bad: Mask = np.zeros(self.count, bool)
+        self.bad: NDArray[Any] = np.zeros(self.count, bool)
         self._reasons: dict[int, str] = {}
         self._prefix: Callable[[int], str] = lambda row: ""
 
