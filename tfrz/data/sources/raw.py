@@ -148,12 +148,15 @@ class RawFiles:
         Raises:
           InputError: A file cannot be read, is of another format, or lacks a column.
         """
-        cut = {"csv": self._csv_shards, "parquet": self._parquet_shards}
-        shards = []
+        shards: list[Shard] = []
         for number, file in enumerate(self.files):
             if self.format == "json":
                 self._check(file, self._json_columns(file))
-            parts = cut.get(self.format, lambda file: [Shard(file.path)])(file)
+            parts = [Shard(file.path)]
+            if self.format == "csv":
+                parts = self._csv_shards(file)
+            elif self.format == "parquet":
+                parts = self._parquet_shards(file)
             shards += [dataclasses.replace(part, number=number) for part in parts]
         return shards
 
@@ -565,7 +568,7 @@ def _inexact(table: pa.Table, exact: Collection[str]) -> bool:
         if name in table.column_names and pa.types.is_floating(table[name].type):
             largest = pc.max(pc.abs(table[name])).as_py()
             if largest is not None and largest > 2**53:
-                return table.num_rows > 1
+                return bool(table.num_rows > 1)
     return False
 
 
