@@ -15,6 +15,11 @@ HELP = "train a model in this process, and export it"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     add_run_arguments(parser, "folder to write to; an unfinished run in it is resumed")
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="folder for encoded examples, which later runs on the same data share (OUT/cache)",
+    )
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
@@ -51,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         overrides=overrides_of(args),
         progress=not args.quiet,
         config_file=args.config,
+        cache=args.cache,
     )
     if args.json:
         print(json.dumps(result, indent=1))

@@ -6,8 +6,9 @@ step s, and reads the batches that the interrupted run would have read next.
 
 from __future__ import annotations
 
+import concurrent.futures
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -114,6 +115,123 @@ class ArrayBatches:
             .map(self._gather, num_parallel_calls=2, deterministic=True)
             .prefetch(2)
         )
+
+
+class GroupedBatches:
+    """Batches of examples that are read by groups, for sets beyond memory.
+
+    An epoch takes the groups in an order of its own, some of them at a time, and shuffles these as
+    a whole. The order follows from the seed and the epoch alone, so a resumed run reads what an
+    uninterrupted one reads.
+
+    Args:
+      sizes: number of examples of each group.
+      read: returns the columns of some groups, by their numbers, one after the other.
+      batch_size: examples per batch.
+      seed: of the order.
+      shuffle: keep the stored order if off.
+      window: number of groups that are shuffled together.
+    """
+
+    _BATCHES_AT_ONCE = 64
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        read: Callable[[Sequence[int]], Mapping[str, Any]],
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        window: int = 16,
+    ) -> None:
+        self.num_examples, self.batch_size = sum(sizes), batch_size
+        self._sizes, self._read = list(sizes), read
+        self._seed, self._shuffle, self._window = seed, shuffle, window
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one epoch."""
+        return _whole_batches(self.num_examples, self.batch_size, "the training set")
+
+    def _windows(self, epoch: int) -> list[Sequence[int]]:
+        order = np.arange(len(self._sizes))
+        if self._shuffle:
+            order = np.random.default_rng([self._seed, epoch]).permutation(order)
+        return [order[i : i + self._window].tolist() for i in range(0, len(order), self._window)]
+
+    def _read_window(self, epoch: int, number: int, groups: Sequence[int]) -> dict[str, Any]:
+        columns = self._read(groups)
+        if not self._shuffle:
+            return dict(columns)
+        rows = sum(self._sizes[group] for group in groups)
+        order = np.random.default_rng([self._seed, epoch, number]).permutation(rows)
+        return {name: column[order] for name, column in columns.items()}
+
+    def _runs(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
+        """Yields some whole batches at a time, `[batches, batch, ...]`."""
+        size, left = self.batch_size, (self.steps_per_epoch - skip) * self.batch_size
+        offset = skip * size
+        windows: list[tuple[int, Sequence[int]]] = []
+        for number, groups in enumerate(self._windows(epoch)):
+            rows = sum(self._sizes[group] for group in groups)
+            if offset >= rows and not windows:
+                offset -= rows
+            else:
+                windows.append((number, groups))
+        carried: dict[str, Any] = {}
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            # The next window is read while the batches of this one are taken.
+            waiting = [pool.submit(self._read_window, epoch, *windows[0])] if windows else []
+            for place in range(len(windows)):
+                columns = waiting.pop().result()
+                if place + 1 < len(windows):
+                    waiting.append(pool.submit(self._read_window, epoch, *windows[place + 1]))
+                columns = {name: column[offset:] for name, column in columns.items()}
+                offset = 0
+                if carried:
+                    columns = {n: np.concatenate([carried[n], c]) for n, c in columns.items()}
+                rows = min(len(next(iter(columns.values()))) // size * size, left)
+                for start in range(0, rows, size * self._BATCHES_AT_ONCE):
+                    end = min(start + size * self._BATCHES_AT_ONCE, rows)
+                    yield {
+                        name: column[start:end].reshape(-1, size, *column.shape[1:])
+                        for name, column in columns.items()
+                    }
+                left -= rows
+                if not left:
+                    return
+                carried = {name: column[rows:] for name, column in columns.items()}
+
+    def _dataset(self, generator: Callable[[], Iterator[Any]], *leading: int) -> tf.data.Dataset:
+        signature = {}
+        for name, column in self._read([0]).items():
+            dtype = tf.string if column.dtype == object else tf.as_dtype(column.dtype)
+            signature[name] = tf.TensorSpec([None, *leading, *column.shape[1:]], dtype)
+        return tf.data.Dataset.from_generator(generator, output_signature=signature)
+
+    def epoch(self, epoch: int, skip: int = 0) -> tf.data.Dataset:
+        """The whole batches of `epoch` in its order, without the first `skip`."""
+        runs = self._dataset(lambda: self._runs(epoch, skip), self.batch_size)
+        return runs.prefetch(1).flat_map(tf.data.Dataset.from_tensor_slices).prefetch(8)
+
+    def once(self) -> tf.data.Dataset:
+        """All examples in stored order, the last batch possibly smaller."""
+
+        def batches() -> Iterator[dict[str, Any]]:
+            carried: dict[str, Any] = {}
+            for group in range(len(self._sizes)):
+                columns = dict(self._read([group]))
+                if carried:
+                    columns = {n: np.concatenate([carried[n], c]) for n, c in columns.items()}
+                rows = len(next(iter(columns.values())))
+                last = group + 1 == len(self._sizes)
+                whole = rows if last else rows // self.batch_size * self.batch_size
+                for start in range(0, whole, self.batch_size):
+                    end = min(start + self.batch_size, whole)
+                    yield {name: column[start:end] for name, column in columns.items()}
+                carried = {name: column[whole:] for name, column in columns.items()}
+
+        return self._dataset(batches).prefetch(2)
 
 
 def count_records(paths: Sequence[str], compression: str = "GZIP") -> int:

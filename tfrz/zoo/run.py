@@ -41,6 +41,7 @@ class Run:
       features: feature spec of a file of the user's own.
       task: what the model learns.
       source: the reader, the features of its examples, and what joins embeddings.
+      cache: folder for examples that were encoded once; None for none.
     """
 
     config: RunConfig
@@ -48,6 +49,7 @@ class Run:
     features: str | None
     task: Task[Any, Any]
     source: ExampleSource[Any]
+    cache: Path | None = None
 
     @property
     def entry(self) -> registry.ModelEntry:
@@ -65,20 +67,23 @@ class Run:
         Raises:
           InputError: as of the task's `examples`.
         """
-        prepared = self.task.prepared(self.source.spec, *self.task.examples(self.source))
+        prepared = self.task.prepared_source(self.source, self.cache)
         counts = [f"{s.num_examples:,}" for s in (prepared.train, prepared.validation)]
         counts.append(f"{prepared.test.num_examples:,}" if prepared.test is not None else "no")
         logger.info("%s: %s training, %s validation, %s test examples", self.data, *counts)
         return prepared
 
 
-def open_run(config: RunConfig, data: str, features: str | None = None) -> Run:
+def open_run(
+    config: RunConfig, data: str, features: str | None = None, cache: Path | None = None
+) -> Run:
     """Resolves a run.
 
     Args:
       config: of the run.
       data: as `--data` of the command line.
       features: feature spec of a file of the user's own.
+      cache: folder for examples that were encoded once; None for none.
 
     Raises:
       InputError: the source is missing, of another format, or has no such records; or the store of
@@ -87,7 +92,7 @@ def open_run(config: RunConfig, data: str, features: str | None = None) -> Run:
     entry = registry.get(config.name)
     reader = open_source(data, features, entry.record_type, **config.data.options)
     task = entry.new_task(config)
-    return Run(config, data, features, task, task.resolve(reader))
+    return Run(config, data, features, task, task.resolve(reader), cache)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -267,7 +267,21 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
         Raises:
           InputError: as of `resolve` and `examples`.
         """
-        source = self.resolve(reader)
+        return self.prepared_source(self.resolve(reader))
+
+    def prepared_source(
+        self, source: ExampleSource[SpecT], cache: Path | None = None
+    ) -> Prepared[SpecT, InputsT]:
+        """Reads, splits and transforms a resolved source.
+
+        Args:
+          source: of `resolve`.
+          cache: folder for examples that were encoded once; not used by default.
+
+        Raises:
+          InputError: as of `examples`.
+        """
+        del cache
         return self.prepared(source.spec, *self.examples(source))
 
     def check_training_set(self, train: Batches, inputs: InputsT) -> None:

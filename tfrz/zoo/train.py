@@ -95,6 +95,7 @@ def train(
     overrides: Iterable[str] = (),
     progress: bool = True,
     config_file: str | Path | None = None,
+    cache: str | Path | None = None,
 ) -> dict[str, Any]:
     """Trains `model` on `data` and exports it.
 
@@ -108,6 +109,8 @@ def train(
       overrides: `section.key=value`.
       progress: show a bar on standard error.
       config_file: YAML over the configuration of the data set, under `overrides`.
+      cache: folder for encoded examples, which later runs on the same data share; `out/cache` by
+        default.
 
     Returns:
       What `metrics.json` holds: metrics per set, seconds per stage, the model's place.
@@ -132,7 +135,7 @@ def train(
     config = pinned_teacher(pinned(config, out))
     if config.trainer.warm_start is not None:
         check_warm_start(config, config.trainer.warm_start)
-    run = open_run(config, data, features)
+    run = open_run(config, data, features, Path(cache) if cache is not None else out / "cache")
     resolved = {"data_source": data, **run_config_to_mapping(config)}
     refuse_other_run(out, resolved)
     task = run.task

@@ -7,7 +7,11 @@ dtype=...)` and has `embed(inputs) -> [batch, dim]` and `interact(x0) -> logits 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -17,18 +21,33 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tfrz import metrics
+from tfrz.config import to_mapping
+from tfrz.data.impressions.encoding import (
+    ENCODING_VERSION,
+    EncodedImpressions,
+    EncodedSet,
+    FittedImpressions,
+    encode,
+    encoded_in,
+)
 from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.impressions.transform import ImpressionPreprocessor, preprocess
+from tfrz.data.sources.files import CorruptLines
 from tfrz.data.spec import Spec, UserEmbedding, raw_feature_spec, transformed_name
 from tfrz.data.splits import SPLITS, split_rows
 from tfrz.data.transform import Analyzers, Preprocessor
-from tfrz.data.user_embeddings import EmbeddingJoin
+from tfrz.data.user_embeddings import EmbeddingJoin, Found
 from tfrz.errors import InputError
-from tfrz.training.batches import Batches
-from tfrz.zoo.task import ExampleSource, Parts, Served, Task, Tensors
+from tfrz.training.batches import ArrayBatches, Batches, GroupedBatches
+from tfrz.zoo.task import ExampleSource, Parts, Prepared, Served, Task, Tensors
 from tfrz.zoo.tasks.thresholds import click_config
 from tfrz.zoo.teacher import TEACHER_SCORE, logits_of, open_teacher, with_teacher
 from tfrz.zoo.user_embeddings import adapter_arguments
+
+logger = logging.getLogger(__name__)
+
+# Sets of more rows are read from the cache while training.
+_IN_MEMORY = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,30 +98,126 @@ class ClickTask(Task[FeatureSpec, ModelInputs]):
     def make_examples(
         self, records: pa.Table, source: ExampleSource[FeatureSpec]
     ) -> tuple[Parts, int]:
-        """Splits the impressions, each by a hash of its own values.
-
-        Raises:
-          InputError: none falls into training or validation.
-        """
+        """Splits impressions, each by a hash of its own values."""
         data = self.config.data
         held_out = (data.validation_fraction, data.test_fraction)
         rows = split_rows(records, held_out, data.seed)
+        return {split: records.take(pa.array(some)) for split, some in rows.items()}, 0
+
+    def _parts(
+        self, source: ExampleSource[FeatureSpec], corrupt: CorruptLines
+    ) -> Iterator[tuple[str, pa.Table]]:
+        """Reads a source once: splits and rows of them, joined and scored.
+
+        Raises:
+          InputError: as of `examples`; or no row falls into training or validation.
+        """
+        # Before anything is read: the teacher may not fit.
+        teacher = open_teacher(self.config.distill, source.spec)
+        counts, found = dict.fromkeys(SPLITS, 0), Found()
+        for batch in source.reader.batches(corrupt):
+            parts, _ = self.make_examples(pa.Table.from_batches([batch]), source)
+            for split, part in parts.items():
+                counts[split] += part.num_rows
+                if source.join is not None:
+                    part, some = source.join(part)
+                    found += some
+                yield split, part if teacher is None else teacher.scored(part)
+        corrupt.check(source.reader.name, self.config.data.max_corrupt_fraction)
         for split in ("train", "validation"):
-            if not len(rows[split]):
+            if not counts[split]:
                 raise InputError(
-                    f"{source.reader.name}: none of {records.num_rows:,} impressions falls into "
+                    f"{source.reader.name}: none of {corrupt.rows:,} impressions falls into "
                     f"{split}: bring more, or change data.validation_fraction or data.seed"
                 )
-        return {split: records.take(pa.array(some)) for split, some in rows.items()}, 0
+        if source.join is not None:
+            source.join.check(found)
 
     def examples(self, source: ExampleSource[FeatureSpec]) -> tuple[Parts, int]:
         """As of `Task`, scored by the teacher if there is one."""
-        # Before anything is read: the teacher may not fit.
-        teacher = open_teacher(self.config.distill, source.spec)
-        parts, left_out = super().examples(source)
-        if teacher is not None:
-            parts = {name: teacher.scored(parts[name]) for name in SPLITS}
-        return parts, left_out
+        corrupt = CorruptLines()
+        tables: dict[str, list[pa.Table]] = {split: [] for split in SPLITS}
+        for split, part in self._parts(source, corrupt):
+            tables[split].append(part)
+        return {split: pa.concat_tables(parts) for split, parts in tables.items()}, len(corrupt)
+
+    def prepared(
+        self, spec: FeatureSpec, parts: Mapping[str, pa.Table], left_out: int = 0
+    ) -> Prepared[FeatureSpec, ModelInputs]:
+        """Examples by split as sets that a model is trained and evaluated on."""
+        return self._of_encoded(spec, encode(spec, parts.items(), left_out=lambda: left_out))
+
+    def prepared_source(
+        self, source: ExampleSource[FeatureSpec], cache: Path | None = None
+    ) -> Prepared[FeatureSpec, ModelInputs]:
+        """As of `Task`; with a cache, no more than some of the rows are ever in memory."""
+        corrupt = CorruptLines()
+        parts = self._parts(source, corrupt)
+        if cache is None:
+            encoded = encode(source.spec, parts, left_out=lambda: len(corrupt))
+            return self._of_encoded(source.spec, encoded)
+        directory = cache / self._cache_key(source)
+        found = encoded_in(directory, source.spec)
+        if found is None:
+            found = encode(source.spec, parts, directory, lambda: len(corrupt))
+        else:
+            logger.info("encoded examples of %s: %s", source.reader.name, directory)
+        return self._of_encoded(source.spec, found)
+
+    def _cache_key(self, source: ExampleSource[FeatureSpec]) -> str:
+        """A name that changes with whatever decides what is encoded."""
+        data, join = self.config.data, source.join
+        state = [
+            ENCODING_VERSION,
+            source.reader.fingerprint(),
+            to_mapping(source.spec),
+            [data.validation_fraction, data.test_fraction, data.seed, data.max_corrupt_fraction],
+            None if join is None else [join.place, join.embeddings.version],
+            self.config.distill.teacher,
+        ]
+        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:20]
+
+    def _of_encoded(
+        self, spec: FeatureSpec, encoded: EncodedImpressions
+    ) -> Prepared[FeatureSpec, ModelInputs]:
+        fitted, trainer = encoded.fitted, self.config.trainer
+        train = encoded.sets["train"].num_examples
+        if encoded.positives in (0.0, float(train)):
+            raise InputError(
+                f"{spec.label} is {int(encoded.positives > 0)} in all {train:,} training examples: "
+                "there is nothing to learn; check the label"
+            )
+        vocabularies = {
+            transformed_name(name): terms for name, terms in fitted.transform.vocabularies.items()
+        }
+        sets = {
+            split: self._batches(
+                fitted, some, trainer.batch_size if split == "train" else self.evaluation_batch
+            )
+            for split, some in encoded.sets.items()
+        }
+        return Prepared(
+            train=sets["train"],
+            validation=sets["validation"],
+            test=sets["test"] if sets["test"].num_examples else None,
+            inputs=self.inputs_of(spec, fitted.transform.vocabulary_sizes, vocabularies),
+            transform=fitted.transform,
+            vocabularies=vocabularies,
+            spec=spec,
+            examples=encoded.examples,
+            corrupt_lines=encoded.left_out,
+        )
+
+    def _batches(self, fitted: FittedImpressions, some: EncodedSet, batch_size: int) -> Batches:
+        """The rows in memory if they are few, else read by groups."""
+        seed = self.config.trainer.seed
+        if not some.mapped or some.num_examples <= _IN_MEMORY:
+            return ArrayBatches(fitted.columns(some.table(), some.widths), batch_size, seed)
+
+        def read(groups: Sequence[int]) -> dict[str, NDArray[Any]]:
+            return fitted.columns(some.table(groups), some.widths)
+
+        return GroupedBatches([b.num_rows for b in some.batches], read, batch_size, seed)
 
     def fit_transform(self, examples: pa.Table, spec: FeatureSpec) -> Preprocessor[Any, Any]:
         """Vocabularies and moments of the training examples."""
