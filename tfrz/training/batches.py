@@ -167,9 +167,9 @@ class GroupedBatches:
         order = np.random.default_rng([self._seed, epoch, number]).permutation(rows)
         return {name: column[order] for name, column in columns.items()}
 
-    def _runs(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
-        """Yields some whole batches at a time, `[batches, batch, ...]`."""
-        size, left = self.batch_size, (self.steps_per_epoch - skip) * self.batch_size
+    def _runs(self, epoch: int, skip: int, count: int) -> Iterator[dict[str, Any]]:
+        """Yields some of `count` whole batches at a time, `[batches, batch, ...]`."""
+        size, left = self.batch_size, count * self.batch_size
         offset = skip * size
         windows: list[tuple[int, Sequence[int]]] = []
         for number, groups in enumerate(self._windows(epoch)):
@@ -211,7 +211,8 @@ class GroupedBatches:
 
     def epoch(self, epoch: int, skip: int = 0) -> tf.data.Dataset:
         """The whole batches of `epoch` in its order, without the first `skip`."""
-        runs = self._dataset(lambda: self._runs(epoch, skip), self.batch_size)
+        count = self.steps_per_epoch - skip
+        runs = self._dataset(lambda: self._runs(epoch, skip, count), self.batch_size)
         return runs.prefetch(1).flat_map(tf.data.Dataset.from_tensor_slices).prefetch(8)
 
     def once(self) -> tf.data.Dataset:
