@@ -58,6 +58,10 @@ def _bits_of_text(values: pa.Array) -> NDArray[Any]:
 def _bits(values: pa.Array) -> NDArray[Any]:
     """Each value as an unsigned 64-bit integer; nulls are told from all values."""
     missing = np.asarray(values.is_null())
+    if pa.types.is_dictionary(values.type) and not missing.any():
+        # Each term once.
+        terms: NDArray[Any] = _bits(values.dictionary)[values.indices.to_numpy()]
+        return terms
     if pa.types.is_floating(values.type):
         # Adding 0 makes -0 and 0 equal.
         numbers = values.to_numpy(zero_copy_only=False).astype(np.float64) + 0.0
@@ -90,6 +94,10 @@ def shares_of_rows(batch: pa.RecordBatch | pa.Table, seed: int) -> NDArray[Any]:
             offsets = column.offsets.to_numpy().astype(np.int64)
             values = _bits(column.values[offsets[0] : offsets[-1]])
             offsets = offsets - offsets[0]
+            if len(values) == len(column) and np.array_equal(offsets, np.arange(len(offsets))):
+                # One value each.
+                total = total + _mixed((_mixed(values) + np.uint64(1)) ^ salt)
+                continue
             placed = _mixed(values + _places(offsets).astype(np.uint64))
             row = _sums(placed, offsets) + np.diff(offsets).astype(np.uint64)
         else:

@@ -8,6 +8,7 @@ TensorFlow Transform (`tfrz.data.tft_analyzers`), in process from a fitted `Prep
 from __future__ import annotations
 
 import abc
+import types
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -162,7 +163,8 @@ class Preprocessor(tf.Module, Generic[SpecT, ConfigT]):
     ) -> None:
         super().__init__()
         self._spec, self._config = spec, config
-        self._terms = {name: tuple(terms) for name, terms in vocabularies.items()}
+        # TensorFlow would track every term of a dictionary.
+        self._terms = types.MappingProxyType({n: tuple(t) for n, t in vocabularies.items()})
         self._moments = dict(moments)
         self._tables = {}
         for feature in spec.vocabularies:

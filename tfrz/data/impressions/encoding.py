@@ -40,8 +40,25 @@ _AT_ONCE = 1 << 22
 _DONE = "encoded.json"
 
 
+def coded(table: pa.Table, spec: FeatureSpec) -> pa.Table:
+    """The table with dictionaries in the lists of its categorical columns."""
+    for feature in spec.categorical:
+        column = whole(table.column(feature.name))
+        if not pa.types.is_dictionary(column.type.value_type):
+            offsets = column.offsets.to_numpy()
+            values = column.values.slice(offsets[0], offsets[-1] - offsets[0])
+            column = pa.ListArray.from_arrays(
+                pa.array(offsets - offsets[0]), values.dictionary_encode()
+            )
+            place = table.schema.get_field_index(feature.name)
+            table = table.set_column(place, feature.name, column)
+    return table
+
+
 def _present(values: pa.Array) -> NDArray[Any]:
     """Which values are neither null nor empty texts."""
+    if pa.types.is_dictionary(values.type) and not values.null_count:
+        return _present(values.dictionary)[values.indices.to_numpy()]
     if pa.types.is_binary(values.type) or pa.types.is_string(values.type):
         lengths = pc.binary_length(values).fill_null(0)
         return np.asarray(lengths.to_numpy(zero_copy_only=False)) > 0
@@ -69,7 +86,7 @@ class _Terms:
         self.known = pa.array([], pa.binary())
         self.counts: NDArray[Any] = np.zeros(0, np.int64)
 
-    def codes(self, values: pa.Array, fit: bool) -> NDArray[Any]:
+    def codes(self, values: pa.Array) -> NDArray[Any]:
         """The place of each value among the known terms; new terms become known."""
         coded = values.dictionary_encode()
         terms = coded.dictionary
@@ -84,9 +101,11 @@ class _Terms:
             self.known = pa.concat_arrays([self.known, terms.filter(pa.array(new))])
             self.counts = np.append(self.counts, np.zeros(new.sum(), np.int64))
         codes: NDArray[Any] = places[coded.indices.to_numpy(zero_copy_only=False)]
-        if fit:
-            self.counts += np.bincount(codes, minlength=len(self.known))
         return codes
+
+    def count(self, codes: NDArray[Any]) -> None:
+        """Counts terms of the training set."""
+        self.counts += np.bincount(codes[codes >= 0], minlength=len(self.known))
 
     def vocabulary(self) -> list[bytes]:
         """Terms by falling frequency, then falling bytes, as `ranked_terms` returns them."""
@@ -117,12 +136,11 @@ class ImpressionEncoder:
         self._terms = {f.name: _Terms(f) for f in spec.categorical}
         self.positives = 0.0
 
-    def add(self, table: pa.Table | pa.RecordBatch, fit: bool) -> pa.RecordBatch:
-        """Encodes rows; those of the training set are counted.
+    def add(self, table: pa.Table | pa.RecordBatch) -> pa.RecordBatch:
+        """Encodes rows.
 
         Args:
           table: Raw features and label, columns of lists.
-          fit: Whether the rows are of the training set.
 
         Returns:
           A column for each feature, the label and each outcome: int32 codes (-1 for missing) or
@@ -136,17 +154,23 @@ class ImpressionEncoder:
             elif feature.kind == "opaque":
                 columns[feature.name] = first_values(column).cast(pa.binary()).fill_null(b"")
             else:
-                columns[feature.name] = self._codes(feature, column, fit)
+                columns[feature.name] = self._codes(feature, column)
         for name in (self.spec.label, *self.spec.outcomes):
             finite = _flat(whole(table.column(name)), _finite)
             columns[name] = pa.array(first_values(finite).to_numpy(zero_copy_only=False))
-        if fit:
-            self.positives += pc.sum(columns[self.spec.label]).as_py() or 0.0
         return record_batch(_encoded_schema(self.spec), columns)
 
-    def _codes(self, feature: Feature, column: pa.ListArray, fit: bool) -> pa.Array:
+    def count(self, batch: pa.RecordBatch) -> None:
+        """Counts the terms and labels of encoded rows of the training set."""
+        for name, terms in self._terms.items():
+            column = batch.column(name)
+            lists = pa.types.is_list(column.type)
+            terms.count((column.flatten() if lists else column).to_numpy())
+        self.positives += pc.sum(batch.column(self.spec.label)).as_py() or 0.0
+
+    def _codes(self, feature: Feature, column: pa.ListArray) -> pa.Array:
         lists = _flat(column, _present)
-        codes = pa.array(self._terms[feature.name].codes(lists.values, fit), pa.int32())
+        codes = pa.array(self._terms[feature.name].codes(lists.values), pa.int32())
         lists = pa.ListArray.from_arrays(lists.offsets, codes)
         return lists if feature.multivalent else first_values(lists).fill_null(-1)
 
@@ -400,7 +424,7 @@ class EncodedImpressions:
 
 def encode(
     spec: FeatureSpec,
-    parts: Iterable[tuple[str, pa.Table]],
+    parts: Iterable[tuple[pa.Table, Mapping[str, NDArray[Any]]]],
     directory: Path | None = None,
     left_out: Callable[[], int] = lambda: 0,
 ) -> EncodedImpressions:
@@ -408,7 +432,7 @@ def encode(
 
     Args:
       spec: The raw features.
-      parts: Splits and rows of them, in any order.
+      parts: Rows, and the numbers of those that belong to each split.
       directory: Folder to write to, for `encoded_in`; None to keep all in memory.
       left_out: Returns the number of corrupt lines, once all rows were read.
     """
@@ -420,12 +444,19 @@ def encode(
         unfinished.mkdir(parents=True)
     sinks = {s: _Sink(spec, unfinished and unfinished / f"{s}.arrow") for s in SPLITS}
     examples: list[bytes] = []
-    for split, table in parts:
-        if not table.num_rows:
-            continue
-        if split == "validation" and len(examples) < _EXAMPLES:
-            examples += to_examples(table, spec, limit=_EXAMPLES - len(examples))
-        sinks[split].write(encoder.add(table, split == "train"))
+    for table, rows in parts:
+        encoded = encoder.add(table)
+        for split, some in rows.items():
+            part = encoded
+            if len(some) < table.num_rows:
+                part = encoded.take(pa.array(some))
+            if split == "train":
+                encoder.count(part)
+            elif split == "validation" and len(examples) < _EXAMPLES:
+                wanted = pa.array(some[: _EXAMPLES - len(examples)])
+                examples += to_examples(table.take(wanted), spec, limit=_EXAMPLES)
+            if part.num_rows:
+                sinks[split].write(part)
     sets = {split: sink.close() for split, sink in sinks.items()}
     if unfinished is not None and directory is not None:
         encoder.save(unfinished)

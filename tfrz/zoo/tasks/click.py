@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -27,6 +27,7 @@ from tfrz.data.impressions.encoding import (
     EncodedImpressions,
     EncodedSet,
     FittedImpressions,
+    coded,
     encode,
     encoded_in,
 )
@@ -104,26 +105,31 @@ class ClickTask(Task[FeatureSpec, ModelInputs]):
         rows = split_rows(records, held_out, data.seed)
         return {split: records.take(pa.array(some)) for split, some in rows.items()}, 0
 
-    def _parts(
+    def _rows(
         self, source: ExampleSource[FeatureSpec], corrupt: CorruptLines
-    ) -> Iterator[tuple[str, pa.Table]]:
-        """Reads a source once: splits and rows of them, joined and scored.
+    ) -> Iterator[tuple[pa.Table, dict[str, NDArray[Any]]]]:
+        """Reads a source once: rows, joined and scored, and which of them are of each split.
 
         Raises:
           InputError: as of `examples`; or no row falls into training or validation.
         """
         # Before anything is read: the teacher may not fit.
         teacher = open_teacher(self.config.distill, source.spec)
+        data, own = self.config.data, cast(FeatureSpec, source.reader.feature_spec())
         counts, found = dict.fromkeys(SPLITS, 0), Found()
         for batch in source.reader.batches(corrupt):
-            parts, _ = self.make_examples(pa.Table.from_batches([batch]), source)
-            for split, part in parts.items():
-                counts[split] += part.num_rows
-                if source.join is not None:
-                    part, some = source.join(part)
-                    found += some
-                yield split, part if teacher is None else teacher.scored(part)
-        corrupt.check(source.reader.name, self.config.data.max_corrupt_fraction)
+            table = coded(pa.Table.from_batches([batch]), own)
+            # By the record's own values: what is added must not change its split.
+            rows = split_rows(table, (data.validation_fraction, data.test_fraction), data.seed)
+            for split, some in rows.items():
+                counts[split] += len(some)
+            if source.join is not None or teacher is not None:
+                table = pa.Table.from_batches([batch])
+            if source.join is not None:
+                table, some_found = source.join(table)
+                found += some_found
+            yield table if teacher is None else teacher.scored(table), rows
+        corrupt.check(source.reader.name, data.max_corrupt_fraction)
         for split in ("train", "validation"):
             if not counts[split]:
                 raise InputError(
@@ -137,29 +143,31 @@ class ClickTask(Task[FeatureSpec, ModelInputs]):
         """As of `Task`, scored by the teacher if there is one."""
         corrupt = CorruptLines()
         tables: dict[str, list[pa.Table]] = {split: [] for split in SPLITS}
-        for split, part in self._parts(source, corrupt):
-            tables[split].append(part)
+        for table, rows in self._rows(source, corrupt):
+            for split, some in rows.items():
+                tables[split].append(table.take(pa.array(some)))
         return {split: pa.concat_tables(parts) for split, parts in tables.items()}, len(corrupt)
 
     def prepared(
         self, spec: FeatureSpec, parts: Mapping[str, pa.Table], left_out: int = 0
     ) -> Prepared[FeatureSpec, ModelInputs]:
         """Examples by split as sets that a model is trained and evaluated on."""
-        return self._of_encoded(spec, encode(spec, parts.items(), left_out=lambda: left_out))
+        rows = ((table, {split: np.arange(table.num_rows)}) for split, table in parts.items())
+        return self._of_encoded(spec, encode(spec, rows, left_out=lambda: left_out))
 
     def prepared_source(
         self, source: ExampleSource[FeatureSpec], cache: Path | None = None
     ) -> Prepared[FeatureSpec, ModelInputs]:
         """As of `Task`; with a cache, no more than some of the rows are ever in memory."""
         corrupt = CorruptLines()
-        parts = self._parts(source, corrupt)
+        rows = self._rows(source, corrupt)
         if cache is None:
-            encoded = encode(source.spec, parts, left_out=lambda: len(corrupt))
+            encoded = encode(source.spec, rows, left_out=lambda: len(corrupt))
             return self._of_encoded(source.spec, encoded)
         directory = cache / self._cache_key(source)
         found = encoded_in(directory, source.spec)
         if found is None:
-            found = encode(source.spec, parts, directory, lambda: len(corrupt))
+            found = encode(source.spec, rows, directory, lambda: len(corrupt))
         else:
             logger.info("encoded examples of %s: %s", source.reader.name, directory)
         return self._of_encoded(source.spec, found)

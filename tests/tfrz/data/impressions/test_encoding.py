@@ -8,7 +8,7 @@ import pytest
 
 from tests.tfrz.data.impressions.test_transform import SPEC, _table
 from tfrz.data.impressions import encoding
-from tfrz.data.impressions.encoding import encode, encoded_in
+from tfrz.data.impressions.encoding import coded, encode, encoded_in
 from tfrz.data.impressions.transform import ImpressionPreprocessor
 from tfrz.data.splits import split_rows
 from tfrz.data.transform import transform_table
@@ -17,8 +17,7 @@ from tfrz.data.transform import transform_table
 def _parts(table: pa.Table, rows: int):
     for start in range(0, table.num_rows, rows):
         some = table.slice(start, rows)
-        for split, chosen in split_rows(some, (0.2, 0.2), 0).items():
-            yield split, some.take(pa.array(chosen))
+        yield (coded(some, SPEC) if start % 2 else some), split_rows(some, (0.2, 0.2), 0)
 
 
 @pytest.fixture(scope="module")
