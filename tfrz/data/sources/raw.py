@@ -340,9 +340,7 @@ class RawFiles:
                 bad.clear()
                 if batch.num_rows:
                     number = int(numbers[-1]) + 1
-                    tail = (
-                        batch.column(last)[-1].as_buffer().to_pybytes().decode("utf-8", "replace")
-                    )
+                    tail = batch.column(last)[-1].as_buffer().to_pybytes()
                     columns = {n: self._with_nulls(batch.column(n)) for n in wanted}
                     yield RawBatch(columns, numbers)
                 yield from refused
