@@ -294,7 +294,7 @@ class Inference:
         if others:
             lines.append(f"# It can also be: {', '.join(others)} (--records TYPE).")
         lines += [f"# It cannot be {name}: {why}." for name, why in self.impossible.items()]
-        lines += [""] + self._dialect_lines()
+        lines += ["", *self._dialect_lines()]
         for key, value in draft.mapping.items():
             reason = draft.reasons.get(key, "")
             if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -318,7 +318,7 @@ class Inference:
             value, why = getattr(dialect, field.name), self.table.dialect_reasons.get(field.name)
             if why is not None and value != getattr(default, field.name):
                 value = list(value) if isinstance(value, tuple) else value
-                lines.append(f"{field.name}: {_flow(value)}{_comment(why)}")
+                lines.append(f"{_flow(field.name)}: {_flow(value)}{_comment(why)}")
         return lines
 
 
@@ -438,8 +438,9 @@ class _Columns:
 
         def fits(profile: Profile) -> bool:
             found = profile.numbers
-            whole = profile.kind == "integer" and found is not None and len(found) > 0
-            return whole and profile.distinct > 24 and found.min() >= 0 and not _compact(found)
+            if profile.kind != "integer" or found is None or not len(found):
+                return False
+            return profile.distinct > 24 and bool(found.min() >= 0) and not _compact(found)
 
         named = self.best(("timestamp", "time", "ts", "unixtime"), fits, close=True)
         if named is None or named.column in self.useless:
@@ -751,7 +752,8 @@ class _Drafter:
         missing = [name for name, g in (("user", self.user), ("item", self.item)) if g is None]
         if missing:
             return f"no column of {' and of '.join(missing)}s with values that occur again{what}"
-        assert self.user is not None and self.item is not None
+        assert self.user is not None
+        assert self.item is not None
         draft.set("user", self.user.column, self.user.reason)
         draft.set("item", self.item.column, self.item.reason)
         self.holes(draft, self.user, self.item, self.time)
@@ -774,7 +776,8 @@ class _Drafter:
             draft.set("time", None, "no column of times: the rows must be in order")
         else:
             draft.set("time", self.time.column, self.time.reason)
-        assert self.user is not None and self.item is not None
+        assert self.user is not None
+        assert self.item is not None
         taken = [*taken, self.user.column, self.item.column]
         taken += [self.time.column] if self.time is not None else []
         self.afterwards(draft, taken, _AFTERWARDS)
@@ -945,7 +948,7 @@ class _Drafter:
         first = self.item.column
         if first != "item" or self.event is not None:
             draft.hints.append(
-                f"data.timeline.slices says what a model reads, e.g. {{version: 1, slices: [{{name: "
+                "data.timeline.slices says what a model reads, e.g. {version: 1, slices: [{name: "
                 f"all, timeline: explicit, id: {_flow(first)}, table: all}}]}}"
             )
         return draft
@@ -966,8 +969,9 @@ class _Drafter:
 
 def _probability(profile: Profile) -> bool:
     found = profile.numbers
-    real = profile.kind == "real" and found is not None and len(found) > 0
-    return bool(real and found.min() > 0 and found.max() <= 1)
+    if profile.kind != "real" or found is None or not len(found):
+        return False
+    return bool(found.min() > 0 and found.max() <= 1)
 
 
 def _not_negative(profile: Profile) -> bool:

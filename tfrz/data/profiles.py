@@ -239,7 +239,7 @@ def _bytes_of(column: pa.Array) -> bytes:
     if not values.is_text(column.type):
         return b""
     buffer = column.buffers()[2]
-    return buffer.to_pybytes() if buffer is not None else b""
+    return bytes(buffer.to_pybytes()) if buffer is not None else b""
 
 
 def _not_utf8(column: pa.Array) -> bool:
@@ -483,7 +483,7 @@ def _unit(numbers: NDArray[Any] | None) -> str | None:
     for unit, by in (("seconds", 1), ("milliseconds", 1e3), ("microseconds", 1e6)):
         if _FIRST * by <= low and high <= _LAST * by:
             return f"Unix {unit}"
-    return "Unix nanoseconds" if _FIRST * 1e9 <= low and high <= _LAST * 1e9 else None
+    return "Unix nanoseconds" if low >= _FIRST * 1e9 and high <= _LAST * 1e9 else None
 
 
 def _classify_text(profile: Profile, present: pa.Array, dialect: Dialect, split: bool) -> None:
@@ -503,7 +503,7 @@ def _classify_text(profile: Profile, present: pa.Array, dialect: Dialect, split:
     if bad.mean() <= _STRAY and not bad.all():
         profile.stray = int(bad.sum())
         profile.numbers = _numbers_of(found.filter(pa.array(~bad)))
-        whole, broken = values.whole_numbers(present)
+        _, broken = values.whole_numbers(present)
         profile.kind = "real" if (broken & ~bad).any() else "integer"
         if profile.kind == "real" and not bad.any() and dialect.decimal != ".":
             if bool((profile.numbers == np.floor(profile.numbers)).all()):

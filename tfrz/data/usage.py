@@ -221,7 +221,8 @@ class UsageCounter:
         users, items = self.users.counts, self.items.counts
         usage.users, usage.items = len(users), len(items)
         if len(users):
-            usage.length_p50, usage.length_p90 = map(float, np.quantile(users, [0.5, 0.9]))
+            usage.length_p50 = float(np.quantile(users, 0.5))
+            usage.length_p90 = float(np.quantile(users, 0.9))
             usage.length_max = int(users.max())
         if isinstance(self.spec, ListSpec):
             usage.without = 1 - len(self._relevant.counts) / max(len(users), 1)
@@ -231,8 +232,7 @@ class UsageCounter:
         usage.repeated = self._pairs.share()
         usage.few_users = float((users < FEW).mean()) if len(users) else None
         usage.few_items = float((items < FEW).mean()) if len(items) else None
-        if self.times_are_real:
-            assert self._first is not None and self._last is not None
+        if self.times_are_real and self._first is not None and self._last is not None:
             usage.begin, usage.end = _date(self._first), _date(self._last)
         return usage
 

@@ -12,7 +12,6 @@ from tfrz.config import require
 from tfrz.data.spec import ExampleSpec, Feature, UserEmbedding, check_names
 from tfrz.data.splits import SPLITS
 
-
 # Columns of every interaction.
 _OF_EVENTS = ("user", "item", "time", "position")
 
