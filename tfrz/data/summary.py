@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
 from typing import Any
@@ -10,13 +9,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from tfrz.data.histories.spec import HistorySpec
+from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.lists.spec import ListSpec
 from tfrz.data.sources.files import CorruptLine
 from tfrz.data.sources.reader import Reader
+from tfrz.data.spec import Feature
 from tfrz.data.timelines.spec import NUMBERS, TimelineSpec
+from tfrz.data.usage import Advice, Counts, Usage, UsageCounter, advice
 from tfrz.errors import InputError
+
+# A tail is judged by so many numbers.
+_KEPT = 200_000
 
 
 @dataclasses.dataclass
@@ -59,6 +65,8 @@ class SourceSummary:
       corrupt: Number of lines that could not be read.
       first_corrupt: The first of these lines, as `file:line: reason`.
       features: Summary of each column.
+      usage: What matters for a recommender.
+      advice: What to set, and why.
     """
 
     name: str
@@ -67,6 +75,8 @@ class SourceSummary:
     corrupt: int
     first_corrupt: str | None
     features: list[FeatureSummary]
+    usage: Usage
+    advice: list[Advice]
 
 
 class _Column:
@@ -74,8 +84,10 @@ class _Column:
 
     def __init__(self, name: str, kind: str) -> None:
         self.summary = FeatureSummary(name, kind)
-        self.terms: collections.Counter[Any] = collections.Counter()
+        self.terms = Counts()
         self.sum = 0.0
+        self._sample: list[NDArray[Any]] = []
+        self._sampled = 0
 
     def add(self, column: pa.ListArray) -> None:
         summary = self.summary
@@ -89,19 +101,13 @@ class _Column:
                 summary.minimum = low if summary.minimum is None else min(low, summary.minimum)
                 summary.maximum = high if summary.maximum is None else max(high, summary.maximum)
                 self.sum += float(numbers.sum())
+                if self._sampled < _KEPT and summary.kind == "numeric":
+                    self._sample.append(numbers[: _KEPT - self._sampled])
+                    self._sampled += len(self._sample[-1])
         else:
             lengths = pc.list_value_length(column).fill_null(0)
             present = pc.sum(pc.greater(lengths, 0)).as_py() or 0
-            counts = pc.value_counts(flat)
-            self.terms.update(
-                dict(
-                    zip(
-                        counts.field("values").to_pylist(),
-                        counts.field("counts").to_pylist(),
-                        strict=True,
-                    )
-                )
-            )
+            self.terms.add(flat)
         summary.rows += present
         summary.missing += len(column) - present
         summary.values += len(flat)
@@ -111,10 +117,20 @@ class _Column:
         if summary.minimum is not None:
             summary.mean = self.sum / max(summary.rows, 1)
         elif summary.kind in ("categorical", "multivalent"):
-            summary.distinct = len(self.terms)
-            ranked = sorted(self.terms.items(), key=lambda pair: (-pair[1], str(pair[0])))
-            summary.top = [(_text(term), count) for term, count in ranked[:top]]
+            summary.distinct = len(self.terms.counts)
+            summary.top = [(_text(term), count) for term, count in self.terms.top(top)]
         return summary
+
+    def tail(self) -> float | None:
+        """How many times the 99th percentile of positive numbers is their median, if over ten."""
+        if self.summary.minimum is None or self.summary.minimum < 0 or not self._sample:
+            return None
+        positive = np.concatenate(self._sample)
+        positive = positive[positive > 0]
+        if len(positive) < 20:
+            return None
+        ratio = float(np.quantile(positive, 0.99) / np.median(positive))
+        return ratio if ratio > 10 else None
 
 
 def _text(term: bytes | str | int) -> str:
@@ -166,7 +182,7 @@ def summarize(reader: Reader, limit: int | None = None, top: int = 3) -> SourceS
     Raises:
       InputError: The source is missing, has the wrong format, or has no records.
     """
-    columns = _columns(reader)
+    columns, counter = _columns(reader), UsageCounter(reader)
     rows, corrupt, first = 0, 0, None
     for shard in reader.shards():
         for item in reader.read(shard):
@@ -175,6 +191,7 @@ def summarize(reader: Reader, limit: int | None = None, top: int = 3) -> SourceS
                 first = first or str(item)
                 continue
             rows += item.num_rows
+            counter.add(item)
             for name, column in columns.items():
                 column.add(_as_lists(item.column(name)))
         if rows >= (math.inf if limit is None else limit):
@@ -182,4 +199,43 @@ def summarize(reader: Reader, limit: int | None = None, top: int = 3) -> SourceS
     if not rows:
         raise InputError(f"{reader.name} has no records: {first or 'nothing to read'}")
     features = [column.finish(top) for column in columns.values()]
-    return SourceSummary(reader.name, reader.record_type, rows, corrupt, first, features)
+    usage = counter.finish()
+    described = [f for f in features if f.kind in ("categorical", "multivalent", "numeric")]
+    if described:
+        usage.missing = sum(f.missing for f in described) / (rows * len(described))
+    found = [*advice(counter, usage), *_of_features(columns, reader, rows)]
+    return SourceSummary(
+        reader.name, reader.record_type, rows, corrupt, first, features, usage, found
+    )
+
+
+def _of_features(columns: dict[str, _Column], reader: Reader, rows: int) -> list[Advice]:
+    """What the values of features suggest for the feature spec."""
+    spec: Any = reader.feature_spec()
+    groups: dict[str, tuple[Feature, ...]] = {}
+    if isinstance(spec, FeatureSpec):
+        groups = {"features": spec.features}
+    elif isinstance(spec, HistorySpec):
+        groups = {"context": spec.context}
+    elif isinstance(spec, ListSpec):
+        groups = {"candidate": spec.candidate, "context": spec.context}
+    found = []
+    for key, features in groups.items():
+        for feature in features:
+            column = columns[feature.name]
+            where = f"{key}: [{{name: {feature.name}, %s}}] in the feature spec"
+            tail = column.tail() if feature.log_offset is None else None
+            if tail is not None and feature.kind == "numeric":
+                reason = f"the 99th percentile of {feature.name} is {tail:,.0f} times its median"
+                found.append(Advice(where % "log_offset: 1.0", reason))
+            missing = column.summary.missing / rows
+            if missing >= 0.95:
+                reason = f"{missing:.1%} of the values of {feature.name} are missing"
+                found.append(Advice(f"{key}: leave {feature.name} out", reason))
+            distinct = column.summary.distinct or 0
+            if feature.min_count == 1 and feature.kind == "categorical" and distinct >= 1000:
+                once = float((column.terms.counts == 1).mean())
+                if once > 0.5:
+                    reason = f"{once:.0%} of the values of {feature.name} occur once"
+                    found.append(Advice(where % "min_count: 2", reason))
+    return found

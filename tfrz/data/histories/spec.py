@@ -12,6 +12,9 @@ from tfrz.config import require
 from tfrz.data.spec import ExampleSpec, Feature, UserEmbedding, check_names
 from tfrz.data.splits import SPLITS
 
+# Columns of every interaction.
+_OF_EVENTS = ("user", "item", "time", "position")
+
 
 @dataclasses.dataclass(frozen=True)
 class CandidateSpec:
@@ -84,6 +87,7 @@ class HistorySpec(ExampleSpec):
             where = f"context {feature.name}"
             require(not feature.multivalent, where, "cannot be multivalent: events have one value")
             require(feature.kind != "time", where, "must be named under time, not under context")
+            require(feature.name not in _OF_EVENTS, where, "is a reserved name: rename it")
         columns = [c for c in (self.user, self.item, self.time) if c is not None]
         columns += [f.name for f in self.context]
         for name in columns:

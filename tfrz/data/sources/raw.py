@@ -90,6 +90,11 @@ def pop_dialect(mapping: dict[str, Any], where: str) -> Dialect:
       ConfigError: A value is invalid.
     """
     names = [field.name for field in dataclasses.fields(Dialect)]
+    if None in mapping:
+        # YAML reads the key `null` without quotes as no word at all.
+        mapping["null"] = mapping.pop(None)  # type: ignore[call-overload]
+    if isinstance(mapping.get("null"), list):
+        mapping["null"] = ["null" if word is None else word for word in mapping["null"]]
     return from_mapping(Dialect, {n: mapping.pop(n) for n in names if n in mapping}, where)
 
 
@@ -323,7 +328,7 @@ class RawFiles:
         else:
             stream = open_stream(file)
         number = shard.first_line + (1 if first else 0)
-        tail = b""
+        tail = ""
         try:
             batches = pcsv.open_csv(stream, **options)
             while True:
@@ -353,7 +358,7 @@ class RawFiles:
             ) from error
         for number, what, text in bad:
             yield CorruptLine(file.path, number + shard.first_line - 1, what, text)
-        if b"\n" in tail and dialect.quote and not self._ends_quoted(file, shard):
+        if "\n" in tail and dialect.quote and not self._ends_quoted(file, shard):
             raise InputError(
                 f"{file.path}: a quote is opened in the last row and not closed: correct the "
                 "file, or write 'quote: \"\"' in the feature spec if quotes have no meaning in it"

@@ -208,7 +208,8 @@ class TabularTimelines(TabularFile[TimelineSpec], TimelineReader):
     def _columns(self) -> list[Feature]:
         spec = self.spec
         named = (spec.user, spec.time, spec.action, spec.duration, spec.dwell, spec.value)
-        keys = [name for name in (*named, *spec.tasks) if name is not None]
+        outcomes = [task for task in spec.tasks if task not in spec.happened]
+        keys = [name for name in (*named, *outcomes) if name is not None]
         ids = {feature.name: feature for feature in spec.ids}
         return list({**{name: Feature(name) for name in keys}, **ids}.values())
 
@@ -224,7 +225,9 @@ class TabularTimelines(TabularFile[TimelineSpec], TimelineReader):
         if spec.action is not None:
             columns["action"] = rows.key(spec.action)
         pairs = [(name, getattr(spec, name)) for name in NUMBERS]
-        pairs += [(f"label_{task}", task) for task in spec.tasks]
+        pairs += [(f"label_{task}", task) for task in spec.tasks if task not in spec.happened]
+        for task in spec.happened:
+            columns[f"label_{task}"] = pa.array(np.ones(rows.count, np.float32))
         for name, column in pairs:
             if column is not None:
                 columns[name] = _number(rows, column, name in NUMBERS, column in spec.binary)

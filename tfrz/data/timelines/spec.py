@@ -58,6 +58,8 @@ class TimelineSpec(ExampleSpec):
       value: Column of a number of at least 0 (rating, amount); null for none.
       binary: tasks whose outcome is 0 or 1, columns; an event with an outcome may be a target.
       regression: tasks whose outcome is a number.
+      happened: those of `binary` that have no column: their outcome is 1 for every event, so that
+        `data.timeline.negatives` must be above 0. A spec without any task has one, `event`.
       candidate: types of ids that describe a candidate; all if none is named.
       lists: of an example; set by `tfrz.data.timelines.spec.example_spec`.
     """
@@ -65,14 +67,15 @@ class TimelineSpec(ExampleSpec):
     user: str = "user"
     time: str = "time"
     ids: tuple[Feature, ...] = (Feature("item"),)
-    action: str | None = "action"
+    action: str | None = None
     actions: tuple[str, ...] = ("event",)
     implicit: tuple[str, ...] = ()
     duration: str | None = None
     dwell: str | None = None
     value: str | None = None
-    binary: tuple[str, ...] = ("label",)
+    binary: tuple[str, ...] = ()
     regression: tuple[str, ...] = ()
+    happened: tuple[str, ...] = ()
     candidate: tuple[str, ...] = ()
     lists: tuple[EntryList, ...] = ()
 
@@ -88,7 +91,11 @@ class TimelineSpec(ExampleSpec):
         require(bool(self.actions), "actions", "must not be empty")
         for name in self.implicit:
             require(name in self.actions, f"implicit {name}", "is not one of the actions")
-        require(bool(self.tasks), "binary", "must not be empty: name a task to learn")
+        if not self.tasks:
+            object.__setattr__(self, "binary", self.happened or ("event",))
+            object.__setattr__(self, "happened", self.binary)
+        for name in self.happened:
+            require(name in self.binary, f"happened {name}", "is not one of the binary tasks")
         for name in self.tasks:
             require(self.tasks.count(name) == 1, f"task {name}", "is defined twice")
         names = [feature.name for feature in self.ids]
@@ -192,6 +199,12 @@ class TimelineConfig:
         Raises:
           ConfigError: A slice uses something that the source does not have.
         """
+        learns = bool(self.negatives) or set(spec.tasks) != set(spec.happened)
+        require(
+            learns,
+            "data.timeline.negatives",
+            f"must be above 0: the outcome {', '.join(spec.happened)} is 1 for every event",
+        )
         ids = [feature.name for feature in spec.ids]
         for one in self.slices.slices:
             where = f"slice {one.name}"

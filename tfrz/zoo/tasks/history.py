@@ -380,6 +380,11 @@ class HistoryTask(Task[HistorySpec, HistoryInputs]):
 
         return recommended
 
+    def request_spec(self, spec: HistorySpec) -> HistorySpec:
+        """As of `Task`; requests of items alone have no times, unless the model reads them."""
+        timed = self.history.time_features or spec.long_history is not None or spec.context
+        return spec if timed else dataclasses.replace(spec, time=None)
+
     def to_sparse(self, features: Tensors, spec: HistorySpec) -> dict[str, tf.SparseTensor]:
         """Named raw tensors as `tf.io.parse_example` returns them, lists aligned."""
         return to_sparse(features, spec.aligned)
