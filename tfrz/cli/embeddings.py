@@ -18,7 +18,10 @@ def _add_export(commands: Any) -> None:
         "model", metavar="MODEL_DIR", help="a SavedModel of dv365, or the folder of its versions"
     )
     export.add_argument("--data", required=True, help="the events, as in 'tfrz train dv365'")
-    export.add_argument("--features", help="feature spec (YAML) of a file of your own")
+    export.add_argument(
+        "--features",
+        help="feature spec (YAML) of a file of your own (that of the run around MODEL_DIR)",
+    )
     export.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the reader"
     )
@@ -120,6 +123,7 @@ def _export(args: argparse.Namespace) -> int:
     from tfrz.embeddings.job import ExportOptions, export_embeddings
     from tfrz.embeddings.key_value import open_writer
     from tfrz.embeddings.store import Store
+    from tfrz.zoo.run_folder import features_of
 
     for text in args.to or ():
         open_writer(text)  # A wrong name fails before the job, not after it.
@@ -131,9 +135,11 @@ def _export(args: argparse.Namespace) -> int:
         beam_runner=args.runner,
         beam_args=tuple(args.beam_arg),
     )
-    reader = open_source(args.data, args.features, "timeline", **apply_overrides({}, args.option))
+    model = _latest(args.model)
+    features = features_of(model, args.features)
+    reader = open_source(args.data, features, "timeline", **apply_overrides({}, args.option))
     manifest = export_embeddings(
-        _latest(args.model),
+        model,
         check_timelines(reader),
         args.store,
         options,

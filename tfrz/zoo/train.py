@@ -14,6 +14,7 @@ from tfrz.errors import ConfigError, InputError
 from tfrz.files import atomic_write, require_writable_directory
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import RunConfig, load_run_config, run_config_to_mapping
+from tfrz.zoo.run_folder import keep_features, refuse_other_features
 
 if TYPE_CHECKING:
     import keras
@@ -104,7 +105,8 @@ def train(
       data: as `--data` of the command line.
       out: takes `config.yaml`, `metrics.json`, `curves.png`, `card.md`, `history.json`,
         `checkpoints/`, `tensorboard/`, `model/<version>/` and the model's own reports. An
-        unfinished run is resumed. `low_rank.json` describes layers of low rank, if there are any.
+        unfinished run is resumed. `low_rank.json` describes layers of low rank, if there are any;
+        `features.yaml` is the feature spec, if one was given.
       features: feature spec of a file of the user's own.
       overrides: `section.key=value`.
       progress: show a bar on standard error.
@@ -138,6 +140,7 @@ def train(
     run = open_run(config, data, features, Path(cache) if cache is not None else out / "cache")
     resolved = {"data_source": data, **run_config_to_mapping(config)}
     refuse_other_run(out, resolved)
+    refuse_other_features(out, features)
     task = run.task
     seconds: dict[str, float] = {}
     started = time.perf_counter()
@@ -147,6 +150,7 @@ def train(
 
     def starting(layers: Sequence[LayerReport]) -> None:
         # Not before the model is known to exist: who corrects a rank may keep the folder.
+        keep_features(out, features)
         atomic_write(out / "config.yaml", write_yaml(resolved))
         write_layers(layers, out)
 
