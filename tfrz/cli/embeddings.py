@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import sys
 from pathlib import Path
@@ -82,24 +81,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _time(text: str | None) -> int | None:
-    from tfrz.errors import InputError
-
-    if text is None:
-        return None
-    try:
-        if text.isascii() and text.isdigit():
-            return int(text)
-        moment = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        raise InputError(
-            f"--as-of {text}: write Unix seconds, or a date such as 2026-08-01"
-        ) from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.UTC)
-    return int(moment.timestamp())
-
-
 def _latest(directory: str) -> Path:
     """The SavedModel itself, or the newest version in a folder of versions."""
     root = Path(directory)
@@ -116,6 +97,7 @@ def _write(store: Any, number: int, writers: list[str] | None) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
+    from tfrz.cli.predict import seconds_of
     from tfrz.cli.tables import format_table
     from tfrz.config import apply_overrides, to_mapping
     from tfrz.data.records import open_source
@@ -128,7 +110,7 @@ def _export(args: argparse.Namespace) -> int:
     for text in args.to or ():
         open_writer(text)  # A wrong name fails before the job, not after it.
     options = ExportOptions(
-        as_of=_time(args.as_of),
+        as_of=seconds_of(args.as_of, "--as-of"),
         buckets=args.buckets,
         full=args.full,
         allow_empty=args.allow_empty,

@@ -192,6 +192,11 @@ class TabularTimelines(TabularFile[TimelineSpec], TimelineReader):
             return shards
         return [shard for shard in shards if self._recent(shard)]
 
+    @property
+    def _tasks(self) -> tuple[str, ...]:
+        """The outcomes that are read."""
+        return self.spec.tasks if self.labelled else ()
+
     def _recent(self, shard: Shard) -> bool:
         described = self.raw.metadata(shard).row_group(shard.start)
         for i in range(described.num_columns):
@@ -208,7 +213,7 @@ class TabularTimelines(TabularFile[TimelineSpec], TimelineReader):
     def _columns(self) -> list[Feature]:
         spec = self.spec
         named = (spec.user, spec.time, spec.action, spec.duration, spec.dwell, spec.value)
-        keys = [name for name in (*named, *spec.tasks) if name is not None]
+        keys = [name for name in (*named, *self._tasks) if name is not None]
         ids = {feature.name: feature for feature in spec.ids}
         return list({**{name: Feature(name) for name in keys}, **ids}.values())
 
@@ -224,7 +229,7 @@ class TabularTimelines(TabularFile[TimelineSpec], TimelineReader):
         if spec.action is not None:
             columns["action"] = rows.key(spec.action)
         pairs = [(name, getattr(spec, name)) for name in NUMBERS]
-        pairs += [(f"label_{task}", task) for task in spec.tasks]
+        pairs += [(f"label_{task}", task) for task in self._tasks]
         for name, column in pairs:
             if column is not None:
                 columns[name] = _number(rows, column, name in NUMBERS, column in spec.binary)
