@@ -16,7 +16,7 @@ import dataclasses
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -683,7 +683,9 @@ def predict_file(
     corrupt, asking = CorruptLines(), Asking(form)
     rows, schema, writer = 0, None, None
     with atomic_file(out) as part:
-        bar = tqdm(total=form.total(), unit=" rows", unit_scale=True, disable=not progress)
+        bar = tqdm(
+            total=form.total(), unit=" rows", unit_scale=True, mininterval=1, disable=not progress
+        )
         try:
             for table, outputs in asking.answers(lambda: form.requests(corrupt)):
                 answer = pa.table({**_keys(form, table), **answer_columns(outputs)})
@@ -711,16 +713,3 @@ def predict_file(
         "corrupt_lines": len(corrupt),
         "first_corrupt": str(corrupt[0]) if len(corrupt) else None,
     }
-
-
-def requests_of(form: Form, table: pa.Table) -> Sequence[str]:
-    """Names of the categorical features with one value that requests can be sliced by."""
-    names = [f.name for f in form.request_spec.features]
-    spec_features = {f.name: f for f in form.request_spec.features}
-    return [
-        name
-        for name in names
-        if name in table.column_names
-        and spec_features[name].kind == "categorical"
-        and not spec_features[name].multivalent
-    ]
