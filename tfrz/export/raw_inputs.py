@@ -9,10 +9,13 @@ here are part of the graph, so every server refuses others with INVALID_ARGUMENT
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import tensorflow as tf
 
 from tfrz.data.spec import MISSING_INT, Spec, transformed_name
+
+T = TypeVar("T")
 
 
 def raw_input_signature(spec: Spec) -> dict[str, tf.TensorSpec]:
@@ -31,34 +34,54 @@ def _refuse_unless(condition: tf.Tensor, message: str, *values: tf.Tensor) -> tf
     return tf.debugging.Assert(condition, [tf.strings.format(message, values)])
 
 
-def check_rows(features: Mapping[str, tf.Tensor]) -> None:
+def _after(checks: Sequence[tf.Operation], features: Mapping[str, T]) -> dict[str, T]:
+    """The features, which nothing reads before the checks have passed."""
+    # In eager execution checks have run, and there is no operation.
+    with tf.control_dependencies([check for check in checks if check is not None]):
+        return {
+            name: tf.nest.map_structure(tf.identity, value, expand_composites=True)
+            for name, value in features.items()
+        }
+
+
+def check_rows(features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Checks that all features have the same number of rows, when the graph runs.
 
     Args:
-      features: Names to tensors `[batch, ...]`.
+      features: Names to tensors `[batch, ...]`; at least one.
+
+    Returns:
+      The same features, once they are checked.
     """
     first, *others = features
+    checks = []
     rows = tf.shape(features[first])[0]
     for name in others:
         own = tf.shape(features[name])[0]
         message = f"{name} has {{}} rows, {first} has {{}}: give each row a value of every feature"
-        _refuse_unless(tf.equal(own, rows), message, own, rows)
+        checks.append(_refuse_unless(tf.equal(own, rows), message, own, rows))
+    return _after(checks, features)
 
 
-def check_widths(features: Mapping[str, tf.Tensor], aligned: Sequence[str]) -> None:
+def check_widths(features: Mapping[str, tf.Tensor], aligned: Sequence[str]) -> dict[str, tf.Tensor]:
     """Checks that dense aligned lists have the same number of columns, when the graph runs.
 
     Args:
       features: Names to tensors `[batch, values]`.
       aligned: Names of the lists, the one that counts first.
+
+    Returns:
+      The same features, once they are checked.
     """
+    checks = []
     width = tf.shape(features[aligned[0]])[1]
     for name in aligned[1:]:
         own = tf.shape(features[name])[1]
         message = (
             f"{name} has {{}} values a row, {aligned[0]} has {{}}: pad both to the same length"
         )
-        _refuse_unless(tf.equal(own, width), message, own, width)
+        checks.append(_refuse_unless(tf.equal(own, width), message, own, width))
+    return _after(checks, features)
 
 
 def _lengths(values: tf.SparseTensor) -> tf.Tensor:
@@ -68,7 +91,7 @@ def _lengths(values: tf.SparseTensor) -> tf.Tensor:
 
 def check_lengths(
     raw: Mapping[str, tf.SparseTensor], aligned: Sequence[str], shorter: bool = False
-) -> None:
+) -> dict[str, tf.SparseTensor]:
     """Checks that aligned lists of serialised examples have one length, when the graph runs.
 
     A list without any value is one of missing values.
@@ -77,7 +100,11 @@ def check_lengths(
       raw: Names to sparse features, as `tf.io.parse_example` returns them.
       aligned: Names of the lists, the one that counts first.
       shorter: Whether other lists may be shorter than the first.
+
+    Returns:
+      The same features, once they are checked.
     """
+    checks = []
     expected = _lengths(raw[aligned[0]])
     for name in aligned[1:]:
         own = _lengths(raw[name])
@@ -86,7 +113,8 @@ def check_lengths(
         none = tf.zeros([1], own.dtype)
         message = f"{name} has {{}} values in row {{}}, {aligned[0]} has {{}}"
         values = (tf.concat([own, none], 0)[row], row, tf.concat([expected, none], 0)[row])
-        _refuse_unless(tf.logical_not(tf.reduce_any(wrong)), message, *values)
+        checks.append(_refuse_unless(tf.logical_not(tf.reduce_any(wrong)), message, *values))
+    return _after(checks, raw)
 
 
 def to_sparse(
@@ -103,9 +131,9 @@ def to_sparse(
       tf.errors.InvalidArgumentError: features differ in their rows, or aligned lists in length.
     """
     if features:
-        check_rows(features)
+        features = check_rows(features)
     if aligned:
-        check_widths(features, aligned)
+        features = check_widths(features, aligned)
     sparse = {}
     for name, value in features.items():
         dense = value[:, tf.newaxis] if value.shape.rank == 1 else value

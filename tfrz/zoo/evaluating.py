@@ -198,7 +198,8 @@ class TimelineJudge(Judge):
         """As of `Judge`."""
         scores = self.of_examples(table, "score")
         spec = self.form.spec
-        self.task._binary, self.task._tasks = spec.binary, spec.tasks
+        task: Any = self.task
+        task._binary, task._tasks = spec.binary, spec.tasks
         columns = [_logits(scores[t]) if t in spec.binary else scores[t] for t in spec.tasks]
         labels = [padded(whole(table[f"label_{task}"]), "float32") for task in spec.tasks]
         return {"output": np.stack(columns, axis=-1), "label": np.stack(labels, axis=-1)}

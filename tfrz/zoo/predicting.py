@@ -277,7 +277,8 @@ class Form(abc.ABC):
       asked: what is not in the data.
 
     Attributes:
-      spec: the raw features of the records, those that the run adds included.
+      source_spec: the raw features of the records.
+      spec: those of an example, which the run adds included.
       join: adds stored embeddings of users to requests; None for none.
       keys: columns of the requests that are copied to the answers.
     """
@@ -286,9 +287,10 @@ class Form(abc.ABC):
 
     def __init__(self, model: StoredModel, reader: Reader, asked: Asked) -> None:
         self.model, self.reader, self.asked = model, reader, asked
+        self.source_spec: Any = reader.feature_spec()
         self.spec: Any
         self.join: EmbeddingJoin | None
-        self.spec, self.join = model.task.example_spec(reader.feature_spec())
+        self.spec, self.join = model.task.example_spec(self.source_spec)
         self.request_spec = model.task.request_spec(self.spec)
         model.check_features(self.request_spec)
         named = model.loaded.signature("serving_raw").inputs
@@ -350,7 +352,7 @@ class ImpressionForm(Form):
         if not isinstance(self.reader, TabularFile) or self.reader.format != "parquet":
             return None
         firsts = [shard for shard in self.reader.shards() if shard.start == 0]
-        return sum(self.reader.raw.metadata(shard).num_rows for shard in firsts)
+        return sum(int(self.reader.raw.metadata(shard).num_rows) for shard in firsts)
 
 
 class HistoryForm(Form):
@@ -430,7 +432,7 @@ class HistoryForm(Form):
         if config.drop_duplicates:
             records = drop_duplicates(records)
         every = dataclasses.replace(config, split="users")
-        found = build_examples(records, self.reader.feature_spec(), every, (0.0, 1.0))["test"]
+        found = build_examples(records, self.source_spec, every, (0.0, 1.0))["test"]
         if not found.num_rows:
             raise InputError(f"{self.reader.name}: no user has two events: nothing to evaluate on")
         return found
@@ -458,7 +460,7 @@ class ListForm(Form):
 
     def labelled(self, records: pa.Table) -> pa.Table:
         """As of `Form`."""
-        config = self.model.task.config.data.lists
+        config = self.model.config.data.lists
         assert config is not None
         if config.base_ranker != "source":
             logger.warning(
@@ -468,7 +470,7 @@ class ListForm(Form):
         every = dataclasses.replace(config, drop_empty=False, base_ranker="source")
         if not getattr(self.reader, "labelled", True):
             every = dataclasses.replace(every, clicks=None)
-        parts = build_lists(records, self.reader.feature_spec(), every, (0.0, 1.0))
+        parts = build_lists(records, self.source_spec, every, (0.0, 1.0))
         return pa.concat_tables([part for part in parts.values() if part.num_rows])
 
 
@@ -482,10 +484,12 @@ class TimelineForm(Form):
         events = self.read(corrupt)
         newest = pc.max(events["time"]).as_py()
         at = newest + 1 if self.asked.time is None else self.asked.time
-        events, left_out = clean(events, self.reader.feature_spec(), at)
+        events, left_out = clean(events, self.source_spec, at)
         for reason, count in left_out.items():
             logger.warning("%s: %d events left out: %s", self.reader.name, count, reason)
-        slices = self.model.task.config.data.timeline.slices
+        config = self.model.config.data.timeline
+        assert config is not None
+        slices = config.slices
         rows: dict[str, list[Any]] = {}
         for user in users_of(in_order(events)):
             sketches = slice_user(slices, Events(user, slices.gamma), at)
@@ -512,8 +516,9 @@ class TimelineForm(Form):
         """Every event with an outcome that the run's configuration chooses as a target."""
         from tfrz.data.timelines.examples import build_examples
 
-        config = self.model.task.config.data.timeline
-        events, _ = clean(records, self.reader.feature_spec())
+        config = self.model.config.data.timeline
+        assert config is not None
+        events, _ = clean(records, self.source_spec)
         found = build_examples(events, self.spec, config, (0.0, 1.0))
         parts = [part for part in found.values() if part.num_rows]
         if not parts:

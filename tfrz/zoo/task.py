@@ -411,7 +411,7 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
             examples, raw_feature_spec(spec, label=label)
         )
         for names in self.aligned_lists(spec):
-            check_lengths(raw, names, self.shorter_lists)
+            raw = check_lengths(raw, names, self.shorter_lists)
         return raw
 
     def to_sparse(self, features: Tensors, spec: SpecT) -> dict[str, tf.SparseTensor]:

@@ -412,7 +412,7 @@ class RetrievalTask(HistoryTask):
 
         @tf.function(input_signature=[inputs])
         def encode_items(features: Tensors) -> Tensors:
-            check_rows(features)
+            features = check_rows(features)
             ids = table.lookup(features[name])
             columns = None
             if described is not None and transform is not None:

@@ -367,8 +367,7 @@ class SlateTask(Task[ListSpec, ListInputs]):
 
         Missing values of a candidate are left out by themselves.
         """
-        check_widths(features, spec.aligned)
-        return to_sparse(features)
+        return to_sparse(check_widths(features, spec.aligned))
 
     def answers(self, served: Served[ListSpec]) -> Callable[[dict[str, tf.SparseTensor]], Tensors]:
         """The whole list re-ranked, as raw ids.

@@ -301,7 +301,7 @@ class TimelineTask(Task[TimelineSpec, TimelineInputs]):
 
     def to_sparse(self, features: Tensors, spec: TimelineSpec) -> dict[str, tf.SparseTensor]:
         """Named raw tensors as `tf.io.parse_example` returns them, each list aligned in itself."""
-        check_rows(features)
+        features = check_rows(features)
         sparse: dict[str, tf.SparseTensor] = {}
         for names in self.aligned_lists(spec):
             sparse |= to_sparse({name: features[name] for name in names}, names)
