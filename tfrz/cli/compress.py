@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead of --rank: number of weights of all factorisable matrices together",
     )
     parser.add_argument("--data", help="as in tfrz train (the data that DIR was trained on)")
-    parser.add_argument("--features", help="feature spec (YAML) of a file of your own")
+    parser.add_argument(
+        "--features", help="feature spec (YAML) of a file of your own (that of the run in DIR)"
+    )
     parser.add_argument(
         "--init",
         choices=("data", "spectral", "function"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import sys
 from pathlib import Path
@@ -18,7 +17,10 @@ def _add_export(commands: Any) -> None:
         "model", metavar="MODEL_DIR", help="a SavedModel of dv365, or the folder of its versions"
     )
     export.add_argument("--data", required=True, help="the events, as in 'tfrz train dv365'")
-    export.add_argument("--features", help="feature spec (YAML) of a file of your own")
+    export.add_argument(
+        "--features",
+        help="feature spec (YAML) of a file of your own (that of the run around MODEL_DIR)",
+    )
     export.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the reader"
     )
@@ -79,24 +81,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _time(text: str | None) -> int | None:
-    from tfrz.errors import InputError
-
-    if text is None:
-        return None
-    try:
-        if text.isascii() and text.isdigit():
-            return int(text)
-        moment = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        raise InputError(
-            f"--as-of {text}: write Unix seconds, or a date such as 2026-08-01"
-        ) from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.UTC)
-    return int(moment.timestamp())
-
-
 def _latest(directory: str) -> Path:
     """The SavedModel itself, or the newest version in a folder of versions."""
     root = Path(directory)
@@ -113,6 +97,7 @@ def _write(store: Any, number: int, writers: list[str] | None) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
+    from tfrz.cli.predict import seconds_of
     from tfrz.cli.tables import format_table
     from tfrz.config import apply_overrides, to_mapping
     from tfrz.data.records import open_source
@@ -120,20 +105,23 @@ def _export(args: argparse.Namespace) -> int:
     from tfrz.embeddings.job import ExportOptions, export_embeddings
     from tfrz.embeddings.key_value import open_writer
     from tfrz.embeddings.store import Store
+    from tfrz.zoo.run_folder import features_of
 
     for text in args.to or ():
         open_writer(text)  # A wrong name fails before the job, not after it.
     options = ExportOptions(
-        as_of=_time(args.as_of),
+        as_of=seconds_of(args.as_of, "--as-of"),
         buckets=args.buckets,
         full=args.full,
         allow_empty=args.allow_empty,
         beam_runner=args.runner,
         beam_args=tuple(args.beam_arg),
     )
-    reader = open_source(args.data, args.features, "timeline", **apply_overrides({}, args.option))
+    model = _latest(args.model)
+    features = features_of(model, args.features)
+    reader = open_source(args.data, features, "timeline", **apply_overrides({}, args.option))
     manifest = export_embeddings(
-        _latest(args.model),
+        model,
         check_timelines(reader),
         args.store,
         options,

@@ -23,6 +23,7 @@ _ORDER = (
     "pipeline",
     "serve",
     "predict",
+    "evaluate",
     "embeddings",
     "reproduce",
     "tune",

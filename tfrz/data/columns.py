@@ -103,20 +103,24 @@ def raw_sparse(table: pa.Table, spec: Spec, label: bool = True) -> dict[str, tf.
     return {name: to_sparse(table.column(name)) for name in names}
 
 
-def to_examples(table: pa.Table, spec: Spec, limit: int) -> list[bytes]:
-    """Serialises the first `limit` rows, without the label, as `tf.Example`s."""
+def to_examples(table: pa.Table, spec: Spec, limit: int, label: bool = False) -> list[bytes]:
+    """Serialises the first `limit` rows as `tf.Example`s, with label and outcomes if asked for."""
+    columns = {feature.name: feature.dtype for feature in spec.features}
+    if label:
+        columns[spec.label] = "string" if spec.label_dtype == tf.string else "float32"
+        columns |= dict.fromkeys(spec.outcome_features, "float32")
     rows: list[Mapping[str, Any]] = table.slice(0, limit).to_pylist()
     serialized = []
     for row in rows:
         example = tf.train.Example()
-        for feature in spec.features:
-            values = row[feature.name]
+        for name, dtype in columns.items():
+            values = row[name]
             if not values:  # Parsers that expect zero or one value reject an empty list.
                 continue
-            stored = example.features.feature[feature.name]
-            if feature.dtype == "string":
+            stored = example.features.feature[name]
+            if dtype == "string":
                 stored.bytes_list.value.extend(values)
-            elif feature.dtype == "int64":
+            elif dtype == "int64":
                 stored.int64_list.value.extend(values)
             else:
                 stored.float_list.value.extend(values)

@@ -64,6 +64,14 @@ class Client(abc.ABC):
         """
 
     @abc.abstractmethod
+    def inputs(self, signature: str) -> dict[str, tuple[str, int | None]]:
+        """Returns the type of each input of a signature, as TensorFlow calls it, and its rank.
+
+        Raises:
+          InputError: the target does not respond, or has no such signature.
+        """
+
+    @abc.abstractmethod
     def close(self) -> None:
         """Closes the connection, or unloads the model."""
 
@@ -121,8 +129,52 @@ class _HttpClient(Client):
             raise InputError(f"{self._target} refused: {reason}")
         return answer
 
+    def inputs(self, signature: str) -> dict[str, tuple[str, int | None]]:
+        path = f"{self._path.removesuffix(':predict')}/metadata"
+        try:
+            self._connection.request("GET", path)
+            body = self._connection.getresponse().read()
+        except (OSError, http.client.HTTPException) as error:
+            raise InputError(
+                f"no response from {self._target} ({error}): is the server running?"
+            ) from error
+        answer = _answer(self._target, body)
+        try:
+            known = answer["metadata"]["signature_def"]["signature_def"]
+        except (KeyError, TypeError):
+            reason = _line(answer.get("error", "it has no metadata"))
+            raise InputError(f"{self._target} refused: {reason}") from None
+        described = _signature(known, signature)["inputs"]
+        return {
+            name: (
+                one["dtype"].removeprefix("DT_"),
+                None
+                if one["tensor_shape"].get("unknown_rank")
+                else len(one["tensor_shape"].get("dim", ())),
+            )
+            for name, one in described.items()
+        }
+
     def close(self) -> None:
         self._connection.close()
+
+
+def _signature(known: Mapping[str, Any], name: str) -> Any:
+    if name not in known:
+        raise InputError(f"the model has no signature {name!r}: it has {', '.join(sorted(known))}")
+    return known[name]
+
+
+def _inputs_of(known: Mapping[str, Any], name: str) -> dict[str, tuple[str, int | None]]:
+    import tensorflow as tf
+
+    return {
+        key: (
+            tf.dtypes.as_dtype(one.dtype).name.upper(),
+            None if one.tensor_shape.unknown_rank else len(one.tensor_shape.dim),
+        )
+        for key, one in dict(_signature(known, name).inputs).items()
+    }
 
 
 def _answer(target: str, body: bytes) -> dict[str, Any]:
@@ -146,11 +198,8 @@ def _decode(document: Mapping[str, Any], signatures: Mapping[str, Any]) -> Any:
     from tfrz.serving import json_tensors
 
     name = document.get("signature_name") or "serving_default"
-    if name not in signatures:
-        raise InputError(
-            f"the model has no signature {name!r}: it has {', '.join(sorted(signatures))}"
-        )
-    return name, *json_tensors.predict_inputs(document, signatures[name], name)
+    signature = _signature(signatures, name)
+    return name, *json_tensors.predict_inputs(document, signature, name)
 
 
 class GrpcClient(Client):
@@ -244,6 +293,15 @@ class GrpcClient(Client):
             )
         return InputError(f"{self._target} refused: {_line(error.details())}")
 
+    def inputs(self, signature: str) -> dict[str, tuple[str, int | None]]:
+        """See `Client`."""
+        import grpc
+
+        try:
+            return _inputs_of(self._of_server(), signature)
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+
     def predict(self, document: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the response to one request, in the format of the REST API.
 
@@ -307,6 +365,9 @@ class _DiskClient(Client):
             return _answer(self._target, json_tensors.predict_answer(in_rows, outputs))
         except RequestError as error:
             raise InputError(f"the request is wrong: {_line(error.message)}") from error
+
+    def inputs(self, signature: str) -> dict[str, tuple[str, int | None]]:
+        return _inputs_of(self._loaded.signatures, signature)
 
     def close(self) -> None:
         self._loaded.close()

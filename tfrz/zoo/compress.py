@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 
-from tfrz.config import read_yaml, require, to_mapping, write_yaml
+from tfrz.config import require, to_mapping, write_yaml
 from tfrz.files import atomic_write
 from tfrz.keras_versions import layers_within
 from tfrz.metrics import distance_to_best
@@ -23,6 +23,7 @@ from tfrz.training.fit import evaluate, fit, make_strategy, objective_of
 from tfrz.zoo.building import layers_as_values
 from tfrz.zoo.run import open_run
 from tfrz.zoo.run_config import RunConfig, TunerConfig, run_config_to_mapping
+from tfrz.zoo.run_folder import data_of, features_of, keep_features
 from tfrz.zoo.teacher import Words, find_teacher, load_trained, trained_config
 from tfrz.zoo.train import finish_run, refuse_other_run
 
@@ -69,14 +70,6 @@ def _quality(
     return Quality(stage, metrics, sum(sizes.values()), dense)
 
 
-def _data_of(source: Path) -> str:
-    """The data of the run that exported a SavedModel."""
-    stored = source.parent.parent / "config.yaml"
-    data = read_yaml(stored).get("data_source") if stored.exists() else None
-    require(data is not None, "--data", f"no run of tfrz train is around {source}: name its data")
-    return str(data)
-
-
 def _better(task: Task[Any, Any], trainer: TrainerConfig, new: Quality, old: Quality) -> bool:
     """Whether the validation set prefers one model to another, by what training goes by."""
     name = objective_of(task, trainer)
@@ -118,7 +111,7 @@ def compress(
       rank: of every layer that it makes smaller.
       target_parameters: instead: of the matrices of all layers that can be of low rank, together.
       data: as `--data` of the command line; what the run was trained on if left out.
-      features: feature spec of a file of the user's own.
+      features: feature spec of a file of the user's own; that of the run if left out.
       init: where the factors come from; see `tfrz.training.factorization.factorize`.
       repair_scale: multiply them by the measured gain.
       fine_tune_steps: of training after that; 0 for none. The weights that the validation set
@@ -155,7 +148,8 @@ def compress(
         max_steps=fine_tune_steps or None,
         learning_rate=config.trainer.learning_rate if learning_rate is None else learning_rate,
     )
-    data = _data_of(source) if data is None else data
+    data = data_of(source) if data is None else data
+    features = features_of(source, features)
     run = open_run(config, data, features)
     task = run.task
     out = Path(out)
@@ -180,6 +174,7 @@ def compress(
             task.teacher = loaded
         examples = first_examples(prepared.train)
         model, layers = factorize_for_training(original, wanted, examples, name)
+    keep_features(out, features)
     atomic_write(out / "config.yaml", write_yaml(described))
     stages = [
         _quality("before", original, task, prepared),

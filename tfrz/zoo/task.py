@@ -26,7 +26,12 @@ from tfrz.data.spec import Feature, Spec, raw_feature_spec, transformed_name
 from tfrz.data.splits import SPLITS
 from tfrz.data.transform import Analyzers, Preprocessor, densify, transform_table
 from tfrz.data.user_embeddings import EmbeddingJoin, joined
-from tfrz.export.raw_inputs import raw_input_signature, to_sparse, without_opaque
+from tfrz.export.raw_inputs import (
+    check_lengths,
+    raw_input_signature,
+    to_sparse,
+    without_opaque,
+)
 from tfrz.metrics import direction
 from tfrz.training.batches import ArrayBatches, Batches
 from tfrz.zoo.user_embeddings import with_user_embeddings
@@ -150,6 +155,7 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
       live_teacher: whether a teacher is a model of the zoo that reads the student's batches.
         Otherwise it is any SavedModel, asked once for each raw example.
       describes_targets: whether `transform_features` reads the label and the outcomes too.
+      shorter_lists: whether lists of an example may be shorter than the one they are aligned with.
       teacher: the live teacher of the run; None for none.
       parts: what the signatures read beyond the model's weights; saved along.
     """
@@ -161,6 +167,7 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
     prepare_reads: ClassVar[tuple[str, ...]] = ()
     live_teacher: ClassVar[bool] = True
     describes_targets: ClassVar[bool] = True
+    shorter_lists: ClassVar[bool] = True
 
     def __init__(self, entry: ModelEntry, config: RunConfig) -> None:
         self.entry, self.config = entry, config
@@ -391,6 +398,22 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
         """The raw features of a request; those of an example by default."""
         return spec
 
+    def aligned_lists(self, spec: SpecT) -> Sequence[Sequence[str]]:
+        """Groups of raw lists with a common order, the one that counts first; none by default."""
+        del spec
+        return ()
+
+    def parsed(
+        self, examples: tf.Tensor, spec: SpecT, label: bool = False
+    ) -> dict[str, tf.SparseTensor]:
+        """Raw features of serialised `tf.Example`s, whose aligned lists agree in length."""
+        raw: dict[str, tf.SparseTensor] = tf.io.parse_example(
+            examples, raw_feature_spec(spec, label=label)
+        )
+        for names in self.aligned_lists(spec):
+            raw = check_lengths(raw, names, self.shorter_lists)
+        return raw
+
     def to_sparse(self, features: Tensors, spec: SpecT) -> dict[str, tf.SparseTensor]:
         """Named raw tensors as `tf.io.parse_example` returns them."""
         del spec
@@ -433,13 +456,11 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
         requests = self.request_spec(spec)
         request = dataclasses.replace(served, spec=requests)
         answer = self.answers(request)
-        parse_spec = raw_feature_spec(requests, label=False)
-        described_spec = raw_feature_spec(spec, label=self.describes_targets)
         examples = tf.TensorSpec([None], tf.string, name="examples")
 
         @tf.function(input_signature=[examples])
         def serving_default(examples: tf.Tensor) -> Tensors:
-            return answer(tf.io.parse_example(examples, parse_spec))
+            return answer(self.parsed(examples, requests))
 
         @tf.function(input_signature=[raw_input_signature(requests)])
         def serving_raw(features: Tensors) -> Tensors:
@@ -447,7 +468,7 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
 
         @tf.function(input_signature=[examples])
         def transform_features(examples: tf.Tensor) -> Tensors:
-            raw = tf.io.parse_example(examples, described_spec)
+            raw = self.parsed(examples, spec, self.describes_targets)
             return self.described(served, raw, without_opaque(served.features(raw), spec))
 
         return {

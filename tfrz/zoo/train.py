@@ -14,6 +14,7 @@ from tfrz.errors import ConfigError, InputError
 from tfrz.files import atomic_write, require_writable_directory
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import RunConfig, load_run_config, run_config_to_mapping
+from tfrz.zoo.run_folder import FEATURES, keep_features, refuse_other_features
 
 if TYPE_CHECKING:
     import keras
@@ -104,8 +105,9 @@ def train(
       data: as `--data` of the command line.
       out: takes `config.yaml`, `metrics.json`, `curves.png`, `card.md`, `history.json`,
         `checkpoints/`, `tensorboard/`, `model/<version>/` and the model's own reports. An
-        unfinished run is resumed. `low_rank.json` describes layers of low rank, if there are any.
-      features: feature spec of a file of the user's own.
+        unfinished run is resumed. `low_rank.json` describes layers of low rank, if there are any;
+        `features.yaml` is the feature spec, if one was given.
+      features: feature spec of a file of the user's own; that of the run to resume if left out.
       overrides: `section.key=value`.
       progress: show a bar on standard error.
       config_file: YAML over the configuration of the data set, under `overrides`.
@@ -132,12 +134,15 @@ def train(
     from tfrz.zoo.user_embeddings import check_warm_start, pinned
 
     out = Path(out)
+    if features is None and (out / FEATURES).exists():
+        features = str(out / FEATURES)
     config = pinned_teacher(pinned(config, out))
     if config.trainer.warm_start is not None:
         check_warm_start(config, config.trainer.warm_start)
     run = open_run(config, data, features, Path(cache) if cache is not None else out / "cache")
     resolved = {"data_source": data, **run_config_to_mapping(config)}
     refuse_other_run(out, resolved)
+    refuse_other_features(out, features)
     task = run.task
     seconds: dict[str, float] = {}
     started = time.perf_counter()
@@ -147,6 +152,7 @@ def train(
 
     def starting(layers: Sequence[LayerReport]) -> None:
         # Not before the model is known to exist: who corrects a rank may keep the folder.
+        keep_features(out, features)
         atomic_write(out / "config.yaml", write_yaml(resolved))
         write_layers(layers, out)
 

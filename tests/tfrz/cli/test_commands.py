@@ -33,6 +33,7 @@ def test_help_names_every_command_and_each_explains_itself(capsys):
         "pipeline",
         "serve",
         "predict",
+        "evaluate",
         "reproduce",
         "data",
     ]

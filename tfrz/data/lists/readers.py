@@ -86,7 +86,8 @@ class TabularDocuments(TabularFile[ListSpec], DocumentReader):
     def _columns(self) -> list[Feature]:
         spec = self.spec
         features = {feature.name: feature for feature in (*spec.candidate, *spec.context)}
-        keys = [n for n in (spec.query, spec.item, spec.relevance, spec.score) if n is not None]
+        graded = spec.relevance if self.labelled else None
+        keys = [n for n in (spec.query, spec.item, graded, spec.score) if n is not None]
         return list({**{name: Feature(name) for name in keys}, **features}.values())
 
     @override
@@ -97,7 +98,10 @@ class TabularDocuments(TabularFile[ListSpec], DocumentReader):
             columns["item"] = rows.key(spec.item)
         else:
             columns["item"] = pa.array(rows.positions).cast(pa.string()).cast(pa.binary())
-        for name, column in (("relevance", spec.relevance), ("score", spec.score)):
+        graded = spec.relevance if self.labelled else None
+        if graded is None:
+            columns["relevance"] = np.zeros(rows.count, np.float32)
+        for name, column in (("relevance", graded), ("score", spec.score)):
             if column is not None:
                 columns[name] = _required(rows, column, least=0.0 if name == "relevance" else None)
         with rows.explained(lambda row: f"query {_shown(columns['query'], row)}: "):

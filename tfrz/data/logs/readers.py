@@ -6,8 +6,11 @@ propensity (its probability of that action) if it is known.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -64,8 +67,20 @@ class TabularActions(TabularInteractions):
         self._open_interactions(path, mapping, features)
 
     @override
+    def unlabelled(self) -> Self:
+        reader = copy.copy(self)
+        reader.labelled = False
+        spec = self.spec
+        context = tuple(f for f in spec.context if f.name not in spec.outcomes)
+        reader.spec = dataclasses.replace(spec, context=context, outcomes=())
+        reader._open(self.path, self.raw.dialect)
+        return reader
+
+    @override
     def _batch(self, rows: Rows) -> pa.RecordBatch:
         batch = super()._batch(rows)
+        if not self.labelled:
+            return batch
         names = self.spec.outcomes
         reward = filled(batch.column(names[0]), "float32").to_numpy(zero_copy_only=False)
         shown = batch.column(names[0])

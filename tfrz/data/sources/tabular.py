@@ -15,8 +15,9 @@ The fields of `Dialect` say how text files are written.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -32,12 +33,16 @@ from tfrz.data.sources.values import Rows
 from tfrz.data.spec import Feature
 
 SpecT = TypeVar("SpecT")
+# Before the name of a column that is copied from a file as it is.
+COPIED = "copied:"
 
 
 class TabularFile(abc.ABC, Generic[SpecT]):
     """Reads your own files batch by batch; a record type says what a row is."""
 
     name = "file"
+    # Whether labels and outcomes are read; data to be predicted need not have them.
+    labelled = True
     spec: SpecT
     raw: RawFiles
 
@@ -47,6 +52,13 @@ class TabularFile(abc.ABC, Generic[SpecT]):
         columns = self._columns
         exact = [feature.name for feature in columns if feature.dtype != "float32"]
         self.raw = RawFiles(path, [f.name for f in columns], dialect, named, exact)
+
+    def unlabelled(self) -> Self:
+        """Returns a reader of the same files that does not read labels and outcomes."""
+        reader = copy.copy(self)
+        reader.labelled = False
+        reader._open(self.path, self.raw.dialect)
+        return reader
 
     @property
     def format(self) -> str:
@@ -100,21 +112,36 @@ class Tabular(TabularFile[FeatureSpec], Reader):
       features: Path of the feature spec, a YAML file.
     """
 
+    copied: tuple[str, ...] = ()
+
     def __init__(self, path: str, features: str) -> None:
         mapping = read_yaml(features)
         dialect = pop_dialect(mapping, features)
         self.spec = from_mapping(FeatureSpec, mapping, features)
         self._open(path, dialect)
 
+    def copying(self, names: Sequence[str]) -> Self:
+        """Returns a reader whose batches also have columns of the files, as `COPIED + name`."""
+        reader = copy.copy(self)
+        reader.copied = tuple(dict.fromkeys(names))
+        reader._open(self.path, self.raw.dialect)
+        return reader
+
     @property
     @override
     def _columns(self) -> list[Feature]:
-        return [*self.spec.features, Feature(self.spec.label)]
+        columns = list(self.spec.features)
+        if self.labelled:
+            columns.append(Feature(self.spec.label))
+        named = [feature.name for feature in columns]
+        return [*columns, *(Feature(name) for name in self.copied if name not in named)]
 
     @override
     def _batch(self, rows: Rows) -> pa.RecordBatch:
         columns = {feature.name: rows.lists(feature) for feature in self.spec.features}
-        columns[self.spec.label] = _as_lists(binary_label(rows, self.spec.label))
+        if self.labelled:
+            columns[self.spec.label] = _as_lists(binary_label(rows, self.spec.label))
+        columns |= {COPIED + name: rows.as_written(name) for name in self.copied}
         return pa.RecordBatch.from_pydict(columns)
 
 

@@ -471,6 +471,28 @@ class Rows:
         taken[some] = places
         return values.take(pa.array(taken, mask=taken < 0))
 
+    def as_written(self, column: str) -> pa.Array:
+        """A column with the values and the type that it has in the file.
+
+        In text files, and files without a schema, values are texts: a part of the file does not
+        show the type of the whole.
+        """
+        raw = self.raw.columns[column]
+        kind = raw.type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+            raw = raw.cast(kind)
+        if is_text(kind):
+            rows, values = self.values(column)
+            _, bad = texts(values)
+            if bad.any():
+                self.refuse(rows[bad], lambda row: self._why(column, "string", row))
+                raw = pc.if_else(pa.array(self.bad), pa.scalar(None, kind), raw)
+            return raw.cast(pa.string())
+        if self._file.format == "parquet" or pa.types.is_nested(kind):
+            return raw
+        return raw.cast(pa.string()) if not is_bytes(kind) else raw.cast(pa.binary())
+
     def key(self, column: str) -> pa.Array:
         """A column of ids, one a row, as binary."""
         rows, values = self._typed(column, "string", False)

@@ -192,6 +192,12 @@ class TabularTimelines(TabularFile[TimelineSpec], TimelineReader):
             return shards
         return [shard for shard in shards if self._recent(shard)]
 
+    @property
+    def _tasks(self) -> tuple[str, ...]:
+        """The outcomes that are read."""
+        spec = self.spec
+        return tuple(t for t in spec.tasks if t not in spec.happened) if self.labelled else ()
+
     def _recent(self, shard: Shard) -> bool:
         described = self.raw.metadata(shard).row_group(shard.start)
         for i in range(described.num_columns):
@@ -208,8 +214,7 @@ class TabularTimelines(TabularFile[TimelineSpec], TimelineReader):
     def _columns(self) -> list[Feature]:
         spec = self.spec
         named = (spec.user, spec.time, spec.action, spec.duration, spec.dwell, spec.value)
-        outcomes = [task for task in spec.tasks if task not in spec.happened]
-        keys = [name for name in (*named, *outcomes) if name is not None]
+        keys = [name for name in (*named, *self._tasks) if name is not None]
         ids = {feature.name: feature for feature in spec.ids}
         return list({**{name: Feature(name) for name in keys}, **ids}.values())
 
@@ -225,7 +230,7 @@ class TabularTimelines(TabularFile[TimelineSpec], TimelineReader):
         if spec.action is not None:
             columns["action"] = rows.key(spec.action)
         pairs = [(name, getattr(spec, name)) for name in NUMBERS]
-        pairs += [(f"label_{task}", task) for task in spec.tasks if task not in spec.happened]
+        pairs += [(f"label_{task}", task) for task in self._tasks]
         for task in spec.happened:
             columns[f"label_{task}"] = pa.array(np.ones(rows.count, np.float32))
         for name, column in pairs:

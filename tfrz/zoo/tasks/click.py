@@ -34,7 +34,7 @@ from tfrz.data.impressions.encoding import (
 from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.impressions.transform import ImpressionPreprocessor, preprocess
 from tfrz.data.sources.files import CorruptLines
-from tfrz.data.spec import Spec, UserEmbedding, raw_feature_spec, transformed_name
+from tfrz.data.spec import Spec, UserEmbedding, transformed_name
 from tfrz.data.splits import SPLITS, split_rows
 from tfrz.data.transform import Analyzers, Preprocessor
 from tfrz.data.user_embeddings import EmbeddingJoin, Found
@@ -355,11 +355,10 @@ class ClickTask(Task[FeatureSpec, ModelInputs]):
 
     def further_signatures(self, served: Served[FeatureSpec]) -> dict[str, Callable[..., Tensors]]:
         """`classify` and `regress` of TF Serving's contract, from serialised examples `[batch]`."""
-        parse_spec = raw_feature_spec(served.spec, label=False)
         inputs = tf.TensorSpec([None], tf.string, name="inputs")
 
         def probability(serialized: tf.Tensor) -> tf.Tensor:
-            features = served.features(tf.io.parse_example(serialized, parse_spec))
+            features = served.features(self.parsed(serialized, served.spec))
             return self.outputs(served.model, features)["scores"]
 
         @tf.function(input_signature=[inputs])

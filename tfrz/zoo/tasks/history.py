@@ -385,6 +385,10 @@ class HistoryTask(Task[HistorySpec, HistoryInputs]):
         timed = self.history.time_features or spec.long_history is not None or spec.context
         return spec if timed else dataclasses.replace(spec, time=None)
 
+    def aligned_lists(self, spec: HistorySpec) -> Sequence[Sequence[str]]:
+        """The events; shorter lists belong to the newest of them."""
+        return (spec.aligned,)
+
     def to_sparse(self, features: Tensors, spec: HistorySpec) -> dict[str, tf.SparseTensor]:
         """Named raw tensors as `tf.io.parse_example` returns them, lists aligned."""
         return to_sparse(features, spec.aligned)

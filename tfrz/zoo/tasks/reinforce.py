@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tfrz.config import require
 from tfrz.data.histories.spec import HistorySpec
-from tfrz.data.spec import raw_feature_spec, transformed_name
+from tfrz.data.spec import transformed_name
 from tfrz.data.transform import first_value
 from tfrz.errors import InputError
 from tfrz.layers.low_rank_dense import frobenius_penalty
@@ -313,12 +313,11 @@ class ReinforceTask(HistoryTask):
     def further_signatures(self, served: Served[HistorySpec]) -> dict[str, Callable[..., Tensors]]:
         """`judge_log`: what an estimate of the policy's value needs of logged examples."""
         spec = served.spec
-        labelled_spec = raw_feature_spec(spec, label=True)
         outcomes = [name for name in self.outcome_names(spec) if name is not None]
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
         def judge_log(examples: tf.Tensor) -> Tensors:
-            raw = tf.io.parse_example(examples, labelled_spec)
+            raw = self.parsed(examples, spec, label=True)
             batch = served.features(raw)
             batch["target_xf"] = self._action_ids.lookup(first_value(raw[spec.label], ""))
             # Only the last action is judged.

@@ -20,11 +20,10 @@ from tfrz.data.histories.catalogue import CandidateFeatures, Catalogue
 from tfrz.data.histories.readers import InteractionReader
 from tfrz.data.histories.spec import HistorySpec
 from tfrz.data.sources.reader import Reader
-from tfrz.data.spec import raw_feature_spec
 from tfrz.data.transform import densify
 from tfrz.errors import InputError
 from tfrz.export.index import RecommendationIndex
-from tfrz.export.raw_inputs import raw_input_signature, to_sparse
+from tfrz.export.raw_inputs import check_rows, raw_input_signature, to_sparse
 from tfrz.layers.low_rank_dense import frobenius_penalty
 from tfrz.losses.retrieval import (
     candidate_logits,
@@ -385,7 +384,6 @@ class RetrievalTask(HistoryTask):
     def further_signatures(self, served: Served[HistorySpec]) -> dict[str, Callable[..., Tensors]]:
         """Vectors of users and of items."""
         spec = served.spec
-        parse_spec = raw_feature_spec(spec, label=False)
 
         @tf.function(input_signature=[raw_input_signature(spec)])
         def encode(features: Tensors) -> Tensors:
@@ -393,7 +391,7 @@ class RetrievalTask(HistoryTask):
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
         def encode_examples(examples: tf.Tensor) -> Tensors:
-            return self._encoded(served, tf.io.parse_example(examples, parse_spec))
+            return self._encoded(served, self.parsed(examples, spec))
 
         return {
             "encode": encode,
@@ -414,6 +412,7 @@ class RetrievalTask(HistoryTask):
 
         @tf.function(input_signature=[inputs])
         def encode_items(features: Tensors) -> Tensors:
+            features = check_rows(features)
             ids = table.lookup(features[name])
             columns = None
             if described is not None and transform is not None:

@@ -22,6 +22,7 @@ from tfrz.data.lists.spec import ListConfig, ListSpec
 from tfrz.data.lists.transform import ListPreprocessor, preprocess_list
 from tfrz.data.spec import MISSING, Feature, transformed_name
 from tfrz.data.transform import Analyzers, Preprocessor, closed_up
+from tfrz.export.raw_inputs import check_widths, to_sparse
 from tfrz.layers.low_rank_dense import frobenius_penalty
 from tfrz.losses.ranking import (
     ApproxNDCGLoss,
@@ -356,6 +357,17 @@ class SlateTask(Task[ListSpec, ListInputs]):
             "scores": tf.where(filled, tf.cast(chosen, tf.float32), NOTHING),
             "log_probability": tf.cast(tf.reduce_sum(slate.log_probabilities, 1), tf.float32),
         }
+
+    def aligned_lists(self, spec: ListSpec) -> Sequence[Sequence[str]]:
+        """The candidates."""
+        return (spec.aligned,)
+
+    def to_sparse(self, features: Tensors, spec: ListSpec) -> dict[str, tf.SparseTensor]:
+        """Named raw tensors as `tf.io.parse_example` returns them, with the places of candidates.
+
+        Missing values of a candidate are left out by themselves.
+        """
+        return to_sparse(check_widths(features, spec.aligned))
 
     def answers(self, served: Served[ListSpec]) -> Callable[[dict[str, tf.SparseTensor]], Tensors]:
         """The whole list re-ranked, as raw ids.

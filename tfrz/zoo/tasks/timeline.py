@@ -27,7 +27,7 @@ from tfrz.data.timelines.transform import TimelinePreprocessor, preprocess_timel
 from tfrz.data.transform import Analyzers, Preprocessor
 from tfrz.data.user_embeddings import EmbeddingJoin
 from tfrz.errors import InputError
-from tfrz.export.raw_inputs import to_sparse
+from tfrz.export.raw_inputs import check_rows, to_sparse
 from tfrz.layers.low_rank_dense import frobenius_penalty
 from tfrz.zoo.task import ExampleSource, Parts, Served, Task, Tensors, Transform
 from tfrz.zoo.tasks.slices import in_words
@@ -92,6 +92,7 @@ class TimelineTask(Task[TimelineSpec, TimelineInputs]):
     objective = "normalized_entropy"
     product = "encode"
     slice_features = ("history_events",)
+    shorter_lists = False
     _binary: tuple[str, ...] = ()
     _tasks: tuple[str, ...] = ()
 
@@ -294,11 +295,15 @@ class TimelineTask(Task[TimelineSpec, TimelineInputs]):
         slices = tuple(one for one in spec.lists if one.name.startswith("slices_"))
         return dataclasses.replace(spec, lists=slices)
 
+    def aligned_lists(self, spec: TimelineSpec) -> Sequence[Sequence[str]]:
+        """Ids, places and weights of each list."""
+        return [[feature.name for feature in one.features] for one in spec.lists]
+
     def to_sparse(self, features: Tensors, spec: TimelineSpec) -> dict[str, tf.SparseTensor]:
         """Named raw tensors as `tf.io.parse_example` returns them, each list aligned in itself."""
+        features = check_rows(features)
         sparse: dict[str, tf.SparseTensor] = {}
-        for one in spec.lists:
-            names = [feature.name for feature in one.features]
+        for names in self.aligned_lists(spec):
             sparse |= to_sparse({name: features[name] for name in names}, names)
         return sparse
 
@@ -343,11 +348,10 @@ class TimelineTask(Task[TimelineSpec, TimelineInputs]):
     def further_signatures(self, served: Served[TimelineSpec]) -> dict[str, Callable[..., Tensors]]:
         """`score`, `pool` and `summarize`; see `signatures`."""
         model, transform = served.model, served.transform
-        whole_spec = raw_feature_spec(served.spec, label=False)
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
         def score(examples: tf.Tensor) -> Tensors:
-            features = served.features(tf.io.parse_example(examples, whole_spec))
+            features = served.features(self.parsed(examples, served.spec))
             outputs = tf.cast(model(features, training=False), tf.float32)
             binary = len(self._binary)
             return {

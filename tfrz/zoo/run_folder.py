@@ -1,0 +1,90 @@
+"""What a run keeps of its source, for the commands that follow it: its data and feature spec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tfrz.config import read_yaml, require, write_yaml
+from tfrz.data.sources.locations import is_uri
+from tfrz.errors import ConfigError, InputError
+from tfrz.files import atomic_write
+
+FEATURES = "features.yaml"
+
+
+def kept_features(features: str | Path) -> str:
+    """The text of a feature spec as a run keeps it.
+
+    A catalogue that it names relative to itself is named by its whole path.
+
+    Raises:
+      InputError: the spec cannot be read.
+    """
+    mapping = read_yaml(features)
+    candidates = mapping.get("candidates")
+    file = candidates.get("file") if isinstance(candidates, dict) else None
+    if isinstance(file, str) and not is_uri(file) and not Path(file).is_absolute():
+        assert isinstance(candidates, dict)
+        candidates["file"] = str((Path(features).parent / file).resolve())
+        return write_yaml(mapping)
+    try:
+        return Path(features).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {features}: {error}") from error
+
+
+def refuse_other_features(out: Path, features: str | Path | None) -> None:
+    """Refuses to resume a run with another feature spec than it began with.
+
+    Raises:
+      ConfigError: the folder keeps another one.
+    """
+    stored = out / FEATURES
+    if features is None or not stored.exists() or not (out / "config.yaml").exists():
+        return
+    text = kept_features(features)
+    if text != stored.read_text():
+        raise ConfigError(
+            f"{out} holds a run with another feature spec, {stored}: repeat it to resume the run, "
+            "or choose another --out"
+        )
+
+
+def keep_features(out: Path, features: str | Path | None) -> None:
+    """Writes the feature spec of a run to its folder; nothing for a known source."""
+    if features is not None:
+        atomic_write(out / FEATURES, kept_features(features))
+
+
+def run_of(saved_model: str | Path) -> Path:
+    """The folder of the run that exported a SavedModel, `RUN/model/VERSION`."""
+    return Path(saved_model).resolve().parent.parent
+
+
+def data_of(saved_model: str | Path) -> str:
+    """The data of the run that exported a SavedModel.
+
+    Raises:
+      ConfigError: no run is around it.
+    """
+    stored = run_of(saved_model) / "config.yaml"
+    data = read_yaml(stored).get("data_source") if stored.exists() else None
+    where = f"no run of tfrz train is around {saved_model}: name its data"
+    require(data is not None, "--data", where)
+    return str(data)
+
+
+def features_of(saved_model: str | Path, features: str | None = None) -> str | None:
+    """Path of the feature spec: the one given, or that of the run around a SavedModel.
+
+    Args:
+      saved_model: its folder.
+      features: as `--features` of the command line.
+
+    Returns:
+      None if the run has none.
+    """
+    if features is not None:
+        return features
+    stored = run_of(saved_model) / FEATURES
+    return str(stored) if stored.exists() else None
