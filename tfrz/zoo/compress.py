@@ -23,7 +23,7 @@ from tfrz.training.fit import evaluate, fit, make_strategy, objective_of
 from tfrz.zoo.building import layers_as_values
 from tfrz.zoo.run import open_run
 from tfrz.zoo.run_config import RunConfig, TunerConfig, run_config_to_mapping
-from tfrz.zoo.run_folder import data_of, features_of, keep_features
+from tfrz.zoo.run_folder import data_of, features_of, keep_source, refuse_other_contents, run_of
 from tfrz.zoo.teacher import Words, find_teacher, load_trained, trained_config
 from tfrz.zoo.train import finish_run, refuse_other_run
 
@@ -150,9 +150,9 @@ def compress(
     )
     data = data_of(source) if data is None else data
     features = features_of(source, features)
-    run = open_run(config, data, features)
+    out, cache = Path(out), run_of(source) / "cache"
+    run = open_run(config, data, features, cache if cache.is_dir() else out / "cache")
     task = run.task
-    out = Path(out)
     described = {
         "data_source": data,
         "compressed": {
@@ -165,6 +165,7 @@ def compress(
         **run_config_to_mapping(config),
     }
     refuse_other_run(out, described)
+    refuse_other_contents(out, data, run.fingerprint)
     started = time.perf_counter()
     prepared = run.prepare()
     with make_strategy(trainer.strategy).scope():
@@ -174,7 +175,7 @@ def compress(
             task.teacher = loaded
         examples = first_examples(prepared.train)
         model, layers = factorize_for_training(original, wanted, examples, name)
-    keep_features(out, features)
+    keep_source(out, features, run.fingerprint)
     atomic_write(out / "config.yaml", write_yaml(described))
     stages = [
         _quality("before", original, task, prepared),

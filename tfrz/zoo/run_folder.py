@@ -10,6 +10,7 @@ from tfrz.errors import ConfigError, InputError
 from tfrz.files import atomic_write
 
 FEATURES = "features.yaml"
+FINGERPRINT = "data_fingerprint"
 
 
 def kept_features(features: str | Path) -> str:
@@ -54,6 +55,33 @@ def keep_features(out: Path, features: str | Path | None) -> None:
     """Writes the feature spec of a run to its folder; nothing for a known source."""
     if features is not None:
         atomic_write(out / FEATURES, kept_features(features))
+
+
+def refuse_other_contents(out: Path, data: str, fingerprint: str) -> None:
+    """Refuses to resume a run whose source has changed since it began.
+
+    Args:
+      out: the folder of the run.
+      data: as `--data` of the command line.
+      fingerprint: of the source, as `Reader.fingerprint` returns it.
+
+    Raises:
+      InputError: the folder keeps another one.
+    """
+    stored = out / FINGERPRINT
+    if not stored.exists() or not (out / "config.yaml").exists():
+        return
+    if stored.read_text().strip() != fingerprint:
+        raise InputError(
+            f"{data} has changed since the run in {out} began: its examples would not be those "
+            "that the run has seen; choose another --out"
+        )
+
+
+def keep_source(out: Path, features: str | Path | None, fingerprint: str) -> None:
+    """Writes what a run is to know of its source: the fingerprint, and the spec if there is one."""
+    keep_features(out, features)
+    atomic_write(out / FINGERPRINT, fingerprint + "\n")
 
 
 def run_of(saved_model: str | Path) -> Path:

@@ -14,7 +14,12 @@ from tfrz.errors import ConfigError, InputError
 from tfrz.files import atomic_write, require_writable_directory
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import RunConfig, load_run_config, run_config_to_mapping
-from tfrz.zoo.run_folder import FEATURES, keep_features, refuse_other_features
+from tfrz.zoo.run_folder import (
+    FEATURES,
+    keep_source,
+    refuse_other_contents,
+    refuse_other_features,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -106,7 +111,8 @@ def train(
       out: takes `config.yaml`, `metrics.json`, `curves.png`, `card.md`, `history.json`,
         `checkpoints/`, `tensorboard/`, `model/<version>/` and the model's own reports. An
         unfinished run is resumed. `low_rank.json` describes layers of low rank, if there are any;
-        `features.yaml` is the feature spec, if one was given.
+        `features.yaml` is the feature spec, if one was given, and `data_fingerprint` tells whether
+        the source has changed; `cache/` holds encoded examples, see `cache`.
       features: feature spec of a file of the user's own; that of the run to resume if left out.
       overrides: `section.key=value`.
       progress: show a bar on standard error.
@@ -143,6 +149,7 @@ def train(
     resolved = {"data_source": data, **run_config_to_mapping(config)}
     refuse_other_run(out, resolved)
     refuse_other_features(out, features)
+    refuse_other_contents(out, data, run.fingerprint)
     task = run.task
     seconds: dict[str, float] = {}
     started = time.perf_counter()
@@ -152,7 +159,7 @@ def train(
 
     def starting(layers: Sequence[LayerReport]) -> None:
         # Not before the model is known to exist: who corrects a rank may keep the folder.
-        keep_features(out, features)
+        keep_source(out, features, run.fingerprint)
         atomic_write(out / "config.yaml", write_yaml(resolved))
         write_layers(layers, out)
 
