@@ -749,9 +749,9 @@ class _Drafter:
 
     def _keys(self, draft: Draft, what: str) -> str | None:
         """Sets user and item; returns why that is not possible."""
-        missing = [name for name, g in (("user", self.user), ("item", self.item)) if g is None]
+        missing = [name for name, g in (("users", self.user), ("items", self.item)) if g is None]
         if missing:
-            return f"no column of {' and of '.join(missing)}s with values that occur again{what}"
+            return f"no column of {' and of '.join(missing)} with values that occur again{what}"
         assert self.user is not None
         assert self.item is not None
         draft.set("user", self.user.column, self.user.reason)

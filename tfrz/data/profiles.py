@@ -505,6 +505,11 @@ def _classify_text(profile: Profile, present: pa.Array, dialect: Dialect, split:
         profile.numbers = _numbers_of(found.filter(pa.array(~bad)))
         _, broken = values.whole_numbers(present)
         profile.kind = "real" if (broken & ~bad).any() else "integer"
+        long = present.filter(pa.array(broken & ~bad))
+        if len(long) and _share(pc.match_substring_regex(long, r"^\s*[+-]?\d+\s*$")) == 1.0:
+            # Whole numbers of more than 64 bits.
+            profile.kind, profile.numbers, profile.stray = "text", None, 0
+            return
         if profile.kind == "real" and not bad.any() and dialect.decimal != ".":
             if bool((profile.numbers == np.floor(profile.numbers)).all()):
                 # 17850,0: ids that were once floats. As ids they stay what is written.

@@ -242,6 +242,13 @@ def test_columns_without_telling_names_are_found_by_their_values(tmp_path):
     assert (spec["user"], spec["item"], spec["time"]) == ("a", "b", "c")
 
 
+def test_ids_beyond_64_bits_are_text(tmp_path):
+    frame = _clicks()
+    frame["ad_id"] = "99999999999999999" + frame["ad_id"].astype(str).str.zfill(5)
+    features = {feature["name"]: feature for feature in _spec(frame, tmp_path)["features"]}
+    assert features["ad_id"] == {"name": "ad_id"}
+
+
 def test_rows_without_a_user_are_announced(tmp_path):
     frame = _purchases()
     frame["CustomerID"] = frame["CustomerID"].astype(float)

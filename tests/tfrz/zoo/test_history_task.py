@@ -9,13 +9,16 @@ import pytest
 import tensorflow as tf
 
 from tfrz.cli.main import main
+from tfrz.data.histories.spec import HistorySpec
 from tfrz.data.records import open_source
+from tfrz.data.spec import Feature, UserEmbedding
 from tfrz.errors import ConfigError, InputError
+from tfrz.export.raw_inputs import raw_input_signature
 from tfrz.metrics.ranking import recall_at
 from tfrz.zoo import registry
 from tfrz.zoo.reports.gates import gate_table
 from tfrz.zoo.run_config import load_run_config
-from tfrz.zoo.tasks.history import length_bucket, popularity_bucket
+from tfrz.zoo.tasks.history import HistoryTask, length_bucket, popularity_bucket
 from tfrz.zoo.train import train
 
 SPEC = """
@@ -262,3 +265,31 @@ def test_a_retrain_keeps_the_rows_of_the_items_it_knows(run, tmp_path):
     train("m3", data, tmp_path / "out", spec, settings, progress=False)
     second = (tmp_path / "out", None)
     assert _recommend(second, ["item-3", "item-4"])[0][0] == "item-5"
+
+
+@pytest.mark.parametrize(
+    ("spec", "overrides", "timed"),
+    [
+        (HistorySpec(), [], False),
+        (HistorySpec(), ["data.history.time_features=[hour]"], True),
+        (HistorySpec(context=(Feature("page"),)), [], True),
+        (HistorySpec(time=None, context=(Feature("page"),)), [], False),
+        (HistorySpec(long_history=UserEmbedding("1", 2, 4)), [], True),
+    ],
+)
+def test_requests_of_items_alone_have_no_times(spec, overrides, timed):
+    task = HistoryTask(registry.get("m3"), load_run_config("m3", overrides=overrides))
+    names = set(raw_input_signature(task.request_spec(spec)))
+    assert ({"history_time", "request_time"} <= names) is timed
+    assert {"history", *(f.name for f in spec.context)} <= names
+
+
+@pytest.mark.slow
+def test_a_request_without_times_is_answered(tmp_path, capsys):
+    data, spec = _write(tmp_path)
+    (tmp_path / "spec.yaml").write_text("user: customer\nitem: sku\ntime: bought_at\n")
+    train("m3", data, tmp_path / "out", spec, SETTINGS, progress=False)
+    request = '[{"history": ["item-3", "item-4"]}]'
+    command = ["predict", str(tmp_path / "out" / "model"), "--signature", "recommend", request]
+    assert main(command) == 0
+    assert len(json.loads(capsys.readouterr().out)["predictions"][0]["item_ids"]) == 5

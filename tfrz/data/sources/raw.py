@@ -328,7 +328,7 @@ class RawFiles:
         else:
             stream = open_stream(file)
         number = shard.first_line + (1 if first else 0)
-        tail = ""
+        tail = b""
         try:
             batches = pcsv.open_csv(stream, **options)
             while True:
@@ -358,7 +358,7 @@ class RawFiles:
             ) from error
         for number, what, text in bad:
             yield CorruptLine(file.path, number + shard.first_line - 1, what, text)
-        if "\n" in tail and dialect.quote and not self._ends_quoted(file, shard):
+        if b"\n" in tail and dialect.quote and not self._ends_quoted(file, shard):
             raise InputError(
                 f"{file.path}: a quote is opened in the last row and not closed: correct the "
                 "file, or write 'quote: \"\"' in the feature spec if quotes have no meaning in it"

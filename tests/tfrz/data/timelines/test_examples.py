@@ -950,3 +950,14 @@ def test_one_empty_slice_among_those_of_a_table_is_refused():
     assert "second of table" in str(caught.value)
     assert "first of table" not in str(caught.value)
     assert "third of table" not in str(caught.value)
+
+
+def test_tasks_without_a_column_need_negatives():
+    spec = TimelineSpec()
+    assert spec.tasks == spec.happened == ("event",)
+    with pytest.raises(ConfigError, match=r"data.timeline.negatives: must be above 0: the outcome"):
+        TimelineConfig().check(spec)
+    TimelineConfig(negatives=1).check(spec)
+    TimelineConfig().check(TimelineSpec(binary=("liked",)))
+    with pytest.raises(ConfigError, match="happened seen: is not one of the binary tasks"):
+        TimelineSpec(binary=("liked",), happened=("seen",))
