@@ -73,5 +73,7 @@ def run(args: argparse.Namespace) -> int:
         if trial["error"] is not None:
             print(f"trial {trial['trial']} failed: {trial['error']}")
     print(f"best: {result['best']}")
-    print(f"next: tfrz train {args.model} --data {args.data} --config {result['best']} --out DIR")
+    spec = f" --features {args.features}" if args.features else ""
+    again = f"{args.model} --data {args.data}{spec}"
+    print(f"next: tfrz train {again} --config {result['best']} --out DIR")
     return 0

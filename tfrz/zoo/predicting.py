@@ -56,8 +56,6 @@ T = TypeVar("T")
 Arrays = dict[str, NDArray[Any]]
 
 _BATCH = 8192
-# A list of the answer ends where nothing stands.
-_NOTHING = -1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,11 +179,6 @@ def open_reader(model: StoredModel, data: str, labelled: bool = False) -> Reader
 
 def _missing_filled(values: pa.Array, dtype: str) -> NDArray[Any]:
     found: NDArray[Any] = filled(values, dtype).to_numpy(zero_copy_only=False)
-    if dtype == "string":
-        if found.dtype != object:
-            found = found.astype(object)
-        # Arrow does not convert the text that stands for a missing value.
-        return np.where(found == "", b"", found) if values.null_count else found
     return found
 
 
