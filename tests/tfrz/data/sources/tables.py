@@ -110,7 +110,7 @@ class Read(NamedTuple):
 
 def read(record: str, path: Path | str, **dialect: Any) -> Read:
     """Reads files as records of a type."""
-    spec = {k: v for k, v in SPECS[record].items()}
+    spec = SPECS[record]
     folder = Path(path).parent if "://" not in str(path) else Path(dialect.pop("folder"))
     if record == "catalogue":
         described = from_mapping(CandidateSpec, {**spec, "file": str(path)}, "spec")

@@ -124,10 +124,8 @@ def test_a_bare_carriage_return_makes_no_row(tmp_path, record, end):
 @each_record()
 def test_nul_bytes(tmp_path, record, column):
     text = csv_text([BEFORE, {column: "1\x002"}, AFTER])
-    reason = f"3: {column} (contains a NUL byte|is not)"
     bad = [rf"3: .*{column} (contains a NUL byte|is not)"] if column in COLUMNS[record] else []
     rows = [BEFORE, AFTER] if bad else [BEFORE, {}, AFTER]
-    assert reason
     _check(record, _write(tmp_path / "t.csv", text), rows, bad)
     bad = [b.replace("3: ", "2: ") for b in bad]
     _check(
@@ -794,7 +792,7 @@ def test_parts_of_a_file_are_cut_between_rows(tmp_path, record, end, quoted, mon
     if not quoted:
         lines[10] = ""
     path = _write(tmp_path / "t.csv", end.join(lines))
-    bad = [f"{200 if not quoted else 200}: 1 fields instead of 6"]
+    bad = ["200: 1 fields instead of 6"]
     gone = (199, 9) if not quoted else (198,)
     _check(record, path, [r for n, r in enumerate(rows) if n not in gone], bad)
 
