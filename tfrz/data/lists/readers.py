@@ -21,6 +21,7 @@ from tfrz.data.columns import ARROW, filled, record_batch
 from tfrz.data.lists.spec import ListSpec
 from tfrz.data.simulators.slates import NUM_FEATURES, SlateSimulator
 from tfrz.data.sources.files import CorruptLine, Shard
+from tfrz.data.sources.locations import with_partitions
 from tfrz.data.sources.raw import Raw, RawBatch, pop_dialect, stored_values
 from tfrz.data.sources.reader import Reader, require_counts, simulated_shards
 from tfrz.data.sources.tabular import TabularFile
@@ -122,24 +123,28 @@ class TabularDocuments(TabularFile[ListSpec], DocumentReader):
         from google.protobuf.message import DecodeError
         from tensorflow_serving.apis import input_pb2
 
-        names = self.raw.names
+        names, file = self.raw.names, self.raw.files[shard.number]
+        number, seen = 0, {name for name, _ in file.partitions}
         for number, record in enumerate(self.raw.records(shard), start=1):
             try:
                 lists = input_pb2.ExampleListWithContext.FromString(record)
             except DecodeError:
                 what = "is not an ExampleListWithContext"
-                yield CorruptLine(self.raw.files[shard.number].path, number, what, "")
+                yield CorruptLine(file.path, number, what, "")
                 continue
             if not lists.examples:
                 continue
             base = (shard.number << 40) + number * _CANDIDATES_A_RECORD
             count = len(lists.examples)
+            columns = {name: _of_candidates(lists, name) for name in names}
+            seen |= {name for name, column in columns.items() if len(column.values)}
             yield RawBatch(
-                {name: _of_candidates(lists, name) for name in names},
+                with_partitions(self.raw.without_path(file, columns), file, names, count),
                 np.full(count, number),
                 [f"candidate {place + 1}: " for place in range(count)],
                 base + np.arange(count),
             )
+        self.raw.check_seen(file, seen, number)
 
 
 def _of_candidates(lists: Any, name: str) -> pa.Array:

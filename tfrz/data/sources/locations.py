@@ -209,22 +209,41 @@ def _in_folder(base: str, given: str) -> list[DataFile]:
 
 
 def _matches(pattern: str) -> list[str]:
-    """Files that match a glob; `**` stands for any folders."""
+    """Files that match a glob, and those of folders that do; `**` stands for any folders."""
     if not is_uri(pattern):
         return sorted(glob.glob(pattern, recursive=True))
+    pattern, mark, query = pattern.partition("?")
     head = _GLOB.split(pattern, maxsplit=1)[0].rpartition("/")[0]
-    shape = re.escape(pattern[len(head) + 1 :])
-    shape = shape.replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
-    shape = re.sub(r"\\\[(.*?)\\\]", lambda m: "[" + m[1].replace("\\", "") + "]", shape)
-    return [
-        _named_below(head, name) for name in _below(head) if re.fullmatch(shape, name) is not None
-    ]
+    shape = re.escape(urllib.parse.unquote(pattern[len(head) + 1 :]))
+    shape = shape.replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*")
+    shape = re.sub(r"\\\[!?(.*?)\\\]", _character_class, shape)
+    base, found = f"{head}{mark}{query}", []
+    for name in _below(base):
+        parts = name.split("/")
+        lengths = range(1, len(parts) + 1)
+        matched = [n for n in lengths if re.fullmatch(shape, "/".join(parts[:n])) is not None]
+        whole = len(parts) in matched
+        if whole or (matched and not _hidden(name) and described(name) is not None):
+            found.append(_named_below(base, name))
+    return found
+
+
+def _character_class(found: re.Match[str]) -> str:
+    negated = "^" if found[0].startswith(r"\[!") else ""
+    return f"[{negated}{found[1].replace(chr(92), '')}]"
 
 
 def _one(given: str, named: str) -> list[DataFile]:
     """The files of one path, folder or glob."""
-    if _GLOB.search(given) and not (not is_uri(given) and Path(given).exists()):
-        found = _matches(given)
+    if given.lower().startswith("file://"):
+        given = urllib.parse.unquote(given[max(given.find("/", 7), 7) :])
+    # A question mark begins the options of a URI.
+    pattern = given.partition("?")[0] if is_uri(given) else given
+    if _GLOB.search(pattern) and not (not is_uri(given) and Path(given).exists()):
+        try:
+            found = _matches(given)
+        except (pa.ArrowException, OSError) as error:
+            raise unreadable(given, error) from error
         if not found:
             raise InputError(f"{given} matches no file: check {named}")
         fixed = _GLOB.split(given, maxsplit=1)[0].rpartition("/")[0]
@@ -268,6 +287,8 @@ def find(given: str, named: str = "the path given to --data") -> tuple[DataFile,
     parts = [given]
     if "," in given and (is_uri(given) or not Path(given).exists()):
         parts = [part.strip() for part in given.split(",") if part.strip()]
+    if not parts:
+        raise InputError(f"{given} names no file: check {named}")
     files = [file for part in parts for file in _one(part, named)]
     unique = tuple(dict.fromkeys(files))
     formats = sorted({file.format for file in unique})

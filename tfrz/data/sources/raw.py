@@ -7,11 +7,16 @@ types is decided later, by `tfrz.data.sources.values`.
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
 import dataclasses
 import io
+import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+import lzma
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,14 +74,21 @@ class Dialect:
     def __post_init__(self) -> None:
         for name in ("delimiter", "decimal"):
             value = getattr(self, name)
-            require(value is None or len(value) == 1, name, "must be one character")
-        require(len(self.quote) <= 1, "quote", "must be one character, or empty for none")
+            one = value is None or (len(value) == 1 and value.isascii() and value not in "\r\n\0")
+            require(one, name, "must be one ASCII character")
+        one = len(self.quote) <= 1 and self.quote.isascii() and self.quote != self.delimiter
+        require(one, "quote", "must be one ASCII character, or empty for none")
         require(bool(self.separator), "separator", "must not be empty")
         if self.encoding is not None:
             try:
                 "".encode(self.encoding)
-            except LookupError:
+            except (LookupError, UnicodeError):
                 require(False, "encoding", f"{self.encoding!r} is not known to Python")
+
+    @property
+    def is_utf8(self) -> bool:
+        """Whether text is read as it is."""
+        return codecs.lookup(self.encoding or "utf-8").name in ("utf-8", "utf-8-sig")
 
 
 def pop_dialect(mapping: dict[str, Any], where: str) -> Dialect:
@@ -116,6 +128,10 @@ class RawBatch(NamedTuple):
 
 
 Raw = RawBatch | CorruptLine
+_BROKEN = (pa.ArrowException, OSError, EOFError, lzma.LZMAError)
+# In a row with more fields than there are columns, why it has them.
+_STRAY_RETURN = "\0r"
+_STRAY_QUOTE = "\0q"
 
 
 class RawFiles:
@@ -155,15 +171,29 @@ class RawFiles:
         """
         shards: list[Shard] = []
         for number, file in enumerate(self.files):
-            if self.format == "json":
-                self._check(file, self._json_columns(file))
             parts = [Shard(file.path)]
-            if self.format == "csv":
-                parts = self._csv_shards(file)
-            elif self.format == "parquet":
-                parts = self._parquet_shards(file)
+            with self._reading(file):
+                if self.format == "json":
+                    self._check(file, self._json_columns(file))
+                elif self.format == "csv":
+                    parts = self._csv_shards(file)
+                elif self.format == "parquet":
+                    parts = self._parquet_shards(file)
             shards += [dataclasses.replace(part, number=number) for part in parts]
         return shards
+
+    @contextlib.contextmanager
+    def _reading(self, file: DataFile) -> Iterator[None]:
+        """Tells in one line why a file cannot be read."""
+        try:
+            yield
+        except UnicodeError as error:
+            raise InputError(
+                f"{file.path} is not {self.dialect.encoding or 'UTF-8'}: correct 'encoding' in "
+                "the feature spec"
+            ) from error
+        except _BROKEN as error:
+            raise unreadable(file.path, error) from error
 
     def read(self, shard: Shard) -> Iterator[Raw]:
         """Yields the rows of a shard.
@@ -178,15 +208,17 @@ class RawFiles:
             "tfrecord": self._examples,
         }
         file = self.files[shard.number]
-        try:
-            for item in read[self.format](file, shard):
-                if isinstance(item, RawBatch):
-                    rows = len(item.numbers)
-                    columns = with_partitions(item.columns, file, self.names, rows)
-                    item = item._replace(columns=columns)
-                yield item
-        except (pa.ArrowException, OSError, EOFError) as error:
-            raise unreadable(file.path, error) from error
+        items = read[self.format](file, shard)
+        while True:
+            with self._reading(file):
+                item = next(items, None)
+            if item is None:
+                break
+            if isinstance(item, RawBatch):
+                rows = len(item.numbers)
+                columns = with_partitions(item.columns, file, self.names, rows)
+                item = item._replace(columns=columns)
+            yield item
 
     def columns_of(self, file: DataFile) -> list[str]:
         """Returns the names of all columns of a file, those in its path included.
@@ -194,26 +226,28 @@ class RawFiles:
         Raises:
           InputError: It cannot be read, or has no columns.
         """
-        if file.format == "csv":
-            names = self._header(file)
-        elif file.format == "parquet":
-            names = list(self._open_parquet(file).schema_arrow.names)
-        elif file.format == "json":
-            names = self._json_columns(file)
-        else:
-            names = sorted({name for name, _ in _kinds(next(self._records(file), b""))})
+        with self._reading(file):
+            if file.format == "csv":
+                names = self._header(file)
+            elif file.format == "parquet":
+                names = list(self._open_parquet(file).schema_arrow.names)
+            elif file.format == "json":
+                names = self._json_columns(file)
+            else:
+                names = sorted({name for name, _ in _kinds(next(self._records(file), b""))})
         return names + [name for name, _ in file.partitions if name not in names]
 
     def _check(self, file: DataFile, present: Sequence[str]) -> None:
         """Checks that a file has the columns."""
-        present = [*present, *(name for name, _ in file.partitions)]
+        named = [name for name, _ in file.partitions if name not in present]
+        present = [*present, *named]
         for name in self.names:
             if name not in present:
                 raise InputError(
                     f"{file.path} has no column {name!r} (it has {', '.join(present[:12])}): "
                     "correct the file or the feature spec"
                 )
-            if present.count(name) > 1 and file.format == "csv":
+            if present.count(name) > 1 and file.format in ("csv", "parquet"):
                 raise InputError(f"{file.path} has two columns named {name!r}: rename one of them")
 
     # CSV.
@@ -230,10 +264,11 @@ class RawFiles:
     def _header(self, file: DataFile) -> list[str]:
         return self._delimited(file)[1]
 
-    def _delimited(self, file: DataFile) -> tuple[str, list[str]]:
-        """Returns the delimiter and the header."""
+    def _delimited(self, file: DataFile) -> tuple[str, list[str], bool]:
+        """Returns the delimiter, the header, and whether lines end with a carriage return."""
         head = self._head(file)
-        text = head.decode(self.dialect.encoding or "utf-8-sig", "replace").lstrip("\r\n")
+        text = head.decode(self.dialect.encoding or "utf-8", "replace")
+        text = text.removeprefix("\ufeff").lstrip("\r\n")
         candidates: Sequence[str] = _DELIMITERS
         fixed = self.dialect.delimiter or file.delimiter
         if fixed is not None:
@@ -249,15 +284,16 @@ class RawFiles:
             except csv.Error:
                 read[delimiter] = [text[:200]]
         missing = {d: sum(n not in header for n in self.names) for d, header in read.items()}
-        best = min(read, key=lambda d: (missing[d], -len(read[d]), _DELIMITERS.index(d)))
-        if fixed is not None:
-            best = fixed
-        return best, read[best]
+        best = min(read, key=lambda d: (missing[d], -len(read[d]), candidates.index(d)))
+        mark = re.escape(quote) or "\n"
+        end = re.match(rf"(?:[^{mark}\r\n]++|{mark}[^{mark}]*+{mark})*+(\r\n|\r|\n)", text)
+        return best, read[best], end is not None and end[1] == "\r"
 
     def _csv_shards(self, file: DataFile) -> list[Shard]:
-        self._check(file, self._header(file))
+        _, header, returns = self._delimited(file)
+        self._check(file, header)
         whole = [Shard(file.path)]
-        if file.compression or not (self.dialect.encoding or "utf-8").lower().startswith("utf-8"):
+        if file.compression or returns or not self.dialect.is_utf8:
             return whole
         with open_random(file) as stream:
             if stream.size() <= _PART_BYTES or "://" in file.path:
@@ -279,7 +315,9 @@ class RawFiles:
                         break
                 block += tail
                 # A quoted line break could lie at a cut, and a blank line has no number.
-                if (quote and quote in block) or b"\n\n" in block or b"\n\r" in block:
+                blank = b"\n\n" in block or b"\n\r" in block or block.startswith((b"\n", b"\r"))
+                within = not block.endswith(b"\n") and bool(stream.read(1))
+                if (quote and quote in block) or blank or within:
                     return whole
                 shards.append(Shard(file.path, "", start, start + len(block), line))
                 start += len(block)
@@ -287,26 +325,28 @@ class RawFiles:
         return shards
 
     def _csv(self, file: DataFile, shard: Shard) -> Iterator[Raw]:
-        delimiter, header = self._delimited(file)
-        wanted = [name for name in self.names if name in header]
+        delimiter, header, returns = self._delimited(file)
+        wanted = {name: header.index(name) for name in self.names if name in header}
         first = shard.start == 0
-        last = header[-1]
         bad: list[tuple[int, str, str]] = []
 
         def refuse(row: pcsv.InvalidRow) -> str:
             what = f"{row.actual_columns} fields instead of {row.expected_columns}"
+            if _STRAY_RETURN in row.text:
+                what = "has a carriage return that is no line end, outside quotes"
+            elif _STRAY_QUOTE in row.text:
+                what = "has text after a closing quote: is a quote not closed?"
             bad.append((row.number, what, row.text[:80]))
             return "skip"
 
         dialect = self.dialect
-        # The last column shows whether a quote was left open.
-        read = list(dict.fromkeys((*wanted, last)))
+        read = [str(place) for place in wanted.values()] or ["0"]
         options = {
             "read_options": pcsv.ReadOptions(
                 use_threads=False,
                 block_size=_BLOCK_BYTES,
-                column_names=None if first else header,
-                encoding=dialect.encoding or "utf8",
+                column_names=[str(place) for place in range(len(header))],
+                skip_rows_after_names=int(first),
             ),
             "parse_options": pcsv.ParseOptions(
                 delimiter=delimiter,
@@ -327,15 +367,12 @@ class RawFiles:
                 stream = pa.BufferReader(whole.read_buffer(shard.end - shard.start))
         else:
             stream = open_stream(file)
+        blocks = _utf8_blocks(stream, dialect)
+        cleaned = _CleanedCsv(blocks, delimiter, dialect.quote, len(header), returns)
         number = shard.first_line + (1 if first else 0)
-        tail = b""
         try:
-            batches = pcsv.open_csv(stream, **options)
-            while True:
-                try:
-                    batch = batches.read_next_batch()
-                except StopIteration:
-                    break
+            batches = pcsv.open_csv(pa.PythonFile(cleaned, mode="r"), **options)
+            for batch in batches:
                 known = [n + shard.first_line - 1 for n, _, _ in bad]
                 numbers = _numbered(number, batch.num_rows, known)
                 refused = [
@@ -345,35 +382,24 @@ class RawFiles:
                 bad.clear()
                 if batch.num_rows:
                     number = int(numbers[-1]) + 1
-                    tail = batch.column(last)[-1].as_buffer().to_pybytes()
-                    columns = {n: self._with_nulls(batch.column(n)) for n in wanted}
+                    columns = {
+                        name: self._with_nulls(batch.column(str(place)))
+                        for name, place in wanted.items()
+                    }
                     yield RawBatch(columns, numbers)
                 yield from refused
         except pa.ArrowInvalid as error:
-            raise self._unparsed(file, str(error)) from error
-        except UnicodeError as error:
-            raise InputError(
-                f"{file.path} is not {dialect.encoding or 'UTF-8'}: correct 'encoding' in the "
-                "feature spec"
-            ) from error
+            # Arrow takes a header without rows for a row that is too long.
+            only_header = first and cleaned.ended and cleaned.size < _BLOCK_BYTES
+            if not (cleaned.unclosed or (only_header and "straddling" in str(error))):
+                raise self._unparsed(file, str(error)) from error
         for number, what, text in bad:
             yield CorruptLine(file.path, number + shard.first_line - 1, what, text)
-        if b"\n" in tail and dialect.quote and not self._ends_quoted(file, shard):
+        if cleaned.unclosed:
             raise InputError(
-                f"{file.path}: a quote is opened in the last row and not closed: correct the "
-                "file, or write 'quote: \"\"' in the feature spec if quotes have no meaning in it"
+                f"{file.path}: a quote is opened and not closed: correct the file, or write "
+                "'quote: \"\"' in the feature spec if quotes have no meaning in it"
             )
-
-    def _ends_quoted(self, file: DataFile, shard: Shard) -> bool:
-        """Whether the text ends with a quote, line ends aside."""
-        if shard.end:
-            return False
-        last = b""
-        with open_stream(file) as stream:
-            while block := stream.read(_BLOCK_BYTES):
-                last = (last + block)[-4096:]
-        text = bytes(last).decode(self.dialect.encoding or "utf-8", "replace")
-        return text.rstrip("\r\n").endswith(self.dialect.quote)
 
     def _with_nulls(self, column: pa.Array) -> pa.Array:
         if not self.dialect.null:
@@ -423,14 +449,17 @@ class RawFiles:
 
     def _json_columns(self, file: DataFile) -> list[str]:
         head = self._head(file)
-        text = head.decode("utf-8-sig", "replace").lstrip()
-        if text.startswith("["):
+        cut = len(head) == 1 << 20
+        if not self.dialect.is_utf8:
+            head = head.decode(self.dialect.encoding or "", "replace").encode()
+        head = head.removeprefix(codecs.BOM_UTF8)
+        if head.lstrip().startswith(b"["):
             raise InputError(
                 f"{file.path} is one JSON document: write an object a line (JSON lines)"
             )
-        lines = head.rsplit(b"\n", 1)[0] if head.count(b"\n") else head
+        lines = head.rpartition(b"\n")[0] if cut and b"\n" in head else head
         names: list[str] = []
-        for item in _parsed(file.path, lines, 1, ()):
+        for item in _parsed(file.path, lines, 1, None, ()):
             if isinstance(item, RawBatch):
                 names += [name for name in item.columns if name not in names]
         if not names:
@@ -438,39 +467,23 @@ class RawFiles:
         return names
 
     def _json(self, file: DataFile, shard: Shard) -> Iterator[Raw]:
-        number, rest = 1, b""
-        encoding = self.dialect.encoding
+        number, null = 1, self.dialect.null
+        in_path = {name for name, _ in file.partitions}
         with open_stream(file) as stream:
-            while True:
-                block = stream.read(_BLOCK_BYTES)
-                text = rest + block
-                if block:
-                    end = text.rfind(b"\n") + 1
-                    if not end:
-                        if len(text) > 8 * _BLOCK_BYTES:
-                            raise InputError(f"{file.path}:{number}: a line is too long")
-                        rest = text
-                        continue
-                    text, rest = text[:end], text[end:]
-                if text.strip():
-                    if encoding is not None and encoding.lower() not in ("utf8", "utf-8"):
-                        text = text.decode(encoding, "replace").encode()
-                    for item in _parsed(file.path, text, number, self.exact):
-                        if isinstance(item, RawBatch):
-                            rows = len(item.numbers)
-                            columns = {
-                                name: self._json_nulls(item.columns[name])
-                                if name in item.columns
-                                else pa.nulls(rows)
-                                for name in self.names
-                                if name in item.columns
-                                or name not in (n for n, _ in file.partitions)
-                            }
-                            item = item._replace(columns=columns)
-                        yield item
-                number += text.count(b"\n")
-                if not block:
-                    break
+            for lines in _whole_lines(_utf8_blocks(stream, self.dialect), file.path):
+                for item in _parsed(file.path, lines, number, self.names, self.exact, null):
+                    if isinstance(item, RawBatch):
+                        rows = len(item.numbers)
+                        columns = {
+                            name: self._json_nulls(item.columns[name])
+                            if name in item.columns
+                            else pa.nulls(rows)
+                            for name in self.names
+                            if name in item.columns or name not in in_path
+                        }
+                        item = item._replace(columns=columns)
+                    yield item
+                number += lines.count(b"\n")
 
     def _json_nulls(self, column: pa.Array) -> pa.Array:
         return self._with_nulls(column) if pa.types.is_string(column.type) else column
@@ -506,9 +519,40 @@ class RawFiles:
 
     def _examples(self, file: DataFile, shard: Shard) -> Iterator[Raw]:
         number = 1
+        seen = {name for name, _ in file.partitions}
         for serialized in self._record_batches(file):
-            yield from _of_examples(file, serialized, number, self.names)
+            for item in _of_examples(file, serialized, number, self.names):
+                if isinstance(item, RawBatch):
+                    seen |= {n for n, column in item.columns.items() if len(column.values)}
+                    item = item._replace(columns=self.without_path(file, item.columns))
+                yield item
             number += len(serialized)
+        self.check_seen(file, seen, number - 1)
+
+    def without_path(
+        self, file: DataFile, columns: Mapping[str, pa.ListArray]
+    ) -> dict[str, pa.Array]:
+        """Leaves out empty columns that the path of the file has."""
+        in_path = {name for name, _ in file.partitions}
+        return {n: c for n, c in columns.items() if len(c.values) or n not in in_path}
+
+    def check_seen(self, file: DataFile, seen: Collection[str], records: int) -> None:
+        """Checks that records have the features that are asked for.
+
+        Args:
+          file: The file that was read.
+          seen: Features that a record of it has.
+          records: Number of its records.
+
+        Raises:
+          InputError: No record has one of them.
+        """
+        for name in self.names if records else ():
+            if name not in seen:
+                raise InputError(
+                    f"{file.path} has no record with a feature {name!r}: correct the file or the "
+                    "feature spec"
+                )
 
 
 def _numbered(start: int, rows: int, without: list[int]) -> NDArray[np.int64]:
@@ -519,35 +563,311 @@ def _numbered(start: int, rows: int, without: list[int]) -> NDArray[np.int64]:
     return np.setdiff1d(numbers, np.asarray(without), assume_unique=True)[:rows]
 
 
-def _parsed(path: str, lines: bytes, number: int, exact: Collection[str]) -> Iterator[Raw]:
-    """Parses JSON lines; where some do not fit together, halves of them on their own."""
-    if not lines.strip():
-        return
-    table = _read_json(lines)
-    if table is not None and not _inexact(table, exact):
-        numbers = np.arange(number, number + table.num_rows)
-        if table.num_rows != lines.count(b"\n") + (not lines.endswith(b"\n")):
-            some = [i for i, line in enumerate(lines.split(b"\n")) if line.strip()]
-            # A line with two objects, or an object on two lines.
-            if len(some) != table.num_rows:
-                table = None
+def _utf8_blocks(stream: pa.NativeFile, dialect: Dialect) -> Iterator[bytes]:
+    """Yields a text as UTF-8, without a byte order mark.
+
+    Raises:
+      UnicodeError: It is not in the encoding.
+    """
+    decoder = None
+    if not dialect.is_utf8:
+        decoder = codecs.getincrementaldecoder(dialect.encoding or "")()
+    first = True
+    while True:
+        block = stream.read(_BLOCK_BYTES)
+        text = block if decoder is None else decoder.decode(block, not block).encode()
+        if first and text:
+            text, first = text.removeprefix(codecs.BOM_UTF8), False
+        if text:
+            yield text
+        if not block:
+            break
+
+
+class _CleanedCsv:
+    """A CSV text whose rows Arrow reads as they are meant, or refuses.
+
+    Arrow ends a row at every carriage return, and lets text follow a closing quote: rows that were
+    swallowed by a quote left open are then one value. Such places get more delimiters than there
+    are columns, with a mark that says why.
+
+    Args:
+      blocks: The text.
+      delimiter: Between columns.
+      quote: Around values; empty for none.
+      columns: Number of columns.
+      returns: Whether lines end with a carriage return.
+
+    Attributes:
+      unclosed: Whether the text ends within quotes.
+      size: Number of bytes that were read.
+      ended: Whether these are all.
+    """
+
+    closed = False
+
+    def __init__(
+        self, blocks: Iterable[bytes], delimiter: str, quote: str, columns: int, returns: bool
+    ) -> None:
+        self.unclosed, self.size, self.ended = False, 0, False
+        self._quote, self._returns = quote.encode(), returns
+        self._after = delimiter.encode() + b"\r\n" + self._quote
+        fill = delimiter.encode() * (columns + 1)
+        self._stray_return = _STRAY_RETURN.encode() + fill
+        self._stray_quote = _STRAY_QUOTE.encode() + fill
+        starts = re.escape(delimiter.encode()) + b"\r\n"
+        places = []
+        if quote:
+            places.append(b"(?<=[" + starts + b"])" + re.escape(self._quote))
+        if not returns:
+            places.append(b"\r(?!\n)")
+        self._place = re.compile(b"|".join(places) or b"(?!)")
+        self._left = memoryview(b"")
+        self._clean = self._cleaned(iter(blocks))
+
+    def read(self, size: int = -1) -> bytes:
+        """Reads at most `size` bytes."""
+        while not len(self._left):
+            block = next(self._clean, None)
+            if block is None:
+                self.ended = True
+                return b""
+            self._left = memoryview(block)
+            self.size += len(block)
+        size = len(self._left) if size < 0 else size
+        part, self._left = self._left[:size], self._left[size:]
+        return bytes(part)
+
+    def close(self) -> None:
+        """Ends reading."""
+        self.closed = True
+
+    def _cleaned(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        held, before, first = b"", b"\n", True
+        while True:
+            block = next(blocks, None)
+            text = held + (block or b"")
+            if first:
+                # A blank line before the header.
+                text = text.lstrip(b"\r\n")
+                first = not text
+            if block is None:
+                text, held = text + b"\n", b""
             else:
-                numbers = number + np.asarray(some)
-        if table is not None:
-            columns = {name: _whole(table[name]) for name in table.column_names}
-            yield RawBatch(columns, numbers)
-            return
-    parts = lines.removesuffix(b"\n").split(b"\n")
-    if len(parts) == 1:
-        if table is not None:
-            yield RawBatch({n: _whole(table[n]) for n in table.column_names}, np.array([number]))
-            return
-        text = lines[:80].decode("utf-8", "replace").strip()
-        yield CorruptLine(path, number, "is not one JSON object", text)
+                # What follows a quote or a return decides what it means.
+                kept = text.rstrip(self._quote + b"\r")
+                text, held = kept, text[len(kept) :]
+            if text:
+                yield text if self._is_regular(text, before) else self._marked(text, before)
+                before = text[-1:]
+            if block is None:
+                break
+
+    def _is_regular(self, text: bytes, before: bytes) -> bool:
+        """Whether all quotes and returns are where they should be; follows the quotes if so."""
+        stray = not self._returns and text.count(b"\r") != text.count(b"\r\n")
+        if not self._quote or self._quote not in text:
+            return self.unclosed or not stray
+        data = np.frombuffer(text, np.uint8)
+        places = np.flatnonzero(data == self._quote[0])
+        opening, closing = places[self.unclosed :: 2], places[1 - self.unclosed :: 2]
+        known = np.zeros(256, bool)
+        known[np.frombuffer(self._after, np.uint8)] = True
+        # Quotes at the ends of a block are held, so that one follows each.
+        previous = np.where(opening > 0, data[opening - 1], before[0])
+        if not (known[previous].all() and known[data[closing + 1]].all()):
+            return False
+        if stray:
+            returns = np.flatnonzero(data == 13)
+            returns = returns[data[returns + 1] != 10]
+            within = (np.searchsorted(places, returns) + self.unclosed) % 2 == 1
+            if not within.all():
+                return False
+        self.unclosed ^= bool(len(places) % 2)
+        return True
+
+    def _marked(self, text: bytes, before: bytes) -> bytes:
+        """The same character by character, with marks at stray returns and after stray quotes."""
+        given, place, parts = before + text, 1, []
+        while True:
+            if self.unclosed:
+                end = given.find(self._quote, place)
+                if end < 0:
+                    break
+                if given[end + 1 : end + 2] == self._quote:
+                    parts.append(given[place : end + 2])
+                    place = end + 2
+                    continue
+                self.unclosed = False
+                parts.append(given[place : end + 1])
+                place = end + 1
+                if given[place : place + 1] not in self._after:
+                    parts.append(self._stray_quote)
+                continue
+            found = self._place.search(given, place)
+            if found is None:
+                break
+            parts.append(given[place : found.start()])
+            place = found.end()
+            self.unclosed = found[0] == self._quote
+            parts.append(found[0] if self.unclosed else self._stray_return)
+        parts.append(given[place:])
+        return b"".join(parts)
+
+
+def _whole_lines(blocks: Iterable[bytes], path: str) -> Iterator[bytes]:
+    """Cuts a text between lines.
+
+    Raises:
+      InputError: A line is too long.
+    """
+    held: list[bytes] = []
+    for block in blocks:
+        end = block.rfind(b"\n") + 1
+        if end:
+            yield b"".join((*held, block[:end]))
+            held = []
+        held.append(block[end:])
+        if sum(map(len, held)) > 8 * _BLOCK_BYTES:
+            raise InputError(
+                f"{path} has a line of more than {8 * _BLOCK_BYTES >> 20} MiB: is it one JSON "
+                "document? write an object a line"
+            )
+    if rest := b"".join(held):
+        yield rest
+
+
+def _parsed(
+    path: str,
+    lines: bytes,
+    number: int,
+    names: Sequence[str] | None,
+    exact: Collection[str],
+    null: Sequence[str] = (),
+) -> Iterator[Raw]:
+    """Parses JSON lines: as a whole with Arrow if they fit together, else line by line.
+
+    Args:
+      path: Name of the file, for messages.
+      lines: Whole lines.
+      number: Number of the first.
+      names: Columns that are needed; all if None.
+      exact: Columns whose whole numbers must not lose digits.
+      null: Texts that stand for a missing value.
+    """
+    parts = lines.split(b"\n")
+    filled = [place for place, line in enumerate(parts) if line.strip()]
+    table = None
+    # Arrow's parser ends the process at a line that is no object, or nested without end.
+    if all(parts[place].lstrip()[:1] == b"{" for place in filled) and b"[" * 64 not in lines:
+        table = _read_json(lines)
+    if filled and (table is None or len(filled) != table.num_rows or _inexact(table, exact)):
+        yield from _of_objects(path, [(number + n, parts[n]) for n in filled], names, null)
+    elif table is not None and filled:
+        numbers = number + np.asarray(filled)
+        yield RawBatch({name: _whole(table[name]) for name in table.column_names}, numbers)
+
+
+def _of_objects(
+    path: str, lines: Sequence[tuple[int, bytes]], names: Sequence[str] | None, null: Sequence[str]
+) -> Iterator[Raw]:
+    """Columns of JSON objects that Arrow does not read as one table."""
+    rows: list[tuple[int, dict[str, Any]]] = []
+    for number, line in lines:
+        text = line[:80].decode("utf-8", "replace").strip()
+        try:
+            row = json.loads(line.decode())
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeDecodeError:
+            what = "is not UTF-8: name the encoding of the file in the feature spec, for instance "
+            yield CorruptLine(path, number, f"{what}'encoding: latin-1'", text)
+        except (ValueError, RecursionError):
+            yield CorruptLine(path, number, "is not one JSON object", text)
+        else:
+            if isinstance(row, dict):
+                present = {n: v for n, v in row.items() if not (isinstance(v, str) and v in null)}
+                rows.append((number, present if null and names is not None else row))
+            else:
+                yield CorruptLine(path, number, "is not one JSON object", text)
+    if names is None:
+        names = list(dict.fromkeys(name for _, row in rows for name in row))
+    yield from _columns_of_objects(rows, names)
+
+
+def _columns_of_objects(
+    rows: Sequence[tuple[int, Mapping[str, Any]]], names: Sequence[str]
+) -> Iterator[RawBatch]:
+    """Columns of objects; rows whose values have no type in common with others come after them."""
+    if not rows:
         return
-    half = len(parts) // 2
-    yield from _parsed(path, b"\n".join(parts[:half]), number, exact)
-    yield from _parsed(path, b"\n".join(parts[half:]), number + half, exact)
+    columns, apart = {}, np.zeros(len(rows), bool)
+    for name in names:
+        values = [row.get(name) for _, row in rows]
+        kinds = {_json_kind(value) for value in values} - {"null"}
+        if len(kinds) > 1 and not kinds <= {"int", "float"}:
+            texts = [_json_text(value) for value in values]
+            apart |= [t is None and v is not None for t, v in zip(texts, values, strict=True)]
+            values = texts
+        elif kinds == {"int", "float"} and any(_is_long(value) for value in values):
+            values = [v if isinstance(v, float) else _json_text(v) for v in values]
+            apart |= [isinstance(value, float) for value in values]
+        columns[name] = values
+    if apart.all() or (apart.any() and len(rows) == 1):
+        apart[:] = False
+        columns = {name: [row.get(name) for _, row in rows] for name in names}
+    kept = np.flatnonzero(~apart)
+    numbers = np.array([number for number, _ in rows])
+    yield RawBatch(
+        {n: _json_array([values[row] for row in kept]) for n, values in columns.items()},
+        numbers[kept],
+    )
+    alike: dict[tuple[str, ...], list[tuple[int, Mapping[str, Any]]]] = {}
+    for row in np.flatnonzero(apart):
+        kind = tuple(_json_kind(rows[row][1].get(name)) for name in names)
+        alike.setdefault(kind, []).append(rows[row])
+    for some in alike.values():
+        yield from _columns_of_objects(some, names)
+
+
+def _is_long(value: Any) -> bool:
+    """Whether a whole number may lose digits as a float."""
+    return isinstance(value, int) and abs(value) > 2**53
+
+
+def _json_kind(value: Any) -> str:
+    """The type of a value, elements of lists included."""
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return f"list of {'|'.join(sorted({_json_kind(v) for v in value} - {'null'}))}"
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        return "too long"
+    return type(value).__name__
+
+
+def _json_text(value: Any) -> str | None:
+    """The text of a value that stands for the same as the value; None if there is none."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+        return str(int(value))
+    return str(value) if _json_kind(value) == "int" else None
+
+
+def _json_array(values: list[Any]) -> pa.Array:
+    kinds = {_json_kind(value) for value in values} - {"null"}
+    if "too long" in kinds:
+        # No whole number of 64 bits, and none for which a float may stand.
+        values = [None if value is None else float(str(value)) for value in values]
+    elif any(kind.startswith("list of") for kind in kinds):
+        texts = len(kinds) > 1 or any("|" in kind or "too long" in kind for kind in kinds)
+        if texts and all(isinstance(value, list) for value in values if value is not None):
+            values = [v and [e if e is None else str(e) for e in v] for v in values]
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        # Objects of objects: nothing that a column could be.
+        return pa.array([{"object": str(value)[:80]} for value in values])
 
 
 def _read_json(lines: bytes, texts: Sequence[str] = ()) -> pa.Table | None:
@@ -560,9 +880,24 @@ def _read_json(lines: bytes, texts: Sequence[str] = ()) -> pa.Table | None:
         )
     except (pa.ArrowException, UnicodeError):
         return None
+    if len(set(table.column_names)) < table.num_columns:
+        return None
     # Texts that look like times stay texts.
     times = [f.name for f in table.schema if pa.types.is_timestamp(f.type)]
-    return _read_json(lines, [*texts, *times]) if times else table
+    if any(pa.types.is_nested(f.type) and "timestamp" in str(f.type) for f in table.schema):
+        return None
+    if times and not texts:
+        return _read_json(lines, times)
+    # Arrow does not check that text is UTF-8.
+    return table if not times and _is_valid(lines) else None
+
+
+def _is_valid(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _inexact(table: pa.Table, exact: Collection[str]) -> bool:
@@ -571,7 +906,7 @@ def _inexact(table: pa.Table, exact: Collection[str]) -> bool:
         if name in table.column_names and pa.types.is_floating(table[name].type):
             largest = pc.max(pc.abs(table[name])).as_py()
             if largest is not None and largest > 2**53:
-                return bool(table.num_rows > 1)
+                return True
     return False
 
 

@@ -109,9 +109,10 @@ def texts(values: pa.Array) -> Converted:
     if pa.types.is_boolean(kind):
         words = pa.array([b"False", b"True"], pa.binary())
         return words.take(values.cast(pa.int8())), _none(values)
-    if pa.types.is_nested(kind) or pa.types.is_null(kind):
-        return pa.array([b""] * len(values), pa.binary()), ~_none(values)
-    return values.cast(pa.string()).cast(pa.binary()), _none(values)
+    if not (pa.types.is_nested(kind) or pa.types.is_null(kind) or pa.types.is_duration(kind)):
+        with contextlib.suppress(pa.ArrowException):
+            return values.cast(pa.string()).cast(pa.binary()), _none(values)
+    return pa.array([b""] * len(values), pa.binary()), ~_none(values)
 
 
 def _parsed_whole(values: pa.Array) -> Converted:
@@ -166,7 +167,10 @@ def whole_numbers(values: pa.Array) -> Converted:
             bad = ~((np.floor(numbers) == numbers) & (np.abs(numbers) <= _EXACT))
         return pa.array(np.where(bad, 0.0, numbers).astype(np.int64)), bad
     if pa.types.is_decimal(kind):
-        return _parsed_whole(values.cast(pa.string()))
+        exact = values.to_pylist()
+        wrong = [v != v.to_integral_value() or not -(2**63) <= v < 2**63 for v in exact]
+        whole = [0 if w else int(v) for v, w in zip(exact, wrong, strict=True)]
+        return pa.array(whole, pa.int64()), np.array(wrong, bool)
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         return values.cast(pa.int64()), _none(values)
     return pa.array(np.zeros(len(values), np.int64)), ~_none(values)
@@ -188,7 +192,8 @@ def numbers(values: pa.Array, decimal: str = ".") -> Converted:
         values, kind = _as_strings(values), pa.string()
     if is_text(kind):
         if decimal != ".":
-            values = pc.replace_substring(values, decimal, ".")
+            # A point would be between thousands.
+            values = pc.replace_substring(pc.replace_substring(values, ".", "?"), decimal, ".")
         try:
             if not pc.any(pc.match_substring(values, "x", ignore_case=True)).as_py():
                 return values.cast(pa.float64()), _none(values)
@@ -395,14 +400,20 @@ class Rows:
         rows = np.arange(self.count)
         if split and self._textual and is_text(raw.type):
             raw = pc.split_pattern(raw, self._dialect.separator)
+        if isinstance(raw, pa.ExtensionArray):
+            raw = raw.storage
         if pa.types.is_fixed_size_list(raw.type):
-            raw = raw.cast(pa.list_(raw.type.value_type))
+            raw = _as_lists(raw)
         if pa.types.is_list(raw.type) or pa.types.is_large_list(raw.type):
             lengths = _numpy(pc.list_value_length(raw).fill_null(0))
             rows = np.repeat(rows, lengths)
             raw = pc.list_flatten(raw)
         if pa.types.is_null(raw.type):
             rows, raw = rows[:0], raw[:0].cast(pa.binary())
+        if raw.null_count:
+            present = _numpy(raw.is_valid())
+            rows, raw = rows[present], raw.drop_null()
+        raw = _as_known(raw)
         if raw.null_count:
             present = _numpy(raw.is_valid())
             rows, raw = rows[present], raw.drop_null()
@@ -576,6 +587,26 @@ class Rows:
     def kept(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """A batch of all rows without the corrupt ones."""
         return batch.filter(pa.array(~self.bad)) if self.bad.any() else batch
+
+
+def _as_lists(values: pa.Array) -> pa.Array:
+    """A column of lists of one length as one of any length."""
+    if values.null_count:
+        return pa.array(values.to_pylist(), pa.list_(values.type.value_type))
+    offsets = np.arange(len(values) + 1, dtype=np.int32) * values.type.list_size
+    return pa.ListArray.from_arrays(pa.array(offsets), values.flatten())
+
+
+def _as_known(values: pa.Array) -> pa.Array:
+    """Dictionaries of anything but texts, and views of texts, as plain columns."""
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        plain = is_text(kind.value_type) or is_bytes(kind.value_type)
+        if not plain or values.dictionary.null_count:
+            return values.dictionary.take(values.indices)
+    if str(kind) in ("string_view", "binary_view"):
+        return values.cast(pa.large_string() if str(kind) == "string_view" else pa.large_binary())
+    return values
 
 
 def _shown(value: Any) -> str:
