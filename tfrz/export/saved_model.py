@@ -63,7 +63,7 @@ class Exported(Protocol):
         """The signatures; `parts` then holds what they read beyond the model's weights."""
 
 
-def _without_autograph(signatures: Mapping[str, Any]) -> dict[str, Any]:
+def without_autograph(signatures: Mapping[str, Any]) -> dict[str, Any]:
     """The same signatures, traced as the plain Python that they are.
 
     AutoGraph would convert the source of every function that they call, down to the layers of
@@ -113,7 +113,7 @@ def export_model(
     module = tf.Module()
     module.weights = weight_names(model)
     module.transform = transform
-    signatures = _without_autograph(task.signatures(model, transform, spec, vocabularies))
+    signatures = without_autograph(task.signatures(model, transform, spec, vocabularies))
     # Tables and indexes that the signatures read, beyond the model's weights.
     module.parts = list(task.parts)
     with atomic_directory(version_directory, replace) as folder:
