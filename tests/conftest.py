@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 
@@ -10,6 +11,10 @@ import pytest
 # As the command line sets it for its process: where TensorFlow's own default differs, the processes
 # that a test starts would round otherwise than the process of the test.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+# A worker keeps a million objects of TensorFlow, TFX and Beam. Each full collection walks through all
+# of them and frees almost nothing, so collect less often.
+gc.set_threshold(50_000, 20, 50)
 
 # A plugin registers its model when it is imported.
 collect_ignore = ["plugins"]

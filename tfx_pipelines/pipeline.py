@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 from tfx import v1 as tfx
 from tfx.types.standard_artifacts import Model, ModelBlessing
 
-from tfrz.config import require, to_mapping
+from tfrz.config import merge, require, to_mapping
 from tfrz.data.spec import Spec
 from tfrz.errors import InputError
 from tfrz.export.index import usable
@@ -48,6 +50,19 @@ def _imported_schema(spec: Spec, folder: str) -> str:
     return path
 
 
+def _read_by_transform(run: Run) -> dict[str, Any]:
+    """The part of the configuration that decides what Transform writes.
+
+    The rest is left out, so that TFX's cache answers when only the rest has changed.
+    """
+    whole = run_config_to_mapping(run.config)
+    reads = {name: whole[name] for name in ("name", "data", "features")}
+    for dotted in run.task.prepare_reads:
+        section, _, name = dotted.partition(".")
+        reads = merge(reads, {section: {name: whole[section][name]}})
+    return reads
+
+
 def create_pipeline(run: Run, places: Places, here: bool = True) -> tfx.dsl.Pipeline:
     """The pipeline of one model, from ExampleGen to Pusher.
 
@@ -85,9 +100,11 @@ def create_pipeline(run: Run, places: Places, here: bool = True) -> tfx.dsl.Pipe
         preprocessing_fn="tfx_pipelines.modules.preprocessing.preprocessing_fn",
         custom_config={
             "feature_spec": to_mapping(spec),
-            "run_config": run_config_to_mapping(config),
+            "run_config": _read_by_transform(run),
         },
         disable_statistics=True,
+        # One span of examples: no later run could read the analyzers' cache.
+        disable_analyzer_cache=True,
     )
     components += [statistics_gen, schema_gen, example_validator, transform]
     custom_config = {

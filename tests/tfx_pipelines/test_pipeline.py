@@ -178,6 +178,9 @@ def test_a_model_above_its_threshold_is_pushed(place, first, tmp_path):
 def test_an_undertrained_model_is_refused(place, first):
     pushed = sorted(p.name for p in Path(first.pushed).parent.iterdir())
     result = place.run("trainer.max_steps=1", "trainer.learning_rate=1e-6")
+    outcomes = {c.name: c.outcome for c in result.components}
+    # Transform reads nothing of the section `trainer`.
+    assert outcomes["Transform"] == "cached" and outcomes["Trainer"] == "ran"
     assert not result.blessed
     assert result.pushed is None
     assert any(r.startswith("auc ") and "all examples" in r for r in result.refusals)

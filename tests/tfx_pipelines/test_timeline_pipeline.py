@@ -97,6 +97,9 @@ def test_the_evaluators_metric_is_that_of_the_training_loop(root, first):
 def test_embeddings_in_other_coordinates_are_neither_published_nor_their_model_pushed(
     root, first, refused
 ):
+    assert {"Transform": "cached", "Trainer": "ran"}.items() <= {
+        (component.name, component.outcome) for component in refused.components
+    }
     assert refused.evaluated and not refused.blessed and refused.pushed is None
     assert any("evaluator.min_cosine is 0.999" in line for line in refused.refusals)
     store = Store(root / "embeddings")

@@ -138,13 +138,15 @@ def export_indexed(
             lambda examples: signatures["encode_examples"](examples=examples), index, drop_seen
         ),
         input_signature=[examples],
+        autograph=False,
     )
     serving_raw = tf.function(
         recommending(lambda features: signatures["encode"](**features), index, drop_seen),
         input_signature=[trained.inputs_of("encode")],
+        autograph=False,
     )
 
-    @tf.function(input_signature=[examples])
+    @tf.function(input_signature=[examples], autograph=False)
     def transform_features(examples: tf.Tensor) -> dict[str, tf.Tensor]:
         features = dict(signatures["transform_features"](examples=examples))
         features["catalogue_size"] = tf.fill(tf.shape(examples), index.count)

@@ -59,7 +59,9 @@ def judged(
 
 def logits(model: keras.Model, columns: Mapping[str, Any]) -> np.ndarray:
     """Returns the logits of examples, `[examples]`."""
-    ask = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
+    ask = tf.function(
+        lambda batch: model(batch, training=False), autograph=False, reduce_retracing=True
+    )
     return np.concatenate([ask(b).numpy() for b in ArrayBatches(columns, _AT_ONCE).once()])
 
 

@@ -90,7 +90,7 @@ def _fit(network: _Network, x: np.ndarray, y: np.ndarray, iterations: int) -> No
 
     x, y = tf.constant(x), tf.constant(y)
 
-    @tf.function
+    @tf.function(autograph=False)
     def value_and_gradients() -> Any:
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(network.predict(x) - y))

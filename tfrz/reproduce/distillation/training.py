@@ -58,17 +58,21 @@ def fit_together(
     variables = [v for model in models for v in model.trainable_variables]
     optimizer.build(variables)
 
+    @tf.autograph.experimental.do_not_convert
+    def one(step: tf.Tensor) -> None:
+        batch = {name: tf.gather(values, order[step]) for name, values in columns.items()}
+        with tf.GradientTape() as tape:
+            losses = [
+                tf.reduce_mean(loss_of(i, model(read(batch), training=True), batch))
+                for i, model in enumerate(models)
+            ]
+            total = tf.add_n(losses)
+        gradients = tape.gradient(total, variables)
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
     @tf.function
     def run() -> None:
         for step in tf.range(steps):
-            batch = {name: tf.gather(values, order[step]) for name, values in columns.items()}
-            with tf.GradientTape() as tape:
-                losses = [
-                    tf.reduce_mean(loss_of(i, model(read(batch), training=True), batch))
-                    for i, model in enumerate(models)
-                ]
-                total = tf.add_n(losses)
-            gradients = tape.gradient(total, variables)
-            optimizer.apply_gradients(zip(gradients, variables, strict=True))
+            one(step)
 
     run()

@@ -132,7 +132,7 @@ def _trained(key: dict[str, Any], name: str) -> dict[str, Any]:
     optimizer = keras.optimizers.Adam(_LEARNING_RATE)
     slices, topics, likes = sets["train"]
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(x: Any, topic: Any, like: Any) -> None:
         with tf.GradientTape() as tape:
             logits = tf.gather(model(x), topic, batch_dims=1)
@@ -140,7 +140,7 @@ def _trained(key: dict[str, Any], name: str) -> dict[str, Any]:
         variables = model.trainable_variables
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
 
-    predict = tf.function(model)
+    predict = tf.function(model, autograph=False)
 
     def judged(of: str) -> float:
         x, topic, like = sets[of]

@@ -132,7 +132,7 @@ def forward_times(key: dict[str, Any]) -> Row:
         columns = sets.test.columns()
         batch = {name: tf.constant(columns[name][:_BATCH]) for name in sets.inputs.names}
         passes = {
-            rank: tf.function(functools.partial(model, training=False))
+            rank: tf.function(functools.partial(model, training=False), autograph=False)
             for rank, model in models.items()
         }
         times: dict[int, list[float]] = {rank: [] for rank in passes}

@@ -119,13 +119,17 @@ def _curve(network: _Network, data: _Data, seed: int, steps: tuple[int, ...]) ->
     optimizer = keras.optimizers.Adam(1e-3)
     optimizer.build(network.variables)
 
+    @tf.autograph.experimental.do_not_convert
+    def step_on(x: tf.Tensor, y: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(network(x) - y))
+        gradients = tape.gradient(loss, network.variables)
+        optimizer.apply_gradients(zip(gradients, network.variables, strict=True))
+
     @tf.function
     def run(x: tf.Tensor, y: tf.Tensor) -> None:
         for i in tf.range(tf.shape(x)[0]):
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(tf.square(network(x[i]) - y[i]))
-            gradients = tape.gradient(loss, network.variables)
-            optimizer.apply_gradients(zip(gradients, network.variables, strict=True))
+            step_on(x[i], y[i])
 
     rng, done, found = np.random.default_rng([2202, 6, seed]), 0, []
     for step in steps:

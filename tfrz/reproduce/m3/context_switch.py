@@ -92,7 +92,7 @@ def _judge(model: Any, columns: dict[str, np.ndarray]) -> dict[str, Any]:
     pages = np.concatenate([columns["history_page_xf"], columns["page_xf"][:, None]], axis=1)
     vectors, bias = model.item_vectors()
 
-    @tf.function
+    @tf.function(autograph=False)
     def judged(batch: dict[str, tf.Tensor], targets: tf.Tensor) -> tf.Tensor:
         hidden = model.encode(model.embed(batch))[:, _JUDGED]
         logits = tf.tensordot(hidden, vectors, [[-1], [1]]) + bias

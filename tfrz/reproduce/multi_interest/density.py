@@ -109,7 +109,9 @@ _METRICS = ("hr_5", "tail_hr_5", "hr_10", "head_hr_10", "tail_hr_10")
 
 def judged(model: Any, task: Any, batches: Any, cuts: tuple[int, ...]) -> dict[str, float]:
     """Returns the recall of the full ranking over all targets, the head and the tail."""
-    predict = tf.function(lambda batch: task.predict(model, batch), reduce_retracing=True)
+    predict = tf.function(
+        lambda batch: task.predict(model, batch), autograph=False, reduce_retracing=True
+    )
     parts = [predict(batch) for batch in batches.once()]
     rank, group = (np.concatenate([p[n].numpy() for p in parts]) for n in ("rank", "group"))
     found = {}

@@ -61,7 +61,7 @@ def whole_test(model: Any, items: list[str], path: str) -> dict[str, float]:
     head[1 + np.argsort(-counts, kind="stable")[: round(HEAD_SHARE * model.num_items)]] = True
     vectors = model.item_vectors()
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(autograph=False, reduce_retracing=True)
     def best(history: tf.Tensor, seen: tf.Tensor) -> tf.Tensor:
         scores = model.score(model.encode(model.embed({"history_xf": history})), vectors)
         rows = tf.broadcast_to(tf.range(tf.shape(seen)[0])[:, None], tf.shape(seen))

@@ -143,7 +143,9 @@ def train_one(key: dict[str, Any]) -> Row:
         held_out = _columns(test)
         few = ArrayBatches({name: column[:64] for name, column in held_out.items()}, 64)
         model, _ = train(task, inputs, _columns(training), few, steps=key["steps"])
-        best = tf.function(lambda batch: model.best(batch).positions, reduce_retracing=True)
+        best = tf.function(
+            lambda batch: model.best(batch).positions, autograph=False, reduce_retracing=True
+        )
         parts = [best(batch).numpy() for batch in ArrayBatches(held_out, 512).once()]
         positions = np.concatenate(parts)
     row = judge(test, positions, kind)

@@ -120,7 +120,7 @@ def follow(
 def _compiled(function: Callable[..., tf.Tensor], *arrays: np.ndarray) -> np.ndarray:
     """Runs a loop of many small steps as one compiled program."""
     tensors = [tf.constant(array) for array in arrays]
-    program = tf.function(function, jit_compile=True).get_concrete_function(*tensors)
+    program = tf.function(function, jit_compile=True, autograph=False)
     return np.asarray(program(*tensors).numpy())
 
 

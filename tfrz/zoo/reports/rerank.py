@@ -21,7 +21,9 @@ def rerank_report(
 ) -> None:
     """Writes `rerank.json`: metrics of the base order and of the slates, and the rank gain."""
     base, slates, gains = [], [], []
-    predict = tf.function(lambda batch: task.predict(model, batch), reduce_retracing=True)
+    predict = tf.function(
+        lambda batch: task.predict(model, batch), autograph=False, reduce_retracing=True
+    )
     for batch in prepared.validation.once():
         labels = batch["relevance_xf"]
         base.append(task.in_base_order(batch)["ordered"].numpy())

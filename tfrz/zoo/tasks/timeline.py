@@ -76,7 +76,9 @@ def transform_timelines(
     """All rows of a table of examples, outcomes included: lists as ragged tensors."""
     names = raw_feature_spec(spec)
     specs = {name: tf.SparseTensorSpec([None, None], one.dtype) for name, one in names.items()}
-    transform = tf.function(lambda raw: preprocessor(raw, with_label=True), input_signature=[specs])
+    transform = tf.function(
+        lambda raw: preprocessor(raw, with_label=True), input_signature=[specs], autograph=False
+    )
     parts: dict[str, list[Any]] = {}
     for start in range(0, max(table.num_rows, 1), _ROWS_AT_ONCE):
         for name, value in transform(raw_sparse(table.slice(start, _ROWS_AT_ONCE), spec)).items():
