@@ -14,7 +14,6 @@ import tensorflow as tf
 from tests.conformance.case import MODEL_CASES, ModelCase, each, first_of
 from tests.tfrz.serving.harness import Client, ServerProcess
 from tfrz.data.records import open_source
-from tfrz.export.saved_model import without_autograph
 from tfrz.zoo import registry
 from tfrz.zoo.run_config import load_run_config
 from tfrz.zoo.train import train
@@ -226,9 +225,7 @@ def test_the_exported_model_answers_in_a_fresh_process_as_the_trainer_did(case, 
     report = warm_start(model, task, prepared.vocabularies, version)
     assert not report.fresh
     examples = prepared.examples[:20]
-    functions = without_autograph(
-        task.signatures(model, prepared.transform, prepared.spec, prepared.vocabularies)
-    )
+    functions = task.signatures(model, prepared.transform, prepared.spec, prepared.vocabularies)
     answers = functions["serving_default"](tf.constant(examples))
     rows = next(iter(prepared.validation.once()))
     direct = task.outputs(model, {name: value[:20] for name, value in rows.items()})

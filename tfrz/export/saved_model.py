@@ -63,22 +63,6 @@ class Exported(Protocol):
         """The signatures; `parts` then holds what they read beyond the model's weights."""
 
 
-def without_autograph(signatures: Mapping[str, Any]) -> dict[str, Any]:
-    """The same signatures, traced as the plain Python that they are.
-
-    AutoGraph would convert the source of every function that they call, down to the layers of
-    Keras and TensorFlow Transform, which takes several times as long as tracing them.
-    """
-    # One function under two names stays one function.
-    plain = {
-        function: tf.function(
-            function.python_function, input_signature=function.input_signature, autograph=False
-        )
-        for function in set(signatures.values())
-    }
-    return {name: plain[function] for name, function in signatures.items()}
-
-
 def export_model(
     version_directory: Path,
     model: keras.Model,
@@ -113,7 +97,7 @@ def export_model(
     module = tf.Module()
     module.weights = weight_names(model)
     module.transform = transform
-    signatures = without_autograph(task.signatures(model, transform, spec, vocabularies))
+    signatures = task.signatures(model, transform, spec, vocabularies)
     # Tables and indexes that the signatures read, beyond the model's weights.
     module.parts = list(task.parts)
     with atomic_directory(version_directory, replace) as folder:

@@ -64,7 +64,7 @@ def compiled_value_and_gradients(
     """
     reached: list[bool] = []
 
-    @tf.function(jit_compile=True, autograph=False, reduce_retracing=True)
+    @tf.function(jit_compile=True, reduce_retracing=True)
     def inside(looked_up: dict[str, tf.Tensor]) -> tuple[Any, list[Any], dict[str, Any]]:
         floats = {n: v for n, v in looked_up.items() if v.dtype.is_floating}
         with tf.GradientTape() as tape:

@@ -217,9 +217,6 @@ class _Loop:
         replicas = float(self.strategy.num_replicas_in_sync)
         loss_and_gradients = self._gradients()
 
-        # Only the loop over the steps is AutoGraph's: converting the model and the optimizer takes
-        # longer than tracing them.
-        @tf.autograph.experimental.do_not_convert
         def replica_step(batch: Batch) -> tf.Tensor:
             loss, gradients = loss_and_gradients(batch)
             if replicas > 1:
@@ -291,7 +288,7 @@ def _predictor(model: keras.Model, task: Trainable) -> Predict:
             assert living is not None  # The caller has it.
             return living.predict(of(), batch)
 
-        of_model[task] = tf.function(predict, autograph=False, reduce_retracing=True)
+        of_model[task] = tf.function(predict, reduce_retracing=True)
     return of_model[task]
 
 

@@ -26,7 +26,6 @@ from tfrz.data.columns import one_each, raw_sparse, to_examples
 from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.spec import MISSING, transformed_name
 from tfrz.errors import InputError
-from tfrz.export.saved_model import without_autograph
 from tfrz.training.batches import Batches
 from tfrz.training.distiller import DistillConfig
 from tfrz.training.fit import make_strategy
@@ -358,9 +357,7 @@ def _check_answers(
     # What is recommended depends on a catalogue too; vectors of users do not.
     name = "encode_examples" if "encode_examples" in loaded.signatures else "serving_default"
     answer = loaded.signatures[name]
-    signatures = without_autograph(
-        task.signatures(model, data.transform, data.spec, data.vocabularies)
-    )
+    signatures = task.signatures(model, data.transform, data.spec, data.vocabularies)
     expected, again, found = answer(asked), answer(asked), signatures[name](asked)
     for name, value in expected.items():
         drawn = not np.array_equal(again[name].numpy(), value.numpy())
