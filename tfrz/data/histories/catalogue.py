@@ -7,7 +7,9 @@ impressions.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,32 @@ class Catalogue:
         index = {item: row for row, item in enumerate(self.items)}
         return np.array([index.get(item, -1) for item in items], np.int64)
 
+    def check_match(self, items: Sequence[str]) -> None:
+        """Checks that the catalogue lists the items of the training events.
+
+        Args:
+          items: The vocabulary of the events.
+
+        Raises:
+          InputError: Too few of them are in it: the ids are written differently, or the file
+            belongs to other events.
+        """
+        unknown = [item for item, row in zip(items, self._rows(items), strict=True) if row < 0]
+        share = 1 - len(unknown) / max(len(items), 1)
+        if not items or share >= self.spec.min_match:
+            return
+        known = set(items)
+        listed = (item.decode("utf-8", "backslashreplace") for item in self.items)
+        others = list(itertools.islice((item for item in listed if item not in known), 3))
+        raise InputError(
+            f"the catalogue lists {share:.1%} of the {len(items):,} items of the training events: "
+            f"it has ids such as {_quoted(others)}, the events have {_quoted(unknown[:3])}; make "
+            "them equal, or lower candidates.min_match in the feature spec"
+        )
+
+    def _rows(self, items: Sequence[str]) -> NDArray[Any]:
+        return self.rows_of([item.encode() for item in items])
+
     def write(self, path: str | Path) -> None:
         """Writes a Parquet file for `read`."""
         metadata = {_SPEC: json.dumps(to_mapping(self.spec)).encode()}
@@ -97,6 +125,10 @@ class Catalogue:
         if text is None:
             raise InputError(f"{path} is not a catalogue that tfrz wrote")
         return cls(from_mapping(CandidateSpec, json.loads(text), str(path)), table)
+
+
+def _quoted(items: Sequence[str]) -> str:
+    return ", ".join(repr(item) for item in items) or "none"
 
 
 def feature_spec(spec: CandidateSpec) -> FeatureSpec:

@@ -26,14 +26,17 @@ class CandidateSpec:
       file: Your own CSV, Parquet or TFRecord file with a row per item, relative to the folder of
         the spec; null if the source has a catalogue.
       separator: Separator between the values of a multivalent feature in CSV.
+      min_match: Share of the items of the training events that the catalogue must list at least.
     """
 
     item: str = "item"
     features: tuple[Feature, ...] = ()
     file: str | None = None
     separator: str = "|"
+    min_match: float = 0.1
 
     def __post_init__(self) -> None:
+        require(0 <= self.min_match <= 1, "candidates.min_match", "must be 0 to 1")
         check_names(self.features, self.item, "item")
         for feature in self.features:
             where = f"candidate {feature.name}"

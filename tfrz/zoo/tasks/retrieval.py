@@ -129,6 +129,8 @@ class RetrievalTask(HistoryTask):
     def with_items(self, inputs: HistoryInputs, items: Sequence[str]) -> RetrievalInputs:
         """Inputs with the features of the vocabulary's items."""
         self._vocabulary = items
+        if self._catalogue is not None:
+            self._catalogue.check_match(items)
         self._check_size(items)
         known = {f.name: getattr(inputs, f.name) for f in dataclasses.fields(HistoryInputs)}
         if self._features is None or self._catalogue is None:

@@ -85,6 +85,36 @@ def test_an_item_without_an_id_is_refused_with_its_row(missing):
         _catalogue([*ROWS[:2], (missing, [], [], [])])
 
 
+@pytest.mark.parametrize(
+    ("listed", "bound", "refused"),
+    [
+        ([b"7.0", b"8.0"], 0.1, True),
+        ([b"007", b"008", b"9"], 0.5, True),
+        ([b"007", b"008", b"9"], 0.1, False),
+        ([b"7", b"8", b"10"], 0.5, False),
+        ([b"1"], 0.0, False),
+    ],
+)
+def test_a_catalogue_of_other_ids_is_refused_with_both_kinds(listed, bound, refused):
+    spec = CandidateSpec(min_match=bound)
+    catalogue = Catalogue(spec, pa.table({"item": pa.array(listed, pa.binary())}))
+    catalogue.check_match([])
+    if not refused:
+        catalogue.check_match(["7", "8", "9"])
+        return
+    with pytest.raises(InputError) as told:
+        catalogue.check_match(["7", "8", "9"])
+    share = "0.0%" if b"7.0" in listed else "33.3%"
+    assert f"lists {share} of the 3 items" in str(told.value)
+    assert f"ids such as {listed[0].decode()!r}" in str(told.value)
+    assert "the events have '7', '8'" in str(told.value)
+
+
+def test_a_bound_outside_0_to_1_is_refused():
+    with pytest.raises(ConfigError, match=r"candidates\.min_match: must be 0 to 1"):
+        CandidateSpec(min_match=2.0)
+
+
 def test_a_catalogue_is_the_same_after_it_was_written(tmp_path):
     catalogue = _catalogue(ROWS)
     path = tmp_path / "catalogue.parquet"
