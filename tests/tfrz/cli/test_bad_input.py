@@ -136,9 +136,10 @@ def test_one_line_and_status_2(case, place, capsys):
     after = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
     new = {p.relative_to(place / "out").as_posix() for p in after if p not in before}
     assert {p: after.get(p) for p in before} == before
-    # At most the run's own configuration, from which it can be repeated, and encoded examples,
-    # which the next run reads.
-    assert {name for name in new if not name.startswith("cache/")} <= {"config.yaml"}, new
+    # At most what the run is, from which it can be repeated, and encoded examples, which the next
+    # run reads.
+    kept = {name for name in new if not name.startswith("cache/")}
+    assert kept <= {"config.yaml", "features.yaml", "data_fingerprint"}, new
 
 
 @pytest.mark.slow
