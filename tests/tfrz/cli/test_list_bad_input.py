@@ -138,7 +138,7 @@ def test_one_line_and_status_2(case, place, capsys):
     assert not [name for name in new if name.startswith(("model/", "serving/", "metrics"))], new
     if arguments[0] == "train":
         # At most the run's own configuration, from which it can be repeated.
-        assert new <= {"config.yaml"}, new
+        assert new <= {"config.yaml", "features.yaml", "data_fingerprint"}, new
 
 
 def _quiet(arguments: list[str]) -> list[str]:
