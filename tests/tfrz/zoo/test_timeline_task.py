@@ -609,15 +609,13 @@ def test_places_that_there_are_not_are_ignored(served):
     ],
     ids=["more ids", "fewer ids", "fewer weights", "fewer places"],
 )
-def test_a_request_whose_lists_are_not_of_one_length_is_read_as_far_as_it_goes(served, lists):
-    """The third id lacks a place or a weight, so that it says nothing."""
-    # In a batch with a longer row, and alone.
-    long = _liked([b"t4"] * 6, [0] * 6, [1.0] * 6)
-    expected, _ = _answers(served, _liked([b"t1", b"t2"], [1, 0], [1.0, 2.0]))
-    for others in ((), (long,)):
-        vectors, present = _answers(served, _liked(*lists), *others)
-        assert all(present)
-        np.testing.assert_allclose(vectors[0], expected[0], atol=1e-6)
+def test_a_request_whose_lists_are_not_of_one_length_is_refused_by_name(served, lists):
+    """An id without a place or a weight, or the other way round, in a batch and alone."""
+    wrong = "places" if len(lists[1]) != len(lists[0]) else "weights"
+    message = rf"slices_liked_topic_{wrong} has \d values in row 0, slices_liked_topic_ids has \d"
+    for others in ((), (_liked([b"t4"] * 6, [0] * 6, [1.0] * 6),)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            _answers(served, _liked(*lists), *others)
 
 
 def test_transform_features_answers_with_outcomes_and_slices(trained, served):
