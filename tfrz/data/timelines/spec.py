@@ -50,13 +50,15 @@ class TimelineSpec(ExampleSpec):
       user: Column of the user.
       time: Column of the time in Unix seconds.
       ids: Types of ids of an event (the item, its author, its topic), each a column.
-      action: Column of the action; null if there is only one, called `event`.
+      action: Column of the action; null if there is only one, called `event`. A file's spec that
+        does not say takes the column `action` if there is one.
       actions: Known actions. Events with other actions are counted, named and left out.
       implicit: Actions of the implicit timeline; all others are explicit.
       duration: Column of the length of what was shown, in seconds; null for none.
       dwell: Column of the dwell time, in seconds; null for none.
       value: Column of a number of at least 0 (rating, amount); null for none.
-      binary: tasks whose outcome is 0 or 1, columns; an event with an outcome may be a target.
+      binary: tasks whose outcome is 0 or 1, columns; an event with an outcome may be a target. A
+        file's spec without any task takes the column `label` if there is one.
       regression: tasks whose outcome is a number.
       happened: those of `binary` that have no column: their outcome is 1 for every event, so that
         `data.timeline.negatives` must be above 0. A spec without any task has one, `event`.
