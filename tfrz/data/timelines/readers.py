@@ -179,7 +179,7 @@ class TabularTimelines(TabularFile[TimelineSpec], TimelineReader):
 
     @staticmethod
     def _completed(mapping: dict[str, Any], path: str, dialect: Dialect) -> dict[str, Any]:
-        """Names the columns `action` and `label` where the files have them and the spec is silent."""
+        """Names the columns `action` and `label` of the files where the spec is silent."""
         files = RawFiles(path, (), dialect)
         columns = files.columns_of(files.files[0])
         completed = dict(mapping)
