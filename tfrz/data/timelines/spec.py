@@ -201,12 +201,6 @@ class TimelineConfig:
         Raises:
           ConfigError: A slice uses something that the source does not have.
         """
-        learns = bool(self.negatives) or set(spec.tasks) != set(spec.happened)
-        require(
-            learns,
-            "data.timeline.negatives",
-            f"must be above 0: the outcome {', '.join(spec.happened)} is 1 for every event",
-        )
         ids = [feature.name for feature in spec.ids]
         for one in self.slices.slices:
             where = f"slice {one.name}"
@@ -236,6 +230,11 @@ class TimelineConfig:
 def example_spec(spec: TimelineSpec, config: TimelineConfig) -> TimelineSpec:
     """Returns the spec of the examples of a source for a configuration."""
     config.check(spec)
+    require(
+        bool(config.negatives) or set(spec.tasks) != set(spec.happened),
+        "data.timeline.negatives",
+        f"must be above 0: the outcome {', '.join(spec.happened)} is 1 for every event",
+    )
     slices = config.slices
     lists = [
         EntryList(f"slices_{table}", slices.table_ids[table], len(places))
