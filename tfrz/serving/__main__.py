@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import queue
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,20 +29,21 @@ def _log_to_stderr() -> None:
 
 def _serve_until_told(server: Any, announcement: str | None = None) -> NoReturn:
     """Prints the announcement, waits for SIGTERM or SIGINT, drains, and ends the process."""
-    stop = threading.Event()
+    # A handler runs between any two steps of this thread, and an event's lock may then be its own.
+    told: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def on_signal(number: int, _: object) -> None:
         if server.config.drain_seconds <= 0 and number == signal.SIGTERM:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        stop.set()
+        told.put(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     # Only after the handlers are set: a reader may send a signal at once.
     if announcement is not None:
         print(announcement, flush=True)
-    stop.wait()
+    told.get()
     server.stop()
     logging.shutdown()
     sys.stdout.flush()

@@ -443,3 +443,31 @@ def test_the_convenient_form_takes_one_version_or_a_folder(folder, tmp_path):
         assert process.stdout.readline().startswith("serving h version 1 from ")
         process.terminate()
         assert process.wait(30) == 0
+
+
+_SIGNAL_WITHIN_WAIT = """
+import linecache, os, signal, sys, threading, types
+from tfrz.serving.__main__ import _serve_until_told
+
+def told(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def within(frame, event, _):
+    line = linecache.getline(threading.__file__, frame.f_lineno)
+    # The event's lock is held.
+    if event == "line" and "signaled = self._flag" in line:
+        sys.settrace(None)
+        told()
+    return within
+
+threading.Timer(1.0, told).start()
+server = types.SimpleNamespace(config=types.SimpleNamespace(drain_seconds=1), stop=lambda: None)
+sys.settrace(lambda frame, *_: within if frame.f_code.co_filename == threading.__file__ else None)
+_serve_until_told(server)
+"""
+
+
+def test_a_signal_at_the_moment_of_waiting_ends_the_server():
+    """A handler that sets a `threading.Event` deadlocks if this thread is just about to wait."""
+    done = subprocess.run([sys.executable, "-c", _SIGNAL_WITHIN_WAIT], timeout=60)
+    assert done.returncode == 0
