@@ -892,10 +892,11 @@ def _read_json(lines: bytes, texts: Sequence[str] = ()) -> pa.Table | None:
     if times and not texts:
         return _read_json(lines, times)
     # Arrow does not check that text is UTF-8.
-    return table if not times and _is_valid(lines) else None
+    return table if not times and is_utf8(lines) else None
 
 
-def _is_valid(text: bytes) -> bool:
+def is_utf8(text: bytes) -> bool:
+    """Whether bytes are UTF-8."""
     try:
         text.decode()
     except UnicodeDecodeError:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from tfrz.data.sources.files import CorruptLine
 from tfrz.data.sources.locations import DataFile
-from tfrz.data.sources.raw import Dialect, RawBatch, as_python
+from tfrz.data.sources.raw import Dialect, RawBatch, as_python, is_utf8
 from tfrz.data.spec import Feature
 
 logger = logging.getLogger(__name__)
@@ -77,19 +77,11 @@ def _bad_text(values: pa.Array) -> NDArray[Any]:
         raw.cast(values.type)
     except pa.ArrowInvalid:
         coded = raw.dictionary_encode()
-        wrong = np.array([not _is_utf8(term) for term in coded.dictionary.to_pylist()], bool)
+        wrong = np.array([not is_utf8(term) for term in coded.dictionary.to_pylist()], bool)
         bad |= wrong[_numpy(coded.indices)]
     if 0 in np.frombuffer(data, np.uint8):
         bad |= _numpy(pc.match_substring(raw, "\x00")).astype(bool)
     return bad
-
-
-def _is_utf8(term: bytes) -> bool:
-    try:
-        term.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def texts(values: pa.Array) -> Converted:
