@@ -80,7 +80,10 @@ def _run(arguments: Sequence[str]) -> int:
     from tfrz.zoo.registry import load_plugins
 
     load_plugins()
-    return int(module.run(parser.parse_args(list(arguments[1:]))))
+    # Options may stand between positional arguments that can be left out.
+    mixed = getattr(module, "INTERMIXED", False)
+    parse = parser.parse_intermixed_args if mixed else parser.parse_args
+    return int(module.run(parse(list(arguments[1:]))))
 
 
 def _on_os_error(error: OSError) -> int:

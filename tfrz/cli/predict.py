@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+# REQUEST may follow options although it can be left out.
+INTERMIXED = True
 HELP = "get predictions from a server that speaks TF Serving's protocols, or from a SavedModel"
 
 

@@ -172,7 +172,8 @@ def test_a_model_without_dense_layers_is_one_line(name, tmp_path, capsys):
     assert said.count("\n") == 1
     kind = registry.get(name).model.partition(":")[2]
     assert f"low_rank: no layer of this {kind} becomes smaller (it has no dense" in said
-    assert not list((tmp_path / "run").iterdir())
+    # At most encoded examples, which the next run reads.
+    assert [path.name for path in (tmp_path / "run").iterdir()] in ([], ["cache"])
 
 
 @pytest.mark.parametrize(

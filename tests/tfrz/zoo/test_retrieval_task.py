@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -600,6 +601,12 @@ def test_a_catalogue_that_shares_no_item_with_the_events_is_answered_by_features
     )
     entry = registry.get("multi_interest")
     task = entry.new_task(load_run_config("multi_interest", "csv", SETTINGS))
+    # Unless it is meant, the ids are taken to be written differently.
+    with pytest.raises(InputError, match=r"lists 0\.0% of the 25 items .* 'n0', 'n1', 'n2'"):
+        task.prepare(open_source(data, spec, "history"))
+    Path(spec).write_text(
+        SPEC.replace("  item: sku\n  file", "  item: sku\n  min_match: 0\n  file")
+    )
     prepared = task.prepare(open_source(data, spec, "history"))
     model = task.build(prepared.inputs)
     functions = task.signatures(model, prepared.transform, prepared.spec, prepared.vocabularies)

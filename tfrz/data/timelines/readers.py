@@ -22,7 +22,7 @@ from tfrz.config import from_mapping, read_yaml
 from tfrz.data.columns import filled, first_values, record_batch
 from tfrz.data.simulators.long_histories import LongHistorySimulator
 from tfrz.data.sources.files import CorruptLine, Shard
-from tfrz.data.sources.raw import pop_dialect
+from tfrz.data.sources.raw import Dialect, RawFiles, pop_dialect
 from tfrz.data.sources.reader import Reader, require_counts, simulated_shards
 from tfrz.data.sources.tabular import TabularFile
 from tfrz.data.sources.values import Rows, times
@@ -174,8 +174,22 @@ class TabularTimelines(TabularFile[TimelineSpec], TimelineReader):
     def __init__(self, path: str, features: str) -> None:
         mapping = read_yaml(features)
         dialect = pop_dialect(mapping, features)
-        self.spec = from_mapping(TimelineSpec, mapping, features)
+        self.spec = from_mapping(TimelineSpec, self._completed(mapping, path, dialect), features)
         self._open(path, dialect)
+
+    @staticmethod
+    def _completed(mapping: dict[str, Any], path: str, dialect: Dialect) -> dict[str, Any]:
+        """Names the columns `action` and `label` of the files where the spec is silent."""
+        files = RawFiles(path, (), dialect)
+        columns = files.columns_of(files.files[0])
+        completed = dict(mapping)
+        # Several actions cannot be told apart without their column, which is then missed by name.
+        several = isinstance(mapping.get("actions"), list) and len(mapping["actions"]) > 1
+        if "action" not in mapping and ("action" in columns or several):
+            completed["action"] = "action"
+        if not mapping.keys() & {"binary", "regression", "happened"} and "label" in columns:
+            completed["binary"] = ["label"]
+        return completed
 
     @override
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:

@@ -50,13 +50,15 @@ class TimelineSpec(ExampleSpec):
       user: Column of the user.
       time: Column of the time in Unix seconds.
       ids: Types of ids of an event (the item, its author, its topic), each a column.
-      action: Column of the action; null if there is only one, called `event`.
+      action: Column of the action; null if there is only one, called `event`. A file's spec that
+        does not say takes the column `action` if there is one.
       actions: Known actions. Events with other actions are counted, named and left out.
       implicit: Actions of the implicit timeline; all others are explicit.
       duration: Column of the length of what was shown, in seconds; null for none.
       dwell: Column of the dwell time, in seconds; null for none.
       value: Column of a number of at least 0 (rating, amount); null for none.
-      binary: tasks whose outcome is 0 or 1, columns; an event with an outcome may be a target.
+      binary: tasks whose outcome is 0 or 1, columns; an event with an outcome may be a target. A
+        file's spec without any task takes the column `label` if there is one.
       regression: tasks whose outcome is a number.
       happened: those of `binary` that have no column: their outcome is 1 for every event, so that
         `data.timeline.negatives` must be above 0. A spec without any task has one, `event`.
@@ -199,12 +201,6 @@ class TimelineConfig:
         Raises:
           ConfigError: A slice uses something that the source does not have.
         """
-        learns = bool(self.negatives) or set(spec.tasks) != set(spec.happened)
-        require(
-            learns,
-            "data.timeline.negatives",
-            f"must be above 0: the outcome {', '.join(spec.happened)} is 1 for every event",
-        )
         ids = [feature.name for feature in spec.ids]
         for one in self.slices.slices:
             where = f"slice {one.name}"
@@ -234,6 +230,11 @@ class TimelineConfig:
 def example_spec(spec: TimelineSpec, config: TimelineConfig) -> TimelineSpec:
     """Returns the spec of the examples of a source for a configuration."""
     config.check(spec)
+    require(
+        bool(config.negatives) or set(spec.tasks) != set(spec.happened),
+        "data.timeline.negatives",
+        f"must be above 0: the outcome {', '.join(spec.happened)} is 1 for every event",
+    )
     slices = config.slices
     lists = [
         EntryList(f"slices_{table}", slices.table_ids[table], len(places))

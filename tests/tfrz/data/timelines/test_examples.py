@@ -956,8 +956,10 @@ def test_tasks_without_a_column_need_negatives():
     spec = TimelineSpec()
     assert spec.tasks == spec.happened == ("event",)
     with pytest.raises(ConfigError, match=r"data.timeline.negatives: must be above 0: the outcome"):
-        TimelineConfig().check(spec)
-    TimelineConfig(negatives=1).check(spec)
-    TimelineConfig().check(TimelineSpec(binary=("liked",)))
+        example_spec(spec, TimelineConfig())
+    example_spec(spec, TimelineConfig(negatives=1))
+    example_spec(TimelineSpec(binary=("liked",)), TimelineConfig())
+    # Embeddings of users need no outcome.
+    TimelineConfig().check(spec)
     with pytest.raises(ConfigError, match="happened seen: is not one of the binary tasks"):
         TimelineSpec(binary=("liked",), happened=("seen",))
