@@ -63,6 +63,7 @@ def event_spec() -> TimelineSpec:
 
     return TimelineSpec(
         ids=(Feature("media"), Feature("author"), Feature("topic")),
+        action="action",
         actions=tuple(action.decode() for action in _ACTIONS),
         implicit=("view",),
         duration="duration",

@@ -389,8 +389,9 @@ class RawFiles:
                     yield RawBatch(columns, numbers)
                 yield from refused
         except pa.ArrowInvalid as error:
-            # Arrow takes a header without rows for a row that is too long.
-            only_header = first and cleaned.ended and cleaned.size < _BLOCK_BYTES
+            # Arrow takes a header without rows for a row that is too long. What is shorter than a
+            # block was read whole.
+            only_header = first and cleaned.size < _BLOCK_BYTES
             if not (cleaned.unclosed or (only_header and "straddling" in str(error))):
                 raise self._unparsed(file, str(error)) from error
         for number, what, text in bad:
@@ -601,7 +602,6 @@ class _CleanedCsv:
     Attributes:
       unclosed: Whether the text ends within quotes.
       size: Number of bytes that were read.
-      ended: Whether these are all.
     """
 
     closed = False
@@ -609,7 +609,7 @@ class _CleanedCsv:
     def __init__(
         self, blocks: Iterable[bytes], delimiter: str, quote: str, columns: int, returns: bool
     ) -> None:
-        self.unclosed, self.size, self.ended = False, 0, False
+        self.unclosed, self.size = False, 0
         self._quote, self._returns = quote.encode(), returns
         self._after = delimiter.encode() + b"\r\n" + self._quote
         fill = delimiter.encode() * (columns + 1)
@@ -626,17 +626,20 @@ class _CleanedCsv:
         self._clean = self._cleaned(iter(blocks))
 
     def read(self, size: int = -1) -> bytes:
-        """Reads at most `size` bytes."""
-        while not len(self._left):
-            block = next(self._clean, None)
-            if block is None:
-                self.ended = True
-                return b""
-            self._left = memoryview(block)
-            self.size += len(block)
-        size = len(self._left) if size < 0 else size
-        part, self._left = self._left[:size], self._left[size:]
-        return bytes(part)
+        """Reads `size` bytes, fewer only at the end; all by default."""
+        parts, wanted = [], size
+        while wanted:
+            if not len(self._left):
+                block = next(self._clean, None)
+                if block is None:
+                    break
+                self._left = memoryview(block)
+            part = self._left if wanted < 0 else self._left[:wanted]
+            self._left = self._left[len(part) :]
+            self.size += len(part)
+            wanted -= len(part) if wanted > 0 else 0
+            parts.append(part)
+        return b"".join(parts)
 
     def close(self) -> None:
         """Ends reading."""

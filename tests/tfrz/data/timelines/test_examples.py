@@ -898,7 +898,7 @@ def test_slices_of_what_the_source_lacks_are_refused_by_name(values, without, wo
         ({"ids": (Feature("item", "numeric", "float32"),)}, ["item"]),
         ({"actions": ()}, ["actions"]),
         ({"implicit": ("viewed",)}, ["viewed"]),
-        ({"binary": (), "regression": ()}, ["binary"]),
+        ({"binary": (), "regression": (), "happened": ("x", "x")}, ["x", "twice"]),
         ({"regression": ("liked",)}, ["liked"]),
         ({"candidate": ("author",)}, ["author", "item"]),
     ],
