@@ -70,6 +70,7 @@ bench: setup ## the benchmarks (minutes; leave the machine alone meanwhile)
 	$(BIN)/tfrz bench reinforce
 	$(BIN)/tfrz bench history
 	$(BIN)/tfrz bench distill
+	$(BIN)/tfrz bench data
 
 conformance: setup ## docs/serving_conformance.md, from a run of the black-box suite (minutes)
 	CONFORMANCE_PAGE=docs/serving_conformance.md $(BIN)/python -m pytest -q -n 2 --dist loadfile \

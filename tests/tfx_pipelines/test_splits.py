@@ -73,8 +73,7 @@ def test_an_example_is_in_the_same_split_here_and_in_the_pipeline(
     assert bool(sum(here["test"].values())) == (test_fraction > 0)
 
     section = None if row.section is None else getattr(data, row.section)
-    held_out = (data.validation_fraction, data.test_fraction)
-    plan = Plan(run.source.reader, section, held_out, data.seed, None)
+    plan = Plan(run.source.reader, data, section, None)
     assert plan.splits == (("train", "eval", "test") if test_fraction else ("train", "eval"))
     with beam.Pipeline() as pipeline:
         records = (pipeline | ReadRecords(run.source.reader))["records"]

@@ -28,8 +28,8 @@ def _runner() -> ModuleType:
     return importlib.import_module("benchmarks.runner")
 
 
-# Suites of recipes, which apply to every model and so have no row of the registry.
-RECIPES = ("distill",)
+# Suites that belong to no model's row of the registry, and what they belong to.
+_SHARED = {"data": ["your own files"], "distill": ["recipe"]}
 
 
 def suites() -> dict[str, list[str]]:
@@ -38,7 +38,7 @@ def suites() -> dict[str, list[str]]:
     for model in registry.names():
         for suite in registry.get(model).bench:
             found.setdefault(suite, []).append(model)
-    return {**found, **{suite: ["recipe"] for suite in RECIPES}}
+    return {**found, **_SHARED}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 
 def add_configuration_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,9 +12,17 @@ def add_configuration_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         default="simulated",
-        help="simulated (default), NAME:PATH such as movielens-1m:ml-1m.zip, or a file of your own",
+        help="simulated (default), NAME:PATH such as movielens-1m:ml-1m.zip, or files of your own: "
+        "a path, folder, glob or URI",
     )
     parser.add_argument("--features", help="feature spec (YAML) of a file of your own")
+    for split in ("validation", "test"):
+        parser.add_argument(
+            f"--{split}",
+            metavar="DATA",
+            help=f"files of your own for the {split} set, of impressions or lists "
+            f"(sets data.{split})",
+        )
     parser.add_argument(
         "--config", metavar="FILE", help="YAML that overrides the configuration, before --set"
     )
@@ -30,6 +39,9 @@ def add_configuration_arguments(parser: argparse.ArgumentParser) -> None:
 def overrides_of(args: argparse.Namespace) -> list[str]:
     """The overrides of `--set` and, for commands that have it, of `--seed`."""
     overrides = list(args.overrides)
+    for split in ("validation", "test"):
+        if getattr(args, split, None) is not None:
+            overrides.append(f"data.{split}={json.dumps(getattr(args, split))}")
     seed = getattr(args, "seed", None)
     if seed is not None:
         overrides += [f"data.seed={seed}", f"trainer.seed={seed}"]

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tfrz.data.columns import whole
+from tfrz.data.spec import USER_EMBEDDING, USER_EMBEDDING_VERSION
 
 SPLITS = ("train", "validation", "test")
+# Columns of impressions that place a row, if the spec names a split or a time.
+SPLIT_COLUMN, TIME_COLUMN = "_split", "_time"
+_ADDED = (SPLIT_COLUMN, TIME_COLUMN, USER_EMBEDDING, USER_EMBEDDING_VERSION)
+_WORDS = {
+    word: split
+    for split, words in {
+        "train": ("train", "training"),
+        "validation": ("validation", "valid", "val", "eval", "dev"),
+        "test": ("test", "testing"),
+    }.items()
+    for word in words
+}
 
 
 def share_of(key: bytes, seed: int) -> float:
@@ -77,7 +93,9 @@ def _bits(values: pa.Array) -> NDArray[Any]:
     return found
 
 
-def shares_of_rows(batch: pa.RecordBatch | pa.Table, seed: int) -> NDArray[Any]:
+def shares_of_rows(
+    batch: pa.RecordBatch | pa.Table, seed: int, names: Sequence[str] | None = None
+) -> NDArray[Any]:
     """A number in [0, 1) for each row, `[rows]`, that depends on its values and the seed alone.
 
     Neither the order of the columns nor the rows around it matter.
@@ -85,9 +103,10 @@ def shares_of_rows(batch: pa.RecordBatch | pa.Table, seed: int) -> NDArray[Any]:
     Args:
       batch: columns of texts, numbers, or lists of them.
       seed: of the split.
+      names: columns that count; all by default.
     """
     total = np.full(batch.num_rows, _mixed(np.array([seed], np.int64).view(np.uint64))[0])
-    for name in batch.schema.names:
+    for name in batch.schema.names if names is None else names:
         column = whole(batch.column(name))
         salt = _bits_of_text(pa.array([name]))[0]
         if pa.types.is_list(column.type):
@@ -107,19 +126,55 @@ def shares_of_rows(batch: pa.RecordBatch | pa.Table, seed: int) -> NDArray[Any]:
     return shares
 
 
-def split_rows(
-    batch: pa.RecordBatch | pa.Table, held_out: tuple[float, float], seed: int
-) -> dict[str, NDArray[Any]]:
+@dataclasses.dataclass(frozen=True)
+class SplitPlan:
+    """How impressions are split.
+
+    Attributes:
+      held_out: shares of validation and test, of rows that nothing else places; without a share for
+        the test there is no test set, and its rows are validation rows.
+      seed: of the random split.
+      how: random (by a hash of the row's values), column (by `SPLIT_COLUMN`; rows without a word by
+        the hash) or time (by `TIME_COLUMN` and `starts`).
+      starts: Unix seconds at which validation and test begin.
+    """
+
+    held_out: tuple[float, float]
+    seed: int
+    how: Literal["random", "column", "time"] = "random"
+    starts: tuple[int, int] | None = None
+
+
+def split_rows(batch: pa.RecordBatch | pa.Table, plan: SplitPlan) -> dict[str, NDArray[Any]]:
     """Split to the numbers of its rows; each row alone decides where it is.
 
     Args:
-      batch: records.
-      held_out: shares of validation and test.
-      seed: of the split.
+      batch: impressions.
+      plan: how they are split.
     """
-    shares, (validation, test) = shares_of_rows(batch, seed), held_out
-    return {
-        "train": np.flatnonzero(shares >= test + validation),
-        "validation": np.flatnonzero((shares >= test) & (shares < test + validation)),
-        "test": np.flatnonzero(shares < test),
-    }
+    if plan.how == "time":
+        assert plan.starts is not None
+        times = whole(batch.column(TIME_COLUMN)).to_numpy()
+        places = np.searchsorted(np.array(plan.starts), times, side="right")
+    else:
+        # What a run adds to a row must not change its split.
+        own = [name for name in batch.schema.names if name not in _ADDED]
+        shares = shares_of_rows(batch, plan.seed, own)
+        validation, test = plan.held_out
+        places = np.where(shares < test, 2, np.where(shares < test + validation, 1, 0))
+        if plan.how == "column":
+            words = whole(batch.column(SPLIT_COLUMN))
+            named = pc.index_in(words, value_set=pa.array([s.encode() for s in SPLITS]))
+            places = np.where(
+                np.asarray(named.is_valid()),
+                named.fill_null(0).to_numpy(zero_copy_only=False),
+                places,
+            )
+    if not plan.held_out[1]:
+        places = np.minimum(places, 1)
+    return {split: np.flatnonzero(places == place) for place, split in enumerate(SPLITS)}
+
+
+def split_word(text: str) -> str | None:
+    """The split that a word names, in any case; None if it names none."""
+    return _WORDS.get(text.strip().lower())

@@ -15,7 +15,10 @@ from typing import Any
 
 import keras
 
+from tfrz.config import require
 from tfrz.data.records import open_source
+from tfrz.data.sources.reader import Reader
+from tfrz.data.sources.split_files import with_split_files
 from tfrz.export.saved_model import export_model
 from tfrz.training.factorization import LayerReport
 from tfrz.training.fit import FitResult
@@ -23,7 +26,7 @@ from tfrz.training.warm_start import WarmStartReport, warm_start
 from tfrz.zoo import registry
 from tfrz.zoo.building import build_for_training
 from tfrz.zoo.card import render_card
-from tfrz.zoo.run_config import RunConfig
+from tfrz.zoo.run_config import DataConfig, RunConfig
 from tfrz.zoo.task import ExampleSource, Prepared, Task
 from tfrz.zoo.teacher import attach_teacher
 from tfrz.zoo.user_embeddings import check_warm_start
@@ -74,6 +77,38 @@ class Run:
         return prepared
 
 
+def open_reader(settings: DataConfig, data: str, features: str | None, records: str) -> Reader:
+    """Opens the source of a run, with the files that validation and test have of their own.
+
+    Args:
+      settings: the section `data` of the configuration.
+      data: as `--data` of the command line.
+      features: feature spec of a file of the user's own.
+      records: type of the records.
+
+    Raises:
+      InputError: a source is missing, of another format, or has no such records.
+      ConfigError: records of this type are not split like this.
+    """
+    require(
+        settings.split is None or records == "impression",
+        "data.split",
+        f"is for impressions; {records} records have a split of their own",
+    )
+
+    def opened(path: str) -> Reader:
+        return open_source(path, features, records, **settings.options)
+
+    return with_split_files(
+        opened(data),
+        opened,
+        settings.validation,
+        settings.test,
+        settings.held_out,
+        settings.seed,
+    )
+
+
 def open_run(
     config: RunConfig, data: str, features: str | None = None, cache: Path | None = None
 ) -> Run:
@@ -90,7 +125,7 @@ def open_run(
         embeddings is none, or of another version than the run.
     """
     entry = registry.get(config.name)
-    reader = open_source(data, features, entry.record_type, **config.data.options)
+    reader = open_reader(config.data, data, features, entry.record_type)
     task = entry.new_task(config)
     return Run(config, data, features, task, task.resolve(reader), cache)
 

@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from tfrz.config import apply_overrides, from_mapping, merge, read_yaml, require, to_mapping
 from tfrz.data.histories.spec import HistoryConfig
+from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.lists.spec import ListConfig
 from tfrz.data.records import RECORD_TYPES
+from tfrz.data.splits import SplitPlan
 from tfrz.data.timelines.slicing import load_slices
 from tfrz.data.timelines.spec import TimelineConfig
 from tfrz.errors import ConfigError
@@ -32,6 +34,15 @@ class DataConfig:
         pipeline's split `eval`).
       test_fraction: share of the records that the result is measured on (the pipeline's split
         `test`, which its Evaluator reads); 0 for no test set.
+      split: for impressions: random (by a hash of each row), column (as the column says that the
+        spec names under `split`) or time (by the column under `time`). Null takes the column if the
+        spec names one, and else random. Lists follow the column that their spec names; histories
+        and timelines have their own.
+      validation_start: Unix seconds at which validation begins, for the split by time;
+        earlier impressions are for training.
+      test_start: the same for the test.
+      validation: files of the user's own that the validation set is read from, as `--validation`.
+      test: files of the user's own that the test set is read from, as `--test`.
       max_corrupt_fraction: a run fails if a larger share of the lines is unreadable.
       options: options of the source's reader, such as `rows` for simulated data.
       history: how interactions become histories, for models of histories and logged actions. The
@@ -45,11 +56,40 @@ class DataConfig:
     seed: int = 0
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
+    split: Literal["random", "column", "time"] | None = None
+    validation_start: int | None = None
+    test_start: int | None = None
+    validation: str | None = None
+    test: str | None = None
     max_corrupt_fraction: float = 0.001
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     history: HistoryConfig | None = None
     lists: ListConfig | None = None
     timeline: TimelineConfig | None = None
+
+    @property
+    def held_out(self) -> tuple[float, float]:
+        """Shares of validation and test."""
+        return self.validation_fraction, self.test_fraction
+
+    def split_plan(self, spec: FeatureSpec) -> SplitPlan:
+        """How impressions are split.
+
+        Raises:
+          ConfigError: The spec does not name the column that the split needs.
+        """
+        how = self.split or ("random" if spec.split is None else "column")
+        for needed, column in (("column", spec.split), ("time", spec.time)):
+            name = "split" if needed == "column" else "time"
+            require(
+                how != needed or column is not None,
+                "data.split",
+                f"{needed} needs '{name}' in the feature spec, the name of a column",
+            )
+        starts = None
+        if self.validation_start is not None and self.test_start is not None:
+            starts = (self.validation_start, self.test_start)
+        return SplitPlan(self.held_out, self.seed, how, starts)
 
     def __post_init__(self) -> None:
         require(
@@ -60,6 +100,18 @@ class DataConfig:
             self.validation_fraction + self.test_fraction < 1,
             "data.validation_fraction + data.test_fraction",
             "must leave something to train on (sum under 1)",
+        )
+        first, second = self.validation_start, self.test_start
+        require(
+            self.split != "time"
+            or (first is not None and second is not None and 0 <= first < second),
+            "data.validation_start and test_start",
+            "a split by time needs both, in Unix seconds, the first below the second",
+        )
+        require(
+            self.test is None or self.test_fraction > 0,
+            "data.test_fraction",
+            "0 leaves the test set out, and --test names one",
         )
         require(
             0 <= self.max_corrupt_fraction <= 1,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, cast
 
 import apache_beam as beam
 from google.protobuf import json_format
@@ -24,10 +24,11 @@ from tfrz.data.histories.beam import InteractionsToExamples
 from tfrz.data.histories.readers import InteractionReader
 from tfrz.data.histories.spec import HistoryConfig
 from tfrz.data.impressions.beam import SplitImpressions
+from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.lists.beam import DocumentsToLists
 from tfrz.data.lists.readers import DocumentReader
 from tfrz.data.lists.spec import ListConfig
-from tfrz.data.records import RECORD_TYPES, load, open_source
+from tfrz.data.records import RECORD_TYPES, load
 from tfrz.data.sources.reader import Reader
 from tfrz.data.timelines.beam import EventsToExamples
 from tfrz.data.timelines.readers import check_timelines
@@ -35,8 +36,8 @@ from tfrz.data.timelines.spec import TimelineConfig
 from tfrz.data.user_embeddings import EmbeddingJoin
 from tfrz.data.user_embeddings_beam import JoinEmbeddings
 from tfrz.errors import InputError
-from tfrz.zoo.run import Run
-from tfrz.zoo.run_config import FeaturesConfig
+from tfrz.zoo.run import Run, open_reader
+from tfrz.zoo.run_config import DataConfig, FeaturesConfig
 from tfrz.zoo.user_embeddings import with_user_embeddings
 from tfx_pipelines.configs import splits_of
 
@@ -52,17 +53,25 @@ class Plan:
 
     Attributes:
       reader: the reader of the source.
-      section: the section of `data` for the type of the records; None for impressions.
-      held_out: shares of validation and test; without the latter there is no test split.
-      seed: the seed of the splits.
+      settings: the section `data` of the configuration.
+      section: its part for the type of the records; None for impressions.
       join: adds user embeddings to examples; None to add none.
     """
 
     reader: Reader
+    settings: DataConfig
     section: HistoryConfig | ListConfig | TimelineConfig | None
-    held_out: tuple[float, float]
-    seed: int
     join: EmbeddingJoin | None
+
+    @property
+    def held_out(self) -> tuple[float, float]:
+        """Shares of validation and test; without the latter there is no test split."""
+        return self.settings.held_out
+
+    @property
+    def seed(self) -> int:
+        """The seed of the splits."""
+        return self.settings.seed
 
     @property
     def with_test(self) -> bool:
@@ -91,7 +100,8 @@ def impressions(records: beam.PCollection, plan: Plan) -> Splits:
     """Serialized examples of impressions, split by their own values."""
     if plan.join is not None:
         records = records | "UserEmbedding" >> JoinEmbeddings(plan.join)
-    return _encoded(records | "Split" >> SplitImpressions(plan.held_out, plan.seed), plan)
+    split = plan.settings.split_plan(cast(FeatureSpec, plan.reader.feature_spec()))
+    return _encoded(records | "Split" >> SplitImpressions(split), plan)
 
 
 def histories(records: beam.PCollection, plan: Plan) -> Splits:
@@ -130,15 +140,11 @@ def timelines(records: beam.PCollection, plan: Plan) -> Splits:
     return _encoded(records | "Timelines" >> made, plan)
 
 
-def _opened(query: dict[str, Any]) -> Reader:
-    return open_source(query["data"], query["features"], query["records"], **query["options"])
-
-
-def _read(pipeline: beam.Pipeline, query: dict[str, Any], reader: Reader) -> beam.PCollection:
+def _read(
+    pipeline: beam.Pipeline, reader: Reader, settings: DataConfig, corrupt_lines: str
+) -> beam.PCollection:
     outputs = pipeline | "ReadRecords" >> ReadRecords(reader)
-    _ = outputs | "CheckCorrupt" >> CheckCorrupt(
-        query["max_corrupt_fraction"], query["corrupt_lines"]
-    )
+    _ = outputs | "CheckCorrupt" >> CheckCorrupt(settings.max_corrupt_fraction, corrupt_lines)
     return outputs["records"]
 
 
@@ -168,15 +174,13 @@ class ExampleGenExecutor(BaseExampleGenExecutor):
         inputs = example_gen_pb2.Input()
         json_format.Parse(exec_properties["input_config"], inputs)
         query = json.loads(inputs.splits[0].pattern)
-        reader, row = _opened(query), RECORD_TYPES[query["records"]]
-        plan = Plan(
-            reader,
-            None if row.config is None else from_mapping(row.config, query["section"]),
-            (query["validation_fraction"], query["test_fraction"]),
-            query["seed"],
-            _join(query, reader),
-        )
-        splits: Splits = load(row.splits)(_read(pipeline, query, reader), plan)
+        row = RECORD_TYPES[query["records"]]
+        settings = from_mapping(DataConfig, query["settings"], "data")
+        reader = open_reader(settings, query["data"], query["features"], row.name)
+        section = None if row.section is None else getattr(settings, row.section)
+        plan = Plan(reader, settings, section, _join(query, reader))
+        records = _read(pipeline, reader, settings, query["corrupt_lines"])
+        splits: Splits = load(row.splits)(records, plan)
         return splits
 
 
@@ -196,16 +200,10 @@ class ExampleGen(QueryBasedExampleGen):
             "data": run.data,
             "features": run.features,
             "records": row.name,
-            "options": config.options,
-            "max_corrupt_fraction": config.max_corrupt_fraction,
+            "settings": to_mapping(config),
             "corrupt_lines": corrupt_lines,
             "fingerprint": run.fingerprint,
-            "validation_fraction": config.validation_fraction,
-            "test_fraction": config.test_fraction,
-            "seed": config.seed,
         }
-        if row.section is not None:
-            query["section"] = to_mapping(getattr(config, row.section))
         if config.lists is not None:
             require(
                 config.lists.base_ranker == "source",

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from tfrz.data.splits import SPLITS, shares_of_rows, split_rows
+from tfrz.data.splits import (
+    SPLIT_COLUMN,
+    SPLITS,
+    TIME_COLUMN,
+    SplitPlan,
+    shares_of_rows,
+    split_rows,
+    split_word,
+)
 
 COUNT = 20_000
 
@@ -59,12 +67,12 @@ def test_every_value_matters():
 
 
 def test_rows_fall_into_the_held_out_shares():
-    rows = split_rows(_table(), (0.2, 0.1), 0)
+    rows = split_rows(_table(), SplitPlan((0.2, 0.1), 0))
     assert sorted(np.concatenate([rows[s] for s in SPLITS])) == list(range(COUNT))
     for split, share in zip(SPLITS, (0.7, 0.2, 0.1), strict=True):
         assert abs(len(rows[split]) / COUNT - share) < 0.015
         assert (np.diff(rows[split]) > 0).all()
-    assert not len(split_rows(_table(50), (0.2, 0.0), 0)["test"])
+    assert not len(split_rows(_table(50), SplitPlan((0.2, 0.0), 0))["test"])
 
 
 def test_a_split_is_the_same_for_ever():
@@ -72,3 +80,57 @@ def test_a_split_is_the_same_for_ever():
     np.testing.assert_array_equal(
         shares_of_rows(table, 0), [0.014334182316386057, 0.2422941782070952]
     )
+
+
+def _placed(words: list[str], times: list[int], plan: SplitPlan) -> list[str]:
+    table = pa.table(
+        {
+            "user": pa.array([[f"user_{i}"] for i in range(len(words))]),
+            SPLIT_COLUMN: pa.array([word.encode() for word in words], pa.binary()),
+            TIME_COLUMN: pa.array(times, pa.int64()),
+        }
+    )
+    found = split_rows(table, plan)
+    names = [""] * len(words)
+    for split, rows in found.items():
+        for row in rows:
+            names[row] = split
+    return names
+
+
+def test_a_column_places_rows_and_the_hash_the_rest():
+    words = ["train", "validation", "test"] * 200 + [""] * 400
+    shares = (0.3, 0.3)
+    placed = _placed(words, [0] * 1000, SplitPlan(shares, 0, "column"))
+    assert placed[:600] == words[:600]
+    hashed = _placed(words, [0] * 1000, SplitPlan(shares, 0))
+    assert placed[600:] == hashed[600:] and set(hashed[600:]) == set(SPLITS)
+    assert hashed[:600] != words[:600]
+    without = _placed(words, [0] * 1000, SplitPlan((0.3, 0.0), 0, "column"))
+    assert without[:3] == ["train", "validation", "validation"] and "test" not in without
+
+
+def test_times_place_rows():
+    plan = SplitPlan((0.1, 0.1), 0, "time", (100, 200))
+    times = [0, 99, 100, 199, 200, 10**9]
+    wanted = ["train", "train", "validation", "validation", "test", "test"]
+    assert _placed([""] * 6, times, plan) == wanted
+
+
+def test_what_places_a_row_and_what_is_added_to_it_do_not_change_the_hash():
+    table = _table(300)
+    plan = SplitPlan((0.3, 0.3), 0)
+    more = table.append_column(SPLIT_COLUMN, pa.array([b"test"] * 300))
+    more = more.append_column("long_history", pa.array([b"x"] * 300))
+    for split, rows in split_rows(table, plan).items():
+        np.testing.assert_array_equal(split_rows(more, plan)[split], rows)
+
+
+def test_words_of_splits():
+    assert [split_word(word) for word in ("Train", " valid ", "dev", "TEST")] == [
+        "train",
+        "validation",
+        "validation",
+        "test",
+    ]
+    assert split_word("other") is None

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from tfrz.config import require
 from tfrz.data.spec import ExampleSpec, Feature, UserEmbedding, check_names
+from tfrz.data.splits import SPLIT_COLUMN, TIME_COLUMN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +21,23 @@ class FeatureSpec(ExampleSpec):
       long_history: The embedding of the user that comes with an impression; its two features are
         among `features`. Set by a run, not by a file.
       outcomes: Numbers besides the label that are known only in training; models do not read them.
+      split: Column that says train, validation or test; null for none.
+      time: Column of the time of an impression, for the split by time; null for none. It is a
+        feature only if it is among `features` too.
     """
 
     features: tuple[Feature, ...]
     label: str = "label"
     long_history: UserEmbedding | None = None
     outcomes: tuple[str, ...] = ()
+    split: str | None = None
+    time: str | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.features), "features", "must not be empty")
         check_names(self.features, self.label, "label")
+        for name in (SPLIT_COLUMN, TIME_COLUMN):
+            require(name not in [f.name for f in self.features], f"feature {name}", "is reserved")
         for name in self.outcomes:
             check_names(self.features, name, "name of an outcome")
         for feature in self.features:

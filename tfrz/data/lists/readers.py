@@ -88,7 +88,8 @@ class TabularDocuments(TabularFile[ListSpec], DocumentReader):
         spec = self.spec
         features = {feature.name: feature for feature in (*spec.candidate, *spec.context)}
         graded = spec.relevance if self.labelled else None
-        keys = [n for n in (spec.query, spec.item, graded, spec.score) if n is not None]
+        split = spec.split if self.labelled else None
+        keys = [n for n in (spec.query, spec.item, graded, spec.score, split) if n is not None]
         return list({**{name: Feature(name) for name in keys}, **features}.values())
 
     @override
@@ -105,6 +106,8 @@ class TabularDocuments(TabularFile[ListSpec], DocumentReader):
         for name, column in (("relevance", graded), ("score", spec.score)):
             if column is not None:
                 columns[name] = _required(rows, column, least=0.0 if name == "relevance" else None)
+        if self.labelled and spec.split is not None:
+            columns["split"] = rows.splits(spec.split)
         with rows.explained(lambda row: f"query {_shown(columns['query'], row)}: "):
             for feature in (*spec.candidate, *spec.context):
                 values = columns[feature.name] = rows.first(feature)

@@ -26,6 +26,8 @@ class ListSpec(ExampleSpec):
       relevance: Column of the grade or click, a number of at least 0.
       score: Column of the base ranker's score, the highest first; null if the rows of a query are
         in its order.
+      split: Column that says train, validation or test, the same in all rows of a query; null for
+        none.
       candidate: Columns that describe a candidate and are known before it is shown. Do not list
         clicks, dwell time and other outcomes.
       context: Columns that describe the request, the same in all rows of a query.
@@ -37,6 +39,7 @@ class ListSpec(ExampleSpec):
     item: str | None = "item"
     relevance: str = "relevance"
     score: str | None = None
+    split: str | None = None
     candidate: tuple[Feature, ...] = ()
     context: tuple[Feature, ...] = ()
     query_vocabulary: int = 10_000

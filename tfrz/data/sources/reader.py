@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import json
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -56,9 +56,13 @@ class Reader(abc.ABC):
         files beyond 256 MiB, samples are.
         """
         state = json.dumps([type(self).__name__, vars(self)], default=vars, sort_keys=True)
-        digest = hashlib.sha256(state.encode())
-        for path in self.files():
-            digest.update(version_of(path).encode())
+        return self._hashed([state, *(version_of(path) for path in self.files())])
+
+    @staticmethod
+    def _hashed(parts: Iterable[str]) -> str:
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part.encode())
         return digest.hexdigest()[:32]
 
     def batches(self, corrupt: CorruptLines) -> Iterator[pa.RecordBatch]:

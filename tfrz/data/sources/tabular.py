@@ -31,6 +31,7 @@ from tfrz.data.sources.raw import Dialect, Raw, RawFiles, pop_dialect
 from tfrz.data.sources.reader import Reader
 from tfrz.data.sources.values import Rows
 from tfrz.data.spec import Feature
+from tfrz.data.splits import SPLIT_COLUMN, TIME_COLUMN
 
 SpecT = TypeVar("SpecT")
 # Before the name of a column that is copied from a file as it is.
@@ -130,9 +131,12 @@ class Tabular(TabularFile[FeatureSpec], Reader):
     @property
     @override
     def _columns(self) -> list[Feature]:
-        columns = list(self.spec.features)
+        spec, columns = self.spec, list(self.spec.features)
         if self.labelled:
-            columns.append(Feature(self.spec.label))
+            columns.append(Feature(spec.label))
+            added = (name for name in (spec.split, spec.time) if name is not None)
+            named = [feature.name for feature in columns]
+            columns += [Feature(name) for name in dict.fromkeys(added) if name not in named]
         named = [feature.name for feature in columns]
         return [*columns, *(Feature(name) for name in self.copied if name not in named)]
 
@@ -141,6 +145,10 @@ class Tabular(TabularFile[FeatureSpec], Reader):
         columns = {feature.name: rows.lists(feature) for feature in self.spec.features}
         if self.labelled:
             columns[self.spec.label] = _as_lists(binary_label(rows, self.spec.label))
+        if self.labelled and self.spec.split is not None:
+            columns[SPLIT_COLUMN] = rows.splits(self.spec.split)
+        if self.labelled and self.spec.time is not None:
+            columns[TIME_COLUMN] = rows.times(self.spec.time)
         columns |= {COPIED + name: rows.as_written(name) for name in self.copied}
         return pa.RecordBatch.from_pydict(columns)
 

@@ -30,6 +30,7 @@ from tfrz.data.sources.files import CorruptLine
 from tfrz.data.sources.locations import DataFile
 from tfrz.data.sources.raw import Dialect, RawBatch, as_python, is_utf8
 from tfrz.data.spec import Feature
+from tfrz.data.splits import split_word
 
 logger = logging.getLogger(__name__)
 
@@ -539,6 +540,22 @@ class Rows:
                 rows[bad], lambda row: f"{column} is not a number: {self.given(column, row)!r:.40}"
             )
         return self._first(rows, pa.array(_numpy(converted).astype(np.float32)))
+
+    def splits(self, column: str) -> pa.Array:
+        """A column of words that name a split, one a row, as the splits' own names."""
+        words = self.key(column).fill_null(b"").dictionary_encode()
+        named = [
+            split_word(word.decode("utf-8", "replace")) for word in words.dictionary.to_pylist()
+        ]
+        unknown = np.array([name is None for name in named], bool)[_numpy(words.indices)]
+        self.refuse(
+            unknown,
+            lambda row: (
+                f"{column} is neither train, validation nor test: {self.given(column, row)!r:.40}"
+            ),
+        )
+        known = pa.array([(name or "train").encode() for name in named], pa.binary())
+        return known.take(words.indices)
 
     def labels(self, column: str) -> NDArray[np.float32]:
         """A column of numbers for a label; NaN for none, several, or what is no number."""

@@ -35,7 +35,7 @@ from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.impressions.transform import ImpressionPreprocessor, preprocess
 from tfrz.data.sources.files import CorruptLines
 from tfrz.data.spec import Spec, UserEmbedding, transformed_name
-from tfrz.data.splits import SPLITS, split_rows
+from tfrz.data.splits import SPLITS, SplitPlan, split_rows
 from tfrz.data.transform import Analyzers, Preprocessor
 from tfrz.data.user_embeddings import EmbeddingJoin, Found
 from tfrz.errors import InputError
@@ -100,10 +100,11 @@ class ClickTask(Task[FeatureSpec, ModelInputs]):
         self, records: pa.Table, source: ExampleSource[FeatureSpec]
     ) -> tuple[Parts, int]:
         """Splits impressions, each by a hash of its own values."""
-        data = self.config.data
-        held_out = (data.validation_fraction, data.test_fraction)
-        rows = split_rows(records, held_out, data.seed)
+        rows = split_rows(records, self._plan(source))
         return {split: records.take(pa.array(some)) for split, some in rows.items()}, 0
+
+    def _plan(self, source: ExampleSource[FeatureSpec]) -> SplitPlan:
+        return self.config.data.split_plan(cast(FeatureSpec, source.reader.feature_spec()))
 
     def _rows(
         self, source: ExampleSource[FeatureSpec], corrupt: CorruptLines
@@ -115,12 +116,13 @@ class ClickTask(Task[FeatureSpec, ModelInputs]):
         """
         # Before anything is read: the teacher may not fit.
         teacher = open_teacher(self.config.distill, source.spec)
-        data, own = self.config.data, cast(FeatureSpec, source.reader.feature_spec())
+        data, plan = self.config.data, self._plan(source)
+        own = cast(FeatureSpec, source.reader.feature_spec())
         counts, found = dict.fromkeys(SPLITS, 0), Found()
         for batch in source.reader.batches(corrupt):
             table = coded(pa.Table.from_batches([batch]), own)
             # By the record's own values: what is added must not change its split.
-            rows = split_rows(table, (data.validation_fraction, data.test_fraction), data.seed)
+            rows = split_rows(table, plan)
             for split, some in rows.items():
                 counts[split] += len(some)
             if source.join is not None or teacher is not None:
@@ -179,7 +181,7 @@ class ClickTask(Task[FeatureSpec, ModelInputs]):
             ENCODING_VERSION,
             source.reader.fingerprint(),
             to_mapping(source.spec),
-            [data.validation_fraction, data.test_fraction, data.seed, data.max_corrupt_fraction],
+            [dataclasses.astuple(self._plan(source)), data.max_corrupt_fraction],
             None if join is None else [join.place, join.embeddings.version],
             self.config.distill.teacher,
         ]

@@ -123,7 +123,7 @@ class HistoryTask(Task[HistorySpec, HistoryInputs]):
             records,
             source.spec,
             self.history,
-            (data.validation_fraction, data.test_fraction),
+            data.held_out,
             data.seed,
             with_test=data.test_fraction > 0,
         )

@@ -153,8 +153,7 @@ class SlateTask(Task[ListSpec, ListInputs]):
     ) -> tuple[Parts, int]:
         """Lists of documents, in the base ranker's order."""
         data = self.config.data
-        held_out = (data.validation_fraction, data.test_fraction)
-        arguments = (held_out, data.seed, data.test_fraction > 0)
+        arguments = (data.held_out, data.seed, data.test_fraction > 0)
         if self.lists.base_ranker == "lambda_mart":
             from tfrz.training.base_ranker import with_lambda_mart
 

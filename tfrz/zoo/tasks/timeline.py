@@ -124,8 +124,7 @@ class TimelineTask(Task[TimelineSpec, TimelineInputs]):
         events, left_out = clean(records, source.spec)
         for reason, count in left_out.items():
             logger.warning("%s: %d events left out: %s", name, count, reason)
-        held_out = (data.validation_fraction, data.test_fraction)
-        parts = build_examples(events, source.spec, self.timeline, held_out)
+        parts = build_examples(events, source.spec, self.timeline, data.held_out)
         for split in ("train", "validation"):
             if not parts[split].num_rows:
                 raise InputError(

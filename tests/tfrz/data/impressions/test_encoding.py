@@ -10,21 +10,21 @@ from tests.tfrz.data.impressions.test_transform import SPEC, _table
 from tfrz.data.impressions import encoding
 from tfrz.data.impressions.encoding import coded, encode, encoded_in
 from tfrz.data.impressions.transform import ImpressionPreprocessor
-from tfrz.data.splits import split_rows
+from tfrz.data.splits import SplitPlan, split_rows
 from tfrz.data.transform import transform_table
 
 
 def _parts(table: pa.Table, rows: int):
     for start in range(0, table.num_rows, rows):
         some = table.slice(start, rows)
-        yield (coded(some, SPEC) if start % 2 else some), split_rows(some, (0.2, 0.2), 0)
+        yield (coded(some, SPEC) if start % 2 else some), split_rows(some, SplitPlan((0.2, 0.2), 0))
 
 
 @pytest.fixture(scope="module")
 def expected():
     """The transform of `tfrz.data.impressions.transform`, fitted to the training rows."""
     table = _table()
-    rows = split_rows(table, (0.2, 0.2), 0)
+    rows = split_rows(table, SplitPlan((0.2, 0.2), 0))
     parts = {split: table.take(pa.array(some)) for split, some in rows.items()}
     transform = ImpressionPreprocessor.fit(parts["train"], SPEC)
     return transform, {s: transform_table(transform, part) for s, part in parts.items()}
