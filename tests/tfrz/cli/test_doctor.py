@@ -19,11 +19,19 @@ from tfrz.cli.main import main
 from tfrz.keras_versions import lane
 
 
+def _forget(monkeypatch, name: str) -> None:
+    """Unloads a module until the test ends, in its package as well."""
+    package, _, child = name.rpartition(".")
+    if package in sys.modules:
+        monkeypatch.delattr(sys.modules[package], child, raising=False)
+    monkeypatch.delitem(sys.modules, name)
+
+
 def _without(monkeypatch, *names: str) -> None:
     """Hides libraries, as if they were not installed."""
-    for name in list(sys.modules):
+    for name in sorted(sys.modules, reverse=True):
         if name.partition(".")[0] in names:
-            monkeypatch.delitem(sys.modules, name)
+            _forget(monkeypatch, name)
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
@@ -100,8 +108,8 @@ def test_the_doctor_as_json(capsys, monkeypatch):
 def test_a_command_says_what_it_needs(arguments, hidden, line, tmp_path, capsys, monkeypatch):
     # Modules that are loaded already do not import the library again.
     loaded = ("tfx_pipelines", "tfrz.zoo.tuning", "tfrz.serving", "tfrz.embeddings")
-    for name in [name for name in sys.modules if name.startswith(loaded)]:
-        monkeypatch.delitem(sys.modules, name)
+    for name in sorted((name for name in sys.modules if name.startswith(loaded)), reverse=True):
+        _forget(monkeypatch, name)
     _without(monkeypatch, *hidden)
     assert main([argument.format(tmp_path) for argument in arguments]) == 2
     told = capsys.readouterr().err.splitlines()
