@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import operator
 import types
 import typing
@@ -103,12 +104,10 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
     if origin is typing.Literal:
         if isinstance(value, bool) and {"on", "off"} <= set(arguments):
             value = "on" if value else "off"  # YAML 1.1 reads these words as booleans.
-        require(
-            value in arguments,
-            where,
-            f"{value!r} is none of {', '.join(map(str, arguments))}"
-            + (did_you_mean(value, map(str, arguments)) if isinstance(value, str) else ""),
-        )
+        if value not in arguments:
+            near = did_you_mean(value, map(str, arguments)) if isinstance(value, str) else ""
+            known = ", ".join(map(str, arguments))
+            raise ConfigError(f"{where}: {value!r} is none of {known}{near}")
         return value
     if origin in (tuple, list):
         require(isinstance(value, list | tuple), where, f"expected a list, got {value!r}")
@@ -148,6 +147,12 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
     return value
 
 
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields."""
+    return typing.get_type_hints(cls)
+
+
 def from_mapping(cls: type[T], mapping: Mapping[str, Any] | None, where: str = "") -> T:
     """Builds the dataclass `cls`, nested ones included, from plain values.
 
@@ -163,7 +168,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any] | None, where: str = "
     mapping = {} if mapping is None else mapping
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: expected a mapping of names to values, got {mapping!r}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for name in mapping:
         if name not in fields:

@@ -44,6 +44,8 @@ def first_of_each(column: pa.ChunkedArray | pa.ListArray, count: int) -> pa.List
 def first_values(lists: pa.ListArray) -> pa.Array:
     """Returns the first value of each list; null for an empty one."""
     offsets = lists.offsets.to_numpy().astype(np.int64)
+    if np.array_equal(offsets, np.arange(offsets[0], offsets[0] + len(offsets))):
+        return lists.values[offsets[0] : offsets[-1]]
     first, empty = offsets[:-1], offsets[:-1] == offsets[1:]
     return lists.values.take(pa.array(np.where(empty, 0, first), mask=empty))
 

@@ -38,10 +38,12 @@ def share_of(key: bytes, seed: int) -> float:
 
 def _mixed(bits: NDArray[Any]) -> NDArray[Any]:
     """Spreads each bit of unsigned 64-bit integers over all (the finaliser of SplitMix64)."""
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    spread: NDArray[Any] = bits ^ (bits >> np.uint64(31))
-    return spread
+    bits = bits ^ (bits >> np.uint64(30))
+    bits *= np.uint64(0xBF58476D1CE4E5B9)
+    bits ^= bits >> np.uint64(27)
+    bits *= np.uint64(0x94D049BB133111EB)
+    bits ^= bits >> np.uint64(31)
+    return bits
 
 
 def _sums(values: NDArray[Any], offsets: NDArray[Any]) -> NDArray[Any]:
@@ -71,12 +73,17 @@ def _bits_of_text(values: pa.Array) -> NDArray[Any]:
     return _sums(text * powers[_places(offsets)], offsets - offsets[0])
 
 
-def _bits(values: pa.Array) -> NDArray[Any]:
-    """Each value as an unsigned 64-bit integer; nulls are told from all values."""
+def _bits(values: pa.Array, distinct: bool = False) -> NDArray[Any]:
+    """Each value as an unsigned 64-bit integer; nulls are told from all values.
+
+    Args:
+      values: Texts, numbers, or dictionaries of them.
+      distinct: Whether few of them are equal.
+    """
     missing = np.asarray(values.is_null())
     if pa.types.is_dictionary(values.type) and not missing.any():
         # Each term once.
-        terms: NDArray[Any] = _bits(values.dictionary)[values.indices.to_numpy()]
+        terms: NDArray[Any] = _bits(values.dictionary, True)[values.indices.to_numpy()]
         return terms
     if pa.types.is_floating(values.type):
         # Adding 0 makes -0 and 0 equal.
@@ -87,10 +94,24 @@ def _bits(values: pa.Array) -> NDArray[Any]:
         whole = values.cast(pa.int64()).fill_null(0)
         bits = whole.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64)
     else:
-        coded = values.fill_null(b"" if pa.types.is_binary(values.type) else "").dictionary_encode()
-        bits = _bits_of_text(coded.dictionary)[coded.indices.to_numpy()]
+        texts = values.fill_null(b"" if pa.types.is_binary(values.type) else "")
+        if distinct:
+            bits = _bits_of_text(texts)
+        else:
+            coded = texts.dictionary_encode()
+            bits = _bits_of_text(coded.dictionary)[coded.indices.to_numpy()]
     found: NDArray[Any] = np.where(missing, np.uint64(0xA5A5A5A5A5A5A5A5), _mixed(bits))
     return found
+
+
+def _of_single_values(values: pa.Array, salt: np.uint64, distinct: bool = False) -> NDArray[Any]:
+    """What a column adds to the sum of each row if every row has one value."""
+    if pa.types.is_dictionary(values.type) and not values.null_count:
+        # Each term once.
+        terms = _of_single_values(values.dictionary, salt, True)
+        added: NDArray[Any] = terms[values.indices.to_numpy()]
+        return added
+    return _mixed((_mixed(_bits(values, distinct)) + np.uint64(1)) ^ salt)
 
 
 def shares_of_rows(
@@ -111,17 +132,17 @@ def shares_of_rows(
         salt = _bits_of_text(pa.array([name]))[0]
         if pa.types.is_list(column.type):
             offsets = column.offsets.to_numpy().astype(np.int64)
-            values = _bits(column.values[offsets[0] : offsets[-1]])
+            values = column.values[offsets[0] : offsets[-1]]
             offsets = offsets - offsets[0]
             if len(values) == len(column) and np.array_equal(offsets, np.arange(len(offsets))):
                 # One value each.
-                total = total + _mixed((_mixed(values) + np.uint64(1)) ^ salt)
+                total += _of_single_values(values, salt)
                 continue
-            placed = _mixed(values + _places(offsets).astype(np.uint64))
+            placed = _mixed(_bits(values) + _places(offsets).astype(np.uint64))
             row = _sums(placed, offsets) + np.diff(offsets).astype(np.uint64)
         else:
             row = _bits(column)
-        total = total + _mixed(row ^ salt)
+        total += _mixed(row ^ salt)
     shares: NDArray[Any] = (_mixed(total) >> np.uint64(11)).astype(np.float64) / 2.0**53
     return shares
 

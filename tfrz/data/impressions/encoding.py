@@ -118,9 +118,8 @@ class _Terms:
             kept &= ~np.asarray(pc.equal(self.known, missing), bool)
         table = pa.table({"term": self.known, "count": self.counts}).filter(pa.array(kept))
         order = pc.sort_indices(table, [("count", "descending"), ("term", "descending")])
-        ranked: list[bytes] = whole(
-            table["term"].take(order[: feature.vocabulary_size])
-        ).to_pylist()
+        best = whole(table["term"].take(order[: feature.vocabulary_size]))
+        ranked: list[bytes] = best.to_numpy(zero_copy_only=False).tolist()
         return ranked
 
 

@@ -46,6 +46,8 @@ _ROWS_A_BATCH = 1 << 18
 _PART_BYTES = 32 << 20
 # No row may be longer.
 _BLOCK_BYTES = 8 << 20
+_TEXTS = (pa.string(), pa.binary())
+_CODED = pa.dictionary(pa.int32(), pa.string())
 _DELIMITERS = (",", ";", "\t", "|")
 _RECORDS_A_BATCH = 4096
 
@@ -143,6 +145,7 @@ class RawFiles:
       dialect: How text files are written.
       named: How messages call `given`.
       exact: Columns whose whole numbers must not lose digits.
+      coded: Columns of texts to read as dictionaries, where the format allows it.
     """
 
     def __init__(
@@ -152,10 +155,11 @@ class RawFiles:
         dialect: Dialect | None = None,
         named: str = "the path given to --data",
         exact: Collection[str] = (),
+        coded: Collection[str] = (),
     ) -> None:
         self.given, self.names = given, tuple(names)
         self.dialect = dialect or Dialect()
-        self.exact = tuple(exact)
+        self.exact, self.coded = tuple(exact), tuple(coded)
         self.files = find(given, named)
 
     @property
@@ -163,8 +167,11 @@ class RawFiles:
         """The format of the files."""
         return self.files[0].format
 
-    def shards(self) -> list[Shard]:
+    def shards(self, split: bool = True) -> list[Shard]:
         """Returns parts that cover the files once.
+
+        Args:
+          split: Whether to look for places at which a text can be split.
 
         Raises:
           InputError: A file cannot be read, is of another format, or lacks a column.
@@ -176,7 +183,7 @@ class RawFiles:
                 if self.format == "json":
                     self._check(file, self._json_columns(file))
                 elif self.format == "csv":
-                    parts = self._csv_shards(file)
+                    parts = self._csv_shards(file, split)
                 elif self.format == "parquet":
                     parts = self._parquet_shards(file)
             shards += [dataclasses.replace(part, number=number) for part in parts]
@@ -289,11 +296,11 @@ class RawFiles:
         end = re.match(rf"(?:[^{mark}\r\n]++|{mark}[^{mark}]*+{mark})*+(\r\n|\r|\n)", text)
         return best, read[best], end is not None and end[1] == "\r"
 
-    def _csv_shards(self, file: DataFile) -> list[Shard]:
+    def _csv_shards(self, file: DataFile, split: bool) -> list[Shard]:
         _, header, returns = self._delimited(file)
         self._check(file, header)
         whole = [Shard(file.path)]
-        if file.compression or returns or not self.dialect.is_utf8:
+        if not split or file.compression or returns or not self.dialect.is_utf8:
             return whole
         with open_random(file) as stream:
             if stream.size() <= _PART_BYTES or "://" in file.path:
@@ -340,89 +347,82 @@ class RawFiles:
             return "skip"
 
         dialect = self.dialect
-        read = [str(place) for place in wanted.values()] or ["0"]
-        options = {
-            "read_options": pcsv.ReadOptions(
-                use_threads=False,
-                block_size=_BLOCK_BYTES,
-                column_names=[str(place) for place in range(len(header))],
-                skip_rows_after_names=int(first),
-            ),
-            "parse_options": pcsv.ParseOptions(
-                delimiter=delimiter,
-                quote_char=dialect.quote or False,
-                newlines_in_values=bool(dialect.quote),
-                invalid_row_handler=refuse,
-            ),
-            "convert_options": pcsv.ConvertOptions(
-                column_types={name: pa.string() for name in read},
-                include_columns=read,
-                strings_can_be_null=False,
-                check_utf8=False,
-            ),
-        }
         if shard.end:
             with open_random(file) as whole:
                 whole.seek(shard.start)
                 stream = pa.BufferReader(whole.read_buffer(shard.end - shard.start))
         else:
             stream = open_stream(file)
-        blocks = _utf8_blocks(stream, dialect)
-        cleaned = _CleanedCsv(blocks, delimiter, dialect.quote, len(header), returns)
-        number = shard.first_line + (1 if first else 0)
-        try:
-            batches = pcsv.open_csv(pa.PythonFile(cleaned, mode="r"), **options)
-            for batch in batches:
-                known = [n + shard.first_line - 1 for n, _, _ in bad]
-                numbers = _numbered(number, batch.num_rows, known)
-                refused = [
-                    CorruptLine(file.path, row, what, text)
-                    for (_, what, text), row in zip(bad, known, strict=True)
-                ]
-                bad.clear()
-                if batch.num_rows:
-                    number = int(numbers[-1]) + 1
-                    columns = {
-                        name: self._with_nulls(batch.column(str(place)))
-                        for name, place in wanted.items()
-                    }
-                    yield RawBatch(columns, numbers)
-                yield from refused
-        except pa.ArrowInvalid as error:
-            # Arrow takes a header without rows for a row that is too long. What is shorter than a
-            # block was read whole.
-            only_header = first and cleaned.size < _BLOCK_BYTES
-            if not (cleaned.unclosed or (only_header and "straddling" in str(error))):
+        rows = _CsvRows(file.path, delimiter, dialect.quote, len(header), returns)
+        kinds = {
+            str(place): _CODED if name in self.coded else pa.string()
+            for name, place in wanted.items()
+        }
+        number = shard.first_line
+        for block in rows.blocks(_utf8_blocks(stream, dialect)):
+            try:
+                table = pcsv.read_csv(
+                    pa.BufferReader(block),
+                    pcsv.ReadOptions(
+                        use_threads=False,
+                        block_size=len(block) + 1,
+                        column_names=[str(place) for place in range(len(header))],
+                        skip_rows_after_names=int(first),
+                    ),
+                    pcsv.ParseOptions(
+                        delimiter=delimiter,
+                        quote_char=dialect.quote or False,
+                        # A block ends with a row, so Arrow need not look for its end, but for
+                        # that of the header.
+                        newlines_in_values=first and bool(dialect.quote),
+                        invalid_row_handler=refuse,
+                    ),
+                    pcsv.ConvertOptions(
+                        column_types=kinds or {"0": pa.string()},
+                        include_columns=list(kinds) or ["0"],
+                        strings_can_be_null=False,
+                        check_utf8=False,
+                    ),
+                )
+            except pa.ArrowInvalid as error:
                 raise self._unparsed(file, str(error)) from error
-        for number, what, text in bad:
-            yield CorruptLine(file.path, number + shard.first_line - 1, what, text)
-        if cleaned.unclosed:
-            raise InputError(
-                f"{file.path}: a quote is opened and not closed: correct the file, or write "
-                "'quote: \"\"' in the feature spec if quotes have no meaning in it"
-            )
+            known = [n + number - 1 for n, _, _ in bad]
+            refused = [
+                CorruptLine(file.path, row, what, text)
+                for (_, what, text), row in zip(bad, known, strict=True)
+            ]
+            number += first
+            numbers = _numbered(number, table.num_rows, known)
+            number += table.num_rows + len(bad)
+            first = False
+            bad.clear()
+            if table.num_rows:
+                columns = {
+                    name: self._with_nulls(_whole(table.column(str(place))))
+                    for name, place in wanted.items()
+                }
+                yield RawBatch(columns, numbers)
+            yield from refused
 
     def _with_nulls(self, column: pa.Array) -> pa.Array:
         if not self.dialect.null:
             return column
+        if pa.types.is_dictionary(column.type):
+            terms = self._with_nulls(column.dictionary).fill_null("")
+            return pa.DictionaryArray.from_arrays(column.indices, terms)
         absent = pc.is_in(column, value_set=pa.array(self.dialect.null, pa.string()))
         return pc.if_else(absent, pa.scalar(None, pa.string()), column)
 
     def _unparsed(self, file: DataFile, reason: str) -> InputError:
-        if "straddling" in reason:
-            return InputError(
-                f"{file.path} has a row of more than {_BLOCK_BYTES >> 20} MiB: is a quote not "
-                "closed, or is it another format?"
-            )
         if "Empty CSV" in reason:
             return InputError(f"{file.path} is empty: nothing to read")
         return InputError(f"{file.path} is not a CSV file: {' '.join(reason.split())}")
 
     # Parquet.
 
-    def _open_parquet(self, file: DataFile) -> pq.ParquetFile:
+    def _open_parquet(self, file: DataFile, coded: Collection[str] = ()) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(open_random(file))
+            return pq.ParquetFile(open_random(file), read_dictionary=list(coded))
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file.path} is not a Parquet file: {error}") from error
 
@@ -439,6 +439,9 @@ class RawFiles:
         opened = self._open_parquet(file)
         schema = opened.schema_arrow
         wanted = [name for name in self.names if name in schema.names]
+        coded = [n for n in self.coded if n in wanted and schema.field(n).type in _TEXTS]
+        if coded:
+            opened = self._open_parquet(file, coded)
         groups = list(range(shard.start, shard.end))
         number = 1 + sum(opened.metadata.row_group(g).num_rows for g in range(shard.start))
         for batch in opened.iter_batches(_ROWS_A_BATCH, row_groups=groups, columns=wanted):
@@ -585,32 +588,25 @@ def _utf8_blocks(stream: pa.NativeFile, dialect: Dialect) -> Iterator[bytes]:
             break
 
 
-class _CleanedCsv:
-    """A CSV text whose rows Arrow reads as they are meant, or refuses.
+class _CsvRows:
+    """Cuts a CSV text between rows, and cleans it so that Arrow reads the rows as they are meant.
 
     Arrow ends a row at every carriage return, and lets text follow a closing quote: rows that were
     swallowed by a quote left open are then one value. Such places get more delimiters than there
     are columns, with a mark that says why.
 
     Args:
-      blocks: The text.
+      path: Name of the file, for messages.
       delimiter: Between columns.
       quote: Around values; empty for none.
       columns: Number of columns.
       returns: Whether lines end with a carriage return.
-
-    Attributes:
-      unclosed: Whether the text ends within quotes.
-      size: Number of bytes that were read.
     """
 
-    closed = False
-
-    def __init__(
-        self, blocks: Iterable[bytes], delimiter: str, quote: str, columns: int, returns: bool
-    ) -> None:
-        self.unclosed, self.size = False, 0
+    def __init__(self, path: str, delimiter: str, quote: str, columns: int, returns: bool) -> None:
+        self._path, self._unclosed = path, False
         self._quote, self._returns = quote.encode(), returns
+        self._end = b"\r" if returns else b"\n"
         self._after = delimiter.encode() + b"\r\n" + self._quote
         fill = delimiter.encode() * (columns + 1)
         self._stray_return = _STRAY_RETURN.encode() + fill
@@ -622,100 +618,127 @@ class _CleanedCsv:
         if not returns:
             places.append(b"\r(?!\n)")
         self._place = re.compile(b"|".join(places) or b"(?!)")
-        self._left = memoryview(b"")
-        self._clean = self._cleaned(iter(blocks))
 
-    def read(self, size: int = -1) -> bytes:
-        """Reads `size` bytes, fewer only at the end; all by default."""
-        parts, wanted = [], size
-        while wanted:
-            if not len(self._left):
-                block = next(self._clean, None)
-                if block is None:
-                    break
-                self._left = memoryview(block)
-            part = self._left if wanted < 0 else self._left[:wanted]
-            self._left = self._left[len(part) :]
-            self.size += len(part)
-            wanted -= len(part) if wanted > 0 else 0
-            parts.append(part)
-        return b"".join(parts)
+    def blocks(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        """Yields whole rows.
 
-    def close(self) -> None:
-        """Ends reading."""
-        self.closed = True
+        Args:
+          blocks: The text.
 
-    def _cleaned(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
-        held, before, first = b"", b"\n", True
-        while True:
+        Raises:
+          InputError: A quote is not closed, or a row is too long.
+        """
+        # What follows a quote or a return decides what it means: it is held.
+        held, before, begun = b"", b"\n", False
+        waiting: list[bytes] = []
+        block: bytes | None = b""
+        while block is not None:
             block = next(blocks, None)
             text = held + (block or b"")
-            if first:
+            if not begun:
                 # A blank line before the header.
                 text = text.lstrip(b"\r\n")
-                first = not text
+                begun = bool(text)
             if block is None:
                 text, held = text + b"\n", b""
             else:
-                # What follows a quote or a return decides what it means.
                 kept = text.rstrip(self._quote + b"\r")
                 text, held = kept, text[len(kept) :]
-            if text:
-                yield text if self._is_regular(text, before) else self._marked(text, before)
-                before = text[-1:]
-            if block is None:
+            if not text:
+                continue
+            clean, end = self._cleaned(text, before)
+            before = text[-1:]
+            if block is None and not self._unclosed:
+                end = len(clean)
+            if end:
+                rows = b"".join((*waiting, clean[:end]))
+                if rows.strip(b"\r\n"):
+                    yield rows
+                waiting = []
+            waiting.append(clean[end:])
+            if sum(map(len, waiting)) > _BLOCK_BYTES:
                 break
+        if self._unclosed:
+            raise InputError(
+                f"{self._path}: a quote is opened and not closed: correct the file, or write "
+                "'quote: \"\"' in the feature spec if quotes have no meaning in it"
+            )
+        if block is not None:
+            raise InputError(
+                f"{self._path} has a row of more than {_BLOCK_BYTES >> 20} MiB: is it another "
+                "format?"
+            )
 
-    def _is_regular(self, text: bytes, before: bytes) -> bool:
-        """Whether all quotes and returns are where they should be; follows the quotes if so."""
-        stray = not self._returns and text.count(b"\r") != text.count(b"\r\n")
+    def _cleaned(self, text: bytes, before: bytes) -> tuple[bytes, int]:
+        """Returns a text as Arrow should read it, and where the last row in it ends."""
+        returns = 0 if self._returns else text.count(b"\r")
+        stray = returns > 0 and returns != text.count(b"\r\n")
         if not self._quote or self._quote not in text:
-            return self.unclosed or not stray
+            if self._unclosed:
+                return text, 0
+            return self._marked(text, before) if stray else (text, text.rfind(self._end) + 1)
         data = np.frombuffer(text, np.uint8)
         places = np.flatnonzero(data == self._quote[0])
-        opening, closing = places[self.unclosed :: 2], places[1 - self.unclosed :: 2]
+        opening, closing = places[self._unclosed :: 2], places[1 - self._unclosed :: 2]
         known = np.zeros(256, bool)
         known[np.frombuffer(self._after, np.uint8)] = True
         # Quotes at the ends of a block are held, so that one follows each.
         previous = np.where(opening > 0, data[opening - 1], before[0])
         if not (known[previous].all() and known[data[closing + 1]].all()):
-            return False
+            return self._marked(text, before)
         if stray:
-            returns = np.flatnonzero(data == 13)
-            returns = returns[data[returns + 1] != 10]
-            within = (np.searchsorted(places, returns) + self.unclosed) % 2 == 1
-            if not within.all():
-                return False
-        self.unclosed ^= bool(len(places) % 2)
-        return True
+            ends = np.flatnonzero(data == 13)
+            ends = ends[data[ends + 1] != 10]
+            if not self._within(places, ends).all():
+                return self._marked(text, before)
+        end = text.rfind(self._end)
+        while end >= 0 and self._within(places, np.array([end]))[0]:
+            opened = np.searchsorted(places, end)
+            end = text.rfind(self._end, 0, int(places[opened - 1])) if opened else -1
+        self._unclosed ^= bool(len(places) % 2)
+        return text, end + 1
 
-    def _marked(self, text: bytes, before: bytes) -> bytes:
+    def _within(self, quotes: NDArray[Any], places: NDArray[Any]) -> NDArray[Any]:
+        """Which places of a text are within quotes."""
+        within: NDArray[Any] = (np.searchsorted(quotes, places) + self._unclosed) % 2 == 1
+        return within
+
+    def _marked(self, text: bytes, before: bytes) -> tuple[bytes, int]:
         """The same character by character, with marks at stray returns and after stray quotes."""
-        given, place, parts = before + text, 1, []
+        given, place, parts, end = before + text, 1, [], 0
+        length = 0
+
+        def put(part: bytes, outside: bool) -> None:
+            nonlocal length, end
+            if outside and (found := part.rfind(self._end)) >= 0:
+                end = length + found + 1
+            parts.append(part)
+            length += len(part)
+
         while True:
-            if self.unclosed:
-                end = given.find(self._quote, place)
-                if end < 0:
+            if self._unclosed:
+                closed = given.find(self._quote, place)
+                if closed < 0:
                     break
-                if given[end + 1 : end + 2] == self._quote:
-                    parts.append(given[place : end + 2])
-                    place = end + 2
+                if given[closed + 1 : closed + 2] == self._quote:
+                    put(given[place : closed + 2], False)
+                    place = closed + 2
                     continue
-                self.unclosed = False
-                parts.append(given[place : end + 1])
-                place = end + 1
+                self._unclosed = False
+                put(given[place : closed + 1], False)
+                place = closed + 1
                 if given[place : place + 1] not in self._after:
-                    parts.append(self._stray_quote)
+                    put(self._stray_quote, False)
                 continue
             found = self._place.search(given, place)
             if found is None:
                 break
-            parts.append(given[place : found.start()])
+            put(given[place : found.start()], True)
             place = found.end()
-            self.unclosed = found[0] == self._quote
-            parts.append(found[0] if self.unclosed else self._stray_return)
-        parts.append(given[place:])
-        return b"".join(parts)
+            self._unclosed = found[0] == self._quote
+            put(found[0] if self._unclosed else self._stray_return, False)
+        put(given[place:], not self._unclosed)
+        return b"".join(parts), end
 
 
 def _whole_lines(blocks: Iterable[bytes], path: str) -> Iterator[bytes]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import hashlib
 import inspect
 import json
+import queue
+import threading
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -17,6 +20,8 @@ from tfrz.config import did_you_mean, from_mapping, require
 from tfrz.data.sources.files import CorruptLine, CorruptLines, Shard
 from tfrz.data.sources.locations import version_of
 from tfrz.data.spec import Spec
+
+T = TypeVar("T")
 
 
 class Reader(abc.ABC):
@@ -40,6 +45,10 @@ class Reader(abc.ABC):
         Raises:
           InputError: The source is missing, empty or has the wrong format.
         """
+
+    def parts(self) -> list[Shard]:
+        """Returns shards to be read one after the other, which are found faster."""
+        return self.shards()
 
     @abc.abstractmethod
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
@@ -65,15 +74,65 @@ class Reader(abc.ABC):
             digest.update(part.encode())
         return digest.hexdigest()[:32]
 
+    def with_dictionaries(self) -> Reader:
+        """Returns a reader of the same records whose texts may come as dictionaries.
+
+        They are faster to read and to encode. The columns of impressions are then lists of
+        `dictionary<int32, binary>` where the source has them so.
+        """
+        return self
+
     def batches(self, corrupt: CorruptLines) -> Iterator[pa.RecordBatch]:
         """Yields the records of all shards, and gathers the corrupt lines."""
-        for shard in self.shards():
+        for shard in self.parts():
             for item in self.read(shard):
                 if isinstance(item, CorruptLine):
                     corrupt.append(item)
                 else:
                     corrupt.rows += item.num_rows
                     yield item
+
+
+def ahead(items: Iterator[T], count: int = 2) -> Iterator[T]:
+    """Yields items that a thread computes meanwhile.
+
+    Args:
+      items: To be computed.
+      count: How many may wait.
+    """
+    waiting: queue.Queue[tuple[T, None] | tuple[None, BaseException | None]] = queue.Queue(count)
+    ended = threading.Event()
+
+    def put(entry: tuple[T, None] | tuple[None, BaseException | None]) -> bool:
+        while not ended.is_set():
+            with contextlib.suppress(queue.Full):
+                waiting.put(entry, timeout=0.1)
+                return True
+        return False
+
+    def compute() -> None:
+        failure: BaseException | None = None
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+        except BaseException as error:
+            failure = error
+        put((None, failure))
+
+    thread = threading.Thread(target=compute, name="ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, failure = waiting.get()
+            if item is None:
+                if failure is not None:
+                    raise failure
+                return
+            yield item
+    finally:
+        ended.set()
+        thread.join()
 
 
 def read_table(

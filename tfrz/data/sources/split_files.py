@@ -42,6 +42,12 @@ class SplitFiles(Reader):
         self._held_out, self._seed = held_out, seed
 
     @override
+    def with_dictionaries(self) -> SplitFiles:
+        readers = {split: reader.with_dictionaries() for split, reader in self._readers.items()}
+        others = {split: reader for split, reader in readers.items() if split != "train"}
+        return SplitFiles(readers["train"], others, self._held_out, self._seed)
+
+    @override
     def feature_spec(self) -> Spec:
         spec = self._readers["train"].feature_spec()
         name = SPLIT_COLUMN if self.record_type == "impression" else "split"
@@ -58,11 +64,18 @@ class SplitFiles(Reader):
 
     @override
     def shards(self) -> list[Shard]:
+        return self._numbered(lambda reader: reader.shards())
+
+    @override
+    def parts(self) -> list[Shard]:
+        return self._numbered(lambda reader: reader.parts())
+
+    def _numbered(self, shards: Callable[[Reader], list[Shard]]) -> list[Shard]:
         # The number of a shard's file says which reader reads it, too.
         return [
             dataclasses.replace(shard, number=shard.number * len(SPLITS) + SPLITS.index(split))
             for split, reader in self._readers.items()
-            for shard in reader.shards()
+            for shard in shards(reader)
         ]
 
     @override

@@ -44,6 +44,8 @@ class TabularFile(abc.ABC, Generic[SpecT]):
     name = "file"
     # Whether labels and outcomes are read; data to be predicted need not have them.
     labelled = True
+    # Whether texts are read as dictionaries.
+    coded = False
     spec: SpecT
     raw: RawFiles
 
@@ -52,7 +54,10 @@ class TabularFile(abc.ABC, Generic[SpecT]):
         self.path = path
         columns = self._columns
         exact = [feature.name for feature in columns if feature.dtype != "float32"]
-        self.raw = RawFiles(path, [f.name for f in columns], dialect, named, exact)
+        coded = [
+            f.name for f in columns if self.coded and f.dtype == "string" and not f.multivalent
+        ]
+        self.raw = RawFiles(path, [f.name for f in columns], dialect, named, exact, coded)
 
     def unlabelled(self) -> Self:
         """Returns a reader of the same files that does not read labels and outcomes."""
@@ -78,6 +83,10 @@ class TabularFile(abc.ABC, Generic[SpecT]):
         """See `Reader`."""
         return self.raw.shards()
 
+    def parts(self) -> list[Shard]:
+        """See `Reader`."""
+        return self.raw.shards(split=False)
+
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch | CorruptLine]:
         """See `Reader`."""
         file = self.raw.files[shard.number]
@@ -85,7 +94,7 @@ class TabularFile(abc.ABC, Generic[SpecT]):
             if isinstance(item, CorruptLine):
                 yield item
                 continue
-            rows = Rows(item, file, self.raw.dialect, shard.number)
+            rows = Rows(item, file, self.raw.dialect, shard.number, self.coded)
             batch = self._batch(rows)
             yield from rows.corrupt()
             batch = rows.kept(batch)
@@ -120,6 +129,13 @@ class Tabular(TabularFile[FeatureSpec], Reader):
         dialect = pop_dialect(mapping, features)
         self.spec = from_mapping(FeatureSpec, mapping, features)
         self._open(path, dialect)
+
+    @override
+    def with_dictionaries(self) -> Self:
+        reader = copy.copy(self)
+        reader.coded = True
+        reader._open(self.path, self.raw.dialect)
+        return reader
 
     def copying(self, names: Sequence[str]) -> Self:
         """Returns a reader whose batches also have columns of the files, as `COPIED + name`."""

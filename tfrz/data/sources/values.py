@@ -86,12 +86,13 @@ def _bad_text(values: pa.Array) -> NDArray[Any]:
 
 
 def texts(values: pa.Array) -> Converted:
-    """Values without nulls as binary, and which of them cannot be ids."""
+    """Values without nulls as binary, or dictionaries of it, and which of them cannot be ids."""
     kind = values.type
     if pa.types.is_dictionary(kind):
         terms, bad = texts(values.dictionary)
         indices = values.indices
-        return terms.take(indices), bad[_numpy(indices)] if len(bad) else _none(values)
+        coded = pa.DictionaryArray.from_arrays(indices, terms)
+        return coded, bad[_numpy(indices)] if bad.any() else _none(values)
     if is_text(kind):
         return values.cast(pa.binary()), _bad_text(values)
     if is_bytes(kind):
@@ -108,11 +109,17 @@ def texts(values: pa.Array) -> Converted:
     return pa.array([b""] * len(values), pa.binary()), ~_none(values)
 
 
+def _hexadecimal(values: pa.Array) -> bool:
+    """Whether a text may be a hexadecimal number, which Arrow reads too."""
+    data = values.buffers()[2]
+    letters = np.frombuffer(data if data is not None else b"", np.uint8) | 0x20
+    return bool((letters == ord("x")).any())
+
+
 def _parsed_whole(values: pa.Array) -> Converted:
     """Whole numbers from texts."""
     try:
-        # Arrow reads hexadecimal numbers too.
-        if not pc.any(pc.match_substring(values, "x", ignore_case=True)).as_py():
+        if not _hexadecimal(values):
             return values.cast(pa.int64()), _none(values)
     except pa.ArrowInvalid:
         pass
@@ -188,7 +195,7 @@ def numbers(values: pa.Array, decimal: str = ".") -> Converted:
             # A point would be between thousands.
             values = pc.replace_substring(pc.replace_substring(values, ".", "?"), decimal, ".")
         try:
-            if not pc.any(pc.match_substring(values, "x", ignore_case=True)).as_py():
+            if not _hexadecimal(values):
                 return values.cast(pa.float64()), _none(values)
         except pa.ArrowInvalid:
             pass
@@ -339,6 +346,7 @@ class Rows:
       file: The file.
       dialect: How text files are written.
       file_number: Which file of the source it is, from 0.
+      coded: Whether lists of texts may have dictionaries.
 
     Attributes:
       count: Number of rows.
@@ -346,8 +354,14 @@ class Rows:
     """
 
     def __init__(
-        self, raw: RawBatch, file: DataFile, dialect: Dialect, file_number: int = 0
+        self,
+        raw: RawBatch,
+        file: DataFile,
+        dialect: Dialect,
+        file_number: int = 0,
+        coded: bool = False,
     ) -> None:
+        self._coded = coded
         self.raw, self._file, self._dialect = raw, file, dialect
         self._textual, self._file_number = file.format in ("csv", "json"), file_number
         self.count = len(raw.numbers)
@@ -422,11 +436,15 @@ class Rows:
                 rows, raw = rows[known], raw.filter(pa.array(known))
         return rows, raw
 
-    def _typed(self, column: str, dtype: str, split: bool) -> tuple[NDArray[Any], pa.Array]:
+    def _typed(
+        self, column: str, dtype: str, split: bool, coded: bool = False
+    ) -> tuple[NDArray[Any], pa.Array]:
         """Values of the type, and their rows; rows with others are refused."""
         rows, raw = self.values(column, split, nan=dtype == "float32")
         if dtype == "string":
             converted, bad = texts(raw)
+            if pa.types.is_dictionary(converted.type) and not coded:
+                converted = converted.dictionary.take(converted.indices)
         elif dtype == "int64":
             converted, bad = whole_numbers(raw)
         else:
@@ -453,7 +471,7 @@ class Rows:
 
     def lists(self, feature: Feature) -> pa.ListArray:
         """A column of lists of a feature's values."""
-        rows, values = self._typed(feature.name, feature.dtype, feature.multivalent)
+        rows, values = self._typed(feature.name, feature.dtype, feature.multivalent, self._coded)
         counts = np.bincount(rows, minlength=self.count)
         if not feature.multivalent and counts.max(initial=0) > 1:
             self.refuse(

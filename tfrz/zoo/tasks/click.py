@@ -34,6 +34,7 @@ from tfrz.data.impressions.encoding import (
 from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.impressions.transform import ImpressionPreprocessor, preprocess
 from tfrz.data.sources.files import CorruptLines
+from tfrz.data.sources.reader import ahead
 from tfrz.data.spec import Spec, UserEmbedding, transformed_name
 from tfrz.data.splits import SPLITS, SplitPlan, split_rows
 from tfrz.data.transform import Analyzers, Preprocessor
@@ -119,7 +120,10 @@ class ClickTask(Task[FeatureSpec, ModelInputs]):
         data, plan = self.config.data, self._plan(source)
         own = cast(FeatureSpec, source.reader.feature_spec())
         counts, found = dict.fromkeys(SPLITS, 0), Found()
-        for batch in source.reader.batches(corrupt):
+        reader = source.reader
+        if source.join is None and teacher is None:
+            reader = reader.with_dictionaries()
+        for batch in ahead(reader.batches(corrupt)):
             table = coded(pa.Table.from_batches([batch]), own)
             # By the record's own values: what is added must not change its split.
             rows = split_rows(table, plan)
