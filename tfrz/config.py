@@ -168,7 +168,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any] | None, where: str = "
     mapping = {} if mapping is None else mapping
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: expected a mapping of names to values, got {mapping!r}")
-    hints = _hints(cls)
+    hints = _hints(typing.cast(type, cls))
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for name in mapping:
         if name not in fields:

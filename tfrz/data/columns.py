@@ -17,6 +17,8 @@ ARROW = {"string": pa.binary(), "int64": pa.int64(), "float32": pa.float32()}
 
 def whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Returns a column as a single array."""
+    if isinstance(column, pa.ChunkedArray) and column.num_chunks == 1:
+        return column.chunk(0)
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
 

@@ -179,8 +179,9 @@ class Preprocessor(tf.Module, Generic[SpecT, ConfigT]):
     @property
     def vocabularies(self) -> dict[str, list[str]]:
         """Maps feature names to terms in the order of their ids, which start at 1."""
+        # All at once is faster than each; as in TensorFlow Transform's files, none has a line end.
         return {
-            name: [term.decode("utf-8", "backslashreplace") for term in terms]
+            name: b"\n".join(terms).decode("utf-8", "backslashreplace").split("\n") if terms else []
             for name, terms in self._terms.items()
         }
 

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tfrz.config import from_mapping, require
+from tfrz.data.sources.ahead import ahead
 from tfrz.data.sources.files import CorruptLine, Shard
 from tfrz.data.sources.locations import (
     DataFile,
@@ -41,7 +42,7 @@ from tfrz.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-_ROWS_A_BATCH = 1 << 18
+_VALUES_A_BATCH = 1 << 22
 # A plain CSV file without quotes is read in parts of this size.
 _PART_BYTES = 32 << 20
 # No row may be longer.
@@ -359,7 +360,7 @@ class RawFiles:
             for name, place in wanted.items()
         }
         number = shard.first_line
-        for block in rows.blocks(_utf8_blocks(stream, dialect)):
+        for block in ahead(rows.blocks(_utf8_blocks(stream, dialect))):
             try:
                 table = pcsv.read_csv(
                     pa.BufferReader(block),
@@ -444,7 +445,8 @@ class RawFiles:
             opened = self._open_parquet(file, coded)
         groups = list(range(shard.start, shard.end))
         number = 1 + sum(opened.metadata.row_group(g).num_rows for g in range(shard.start))
-        for batch in opened.iter_batches(_ROWS_A_BATCH, row_groups=groups, columns=wanted):
+        rows = _VALUES_A_BATCH // max(1, len(wanted))
+        for batch in opened.iter_batches(rows, row_groups=groups, columns=wanted):
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
             yield RawBatch(columns, np.arange(number, number + batch.num_rows))
             number += batch.num_rows

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import dataclasses
 import hashlib
 import inspect
 import json
-import queue
-import threading
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,8 +17,6 @@ from tfrz.config import did_you_mean, from_mapping, require
 from tfrz.data.sources.files import CorruptLine, CorruptLines, Shard
 from tfrz.data.sources.locations import version_of
 from tfrz.data.spec import Spec
-
-T = TypeVar("T")
 
 
 class Reader(abc.ABC):
@@ -91,48 +86,6 @@ class Reader(abc.ABC):
                 else:
                     corrupt.rows += item.num_rows
                     yield item
-
-
-def ahead(items: Iterator[T], count: int = 2) -> Iterator[T]:
-    """Yields items that a thread computes meanwhile.
-
-    Args:
-      items: To be computed.
-      count: How many may wait.
-    """
-    waiting: queue.Queue[tuple[T, None] | tuple[None, BaseException | None]] = queue.Queue(count)
-    ended = threading.Event()
-
-    def put(entry: tuple[T, None] | tuple[None, BaseException | None]) -> bool:
-        while not ended.is_set():
-            with contextlib.suppress(queue.Full):
-                waiting.put(entry, timeout=0.1)
-                return True
-        return False
-
-    def compute() -> None:
-        failure: BaseException | None = None
-        try:
-            for item in items:
-                if not put((item, None)):
-                    return
-        except BaseException as error:
-            failure = error
-        put((None, failure))
-
-    thread = threading.Thread(target=compute, name="ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, failure = waiting.get()
-            if item is None:
-                if failure is not None:
-                    raise failure
-                return
-            yield item
-    finally:
-        ended.set()
-        thread.join()
 
 
 def read_table(

@@ -33,8 +33,8 @@ from tfrz.data.impressions.encoding import (
 )
 from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.impressions.transform import ImpressionPreprocessor, preprocess
+from tfrz.data.sources.ahead import ahead
 from tfrz.data.sources.files import CorruptLines
-from tfrz.data.sources.reader import ahead
 from tfrz.data.spec import Spec, UserEmbedding, transformed_name
 from tfrz.data.splits import SPLITS, SplitPlan, split_rows
 from tfrz.data.transform import Analyzers, Preprocessor
