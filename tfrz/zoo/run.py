@@ -65,15 +65,18 @@ class Run:
         return self.source.reader.fingerprint()
 
     def prepare(self) -> Prepared[Any, Any]:
-        """Reads, splits and transforms the source in this process.
+        """Reads, splits and transforms the source in this process, and checks the sets.
 
         Raises:
-          InputError: as of the task's `examples`.
+          InputError: as of the task's `examples` and `check_sets`.
         """
         prepared = self.task.prepared_source(self.source, self.cache)
         counts = [f"{s.num_examples:,}" for s in (prepared.train, prepared.validation)]
         counts.append(f"{prepared.test.num_examples:,}" if prepared.test is not None else "no")
         logger.info("%s: %s training, %s validation, %s test examples", self.data, *counts)
+        self.task.check_sets(prepared)
+        if prepared.test is None and self.config.data.test_fraction > 0:
+            logger.warning("%s: the test set is empty, so no test metrics are reported", self.data)
         return prepared
 
 

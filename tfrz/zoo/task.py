@@ -26,6 +26,7 @@ from tfrz.data.spec import Feature, Spec, raw_feature_spec, transformed_name
 from tfrz.data.splits import SPLITS
 from tfrz.data.transform import Analyzers, Preprocessor, densify, transform_table
 from tfrz.data.user_embeddings import EmbeddingJoin, joined
+from tfrz.errors import InputError
 from tfrz.export.raw_inputs import (
     check_lengths,
     raw_input_signature,
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from tfrz.zoo.run_config import RunConfig
 
 Tensors = dict[str, tf.Tensor]
+# What to do about an empty set.
+_MORE = "bring more data, or split it in another way (section data)"
+
 Transform = Callable[[dict[str, tf.SparseTensor]], dict[str, Any]]
 Parts = dict[str, pa.Table]
 
@@ -244,7 +248,13 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
     def prepared(
         self, spec: SpecT, parts: Mapping[str, pa.Table], left_out: int = 0
     ) -> Prepared[SpecT, InputsT]:
-        """Examples by split as sets that a model is trained and evaluated on."""
+        """Examples by split as sets that a model is trained and evaluated on.
+
+        Raises:
+          InputError: there is nothing to train on.
+        """
+        if not parts["train"].num_rows:
+            raise InputError(f"the training set is empty: {_MORE}")
         transform, trainer = self.fit_transform(parts["train"], spec), self.config.trainer
         columns = {name: self.transformed(transform, parts[name], spec, name) for name in SPLITS}
         vocabularies = {
@@ -252,7 +262,6 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
         } | self.catalogue_vocabularies
         train = ArrayBatches(columns["train"], trainer.batch_size, trainer.seed)
         inputs = self.inputs_of(spec, transform.vocabulary_sizes, vocabularies)
-        self.check_training_set(train, inputs)
         test = ArrayBatches(columns["test"], self.evaluation_batch)
         return Prepared(
             train=train,
@@ -291,12 +300,18 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
         del cache
         return self.prepared(source.spec, *self.examples(source))
 
-    def check_training_set(self, train: Batches, inputs: InputsT) -> None:
-        """Refuses a training set from which nothing can be learned; accepts all by default.
+    def check_sets(self, prepared: Prepared[SpecT, InputsT]) -> None:
+        """Refuses sets from which nothing can be learned or chosen, before anything is trained.
+
+        It warns of what training does not need: a metric that a set leaves undefined.
 
         Raises:
-          InputError: says why.
+          InputError: the training or the validation set is empty, by default.
         """
+        sets = {"training": prepared.train, "validation": prepared.validation}
+        for name, some in sets.items():
+            if not some.num_examples:
+                raise InputError(f"the {name} set is empty: {_MORE}")
 
     # The model.
 

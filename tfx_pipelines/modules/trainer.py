@@ -59,8 +59,7 @@ def open_prepared(fn_args: Any, config: RunConfig) -> tuple[Task[Any, Any], Prep
     train = ExampleBatches(
         _files(fn_args.train_files), parse_spec, trainer.batch_size, seed=trainer.seed
     )
-    task.check_training_set(train, inputs)
-    return task, Prepared(
+    prepared: Prepared[Any, Any] = Prepared(
         train=train,
         validation=ExampleBatches(_files(fn_args.eval_files), parse_spec, 8192, shuffle=False),
         test=None,
@@ -70,6 +69,8 @@ def open_prepared(fn_args: Any, config: RunConfig) -> tuple[Task[Any, Any], Prep
         spec=spec,
         examples=task.warmup_examples(vocabularies, spec, config.export.warmup_examples),
     )
+    task.check_sets(prepared)
+    return task, prepared
 
 
 def _with_hyperparameters(config: RunConfig, hyperparameters: dict[str, Any] | None) -> RunConfig:

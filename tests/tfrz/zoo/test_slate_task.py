@@ -732,7 +732,7 @@ def test_a_source_without_anything_relevant_is_told(run, tmp_path):
     text = "\n".join(",".join([*r[:2], "0", *r[3:]]) for r in rows[1:])
     (tmp_path / "lists.csv").write_text(f"{lines[0]}\n{text}\n")
     data = str(tmp_path / "lists.csv")
-    with pytest.raises(InputError, match="training set has 0 examples"):
+    with pytest.raises(InputError, match="the training set is empty"):
         train("seq2slate", data, tmp_path / "o", run.features, [*SETTINGS], progress=False)
 
 

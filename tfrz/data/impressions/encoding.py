@@ -133,7 +133,6 @@ class ImpressionEncoder:
     def __init__(self, spec: FeatureSpec) -> None:
         self.spec = spec
         self._terms = {f.name: _Terms(f) for f in spec.categorical}
-        self.positives = 0.0
 
     def add(self, table: pa.Table | pa.RecordBatch) -> pa.RecordBatch:
         """Encodes rows.
@@ -160,12 +159,11 @@ class ImpressionEncoder:
         return record_batch(_encoded_schema(self.spec), columns)
 
     def count(self, batch: pa.RecordBatch) -> None:
-        """Counts the terms and labels of encoded rows of the training set."""
+        """Counts the terms of encoded rows of the training set."""
         for name, terms in self._terms.items():
             column = batch.column(name)
             lists = pa.types.is_list(column.type)
             terms.count((column.flatten() if lists else column).to_numpy())
-        self.positives += pc.sum(batch.column(self.spec.label)).as_py() or 0.0
 
     def _codes(self, feature: Feature, column: pa.ListArray) -> pa.Array:
         lists = _flat(column, _present)
@@ -410,14 +408,12 @@ class EncodedImpressions:
       fitted: What turns encoded rows into the inputs of a model.
       sets: Split to its rows.
       examples: Some raw examples of the validation set, serialised.
-      positives: Sum of the labels of the training set.
       left_out: Number of corrupt lines.
     """
 
     fitted: FittedImpressions
     sets: Mapping[str, EncodedSet]
     examples: list[bytes]
-    positives: float
     left_out: int = 0
 
 
@@ -461,7 +457,6 @@ def encode(
         encoder.save(unfinished)
         described = {
             "widths": {split: dict(sink.widths) for split, sink in sinks.items()},
-            "positives": encoder.positives,
             "left_out": left_out(),
         }
         with tf.io.TFRecordWriter(str(unfinished / "examples.tfrecord")) as writer:
@@ -474,7 +469,7 @@ def encode(
         assert found is not None
         return found
     fitted = encoder.fit(sets["train"].batches)
-    return EncodedImpressions(fitted, sets, examples, encoder.positives, left_out())
+    return EncodedImpressions(fitted, sets, examples, left_out())
 
 
 def encoded_in(directory: Path, spec: FeatureSpec) -> EncodedImpressions | None:
@@ -490,6 +485,5 @@ def encoded_in(directory: Path, spec: FeatureSpec) -> EncodedImpressions | None:
         encoder.fit(sets["train"].batches),
         sets,
         [record.numpy() for record in records],
-        described["positives"],
         described["left_out"],
     )

@@ -41,7 +41,9 @@ from tfrz.data.transform import Analyzers, Preprocessor
 from tfrz.data.user_embeddings import EmbeddingJoin, Found
 from tfrz.errors import InputError
 from tfrz.training.batches import ArrayBatches, Batches, GroupedBatches
+from tfrz.training.fit import objective_of
 from tfrz.zoo.task import ExampleSource, Parts, Prepared, Served, Task, Tensors
+from tfrz.zoo.tasks.sets import column, distinct, judged_sets
 from tfrz.zoo.tasks.thresholds import click_config
 from tfrz.zoo.teacher import TEACHER_SCORE, logits_of, open_teacher, with_teacher
 from tfrz.zoo.user_embeddings import adapter_arguments
@@ -195,12 +197,6 @@ class ClickTask(Task[FeatureSpec, ModelInputs]):
         self, spec: FeatureSpec, encoded: EncodedImpressions
     ) -> Prepared[FeatureSpec, ModelInputs]:
         fitted, trainer = encoded.fitted, self.config.trainer
-        train = encoded.sets["train"].num_examples
-        if encoded.positives in (0.0, float(train)):
-            raise InputError(
-                f"{spec.label} is {int(encoded.positives > 0)} in all {train:,} training examples: "
-                "there is nothing to learn; check the label"
-            )
         vocabularies = {
             transformed_name(name): terms for name, terms in fitted.transform.vocabularies.items()
         }
@@ -232,6 +228,33 @@ class ClickTask(Task[FeatureSpec, ModelInputs]):
             return fitted.columns(some.table(groups), some.widths)
 
         return GroupedBatches([b.num_rows for b in some.batches], read, batch_size, seed)
+
+    def check_sets(self, prepared: Prepared[FeatureSpec, ModelInputs]) -> None:
+        """Refuses a training set of one class; warns of others, in which AUC is undefined.
+
+        Raises:
+          InputError: as of `Task`; or all training examples have one label, or all validation
+            examples do and AUC is to choose the weights.
+        """
+        super().check_sets(prepared)
+        label, train = prepared.inputs.label, prepared.train
+        classes = distinct(column(train, label))
+        if len(classes) < 2:
+            raise InputError(
+                f"{prepared.spec.label} is {classes[0]:g} in all {train.num_examples:,} training "
+                "examples: there is nothing to learn; check the label"
+            )
+        for name, some in judged_sets(prepared).items():
+            classes = distinct(column(some, label))
+            if len(classes) == 2:
+                continue
+            said = (
+                f"{prepared.spec.label} is {classes[0]:g} in all {some.num_examples:,} {name} "
+                "examples: auc is undefined there"
+            )
+            if name == "validation" and objective_of(self, self.config.trainer) == "auc":
+                raise InputError(f"{said}, and it is to choose the weights; bring more data")
+            logger.warning("%s", said)
 
     def fit_transform(self, examples: pa.Table, spec: FeatureSpec) -> Preprocessor[Any, Any]:
         """Vocabularies and moments of the training examples."""

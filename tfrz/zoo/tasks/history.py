@@ -8,6 +8,7 @@ logits [batch, items]` and the tables that `tfrz.models.m3.M3` names.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,9 +33,12 @@ from tfrz.layers.low_rank_dense import frobenius_penalty
 from tfrz.losses.retrieval import softmax_loss
 from tfrz.metrics.ranking import at_rank, parse, rank_of
 from tfrz.training.compilation import compiles
-from tfrz.zoo.task import ExampleSource, Parts, Served, Task, Tensors, Transform
+from tfrz.zoo.task import ExampleSource, Parts, Prepared, Served, Task, Tensors, Transform
+from tfrz.zoo.tasks.sets import column, judged_sets
 from tfrz.zoo.tasks.slices import in_words, rank_in_words
 from tfrz.zoo.user_embeddings import adapter_arguments
+
+logger = logging.getLogger(__name__)
 
 # Stands in an answer where fewer items than top_k may be shown.
 NOTHING = -1e9
@@ -133,6 +137,31 @@ class HistoryTask(Task[HistorySpec, HistoryInputs]):
                 "some users are held out as they are"
             )
         return parts, 0
+
+    def check_sets(self, prepared: Prepared[HistorySpec, HistoryInputs]) -> None:
+        """Refuses sets without a choice between items.
+
+        Raises:
+          InputError: as of `Task`; or training knows fewer than two items, or none of those that
+            validation asks for.
+        """
+        super().check_sets(prepared)
+        count = prepared.inputs.num_items
+        if count < 2:
+            raise InputError(
+                f"the training set has {count} {'item' if count == 1 else 'items'}: there is "
+                f"nothing to choose from; check {prepared.spec.item}"
+            )
+        for name, some in judged_sets(prepared).items():
+            if any(((ids >= 1) & (ids <= count)).any() for ids in column(some, "target_xf")):
+                continue
+            said = (
+                f"none of {some.num_examples:,} {name} targets is an item of the training set: "
+                "every ranking metric is 0 there"
+            )
+            if name == "validation":
+                raise InputError(f"{said}; check the split (data.history)")
+            logger.warning("%s", said)
 
     def fit_transform(self, examples: pa.Table, spec: HistorySpec) -> Preprocessor[Any, Any]:
         """Vocabularies and moments of the training examples."""

@@ -8,6 +8,7 @@ Models of this task are constructed like those of `HistoryTask` and have `embed`
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,12 +29,17 @@ from tfrz.metrics.coverage import coverage, exposures, gini
 from tfrz.metrics.off_policy import self_normalized
 from tfrz.metrics.ranking import at_rank, parse, rank_of
 from tfrz.models.topk_reinforce import log_probability
-from tfrz.training.batches import Batches
-from tfrz.zoo.task import Served, Tensors, Transform
+from tfrz.training.fit import objective_of
+from tfrz.zoo.task import Prepared, Served, Tensors, Transform
 from tfrz.zoo.tasks.history import NOTHING, HistoryInputs, HistoryTask, id_table
+from tfrz.zoo.tasks.sets import distinct, judged_sets
 from tfrz.zoo.tasks.thresholds import evaluation_config, metrics_of_lists
 
+logger = logging.getLogger(__name__)
+
 _LISTED = 20
+# Metrics that estimate what a policy is worth.
+_VALUES = ("snips", "snips_low")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,21 +72,39 @@ class ReinforceTask(HistoryTask):
         names = spec.outcomes
         return names[0], names[1] if len(names) > 1 else None
 
-    def check_training_set(self, train: Batches, inputs: HistoryInputs) -> None:
-        """Refuses a log from which nothing can be learned.
+    def check_sets(self, prepared: Prepared[HistorySpec, HistoryInputs]) -> None:
+        """Refuses logs from which nothing can be learned.
 
         Raises:
-          InputError: no action of the log has a reward.
+          InputError: as of `HistoryTask`; or no action of the training log has a reward, or those
+            of the validation log have the same, so that every policy is worth the same there.
         """
+        inputs = prepared.inputs
         assert isinstance(inputs, ReinforceInputs)
+        super().check_sets(prepared)
         reward = transformed_name(inputs.reward)
         if not any(
             np.any(batch[reward].numpy()) or np.any(batch[f"history_{reward}"].numpy())
-            for batch in train.once()
+            for batch in prepared.train.once()
         ):
             raise InputError(
                 "every action of the training log has the reward 0: a policy cannot learn from it"
             )
+        for name, some in judged_sets(prepared).items():
+            # Only actions that the policy knows count in an estimate.
+            rewards = distinct(
+                batch[reward].numpy()[batch["target_xf"].numpy() <= inputs.num_items]
+                for batch in some.once()
+            )
+            if len(rewards) == 2:
+                continue
+            said = (
+                f"the reward is {rewards[0]:g} for all {some.num_examples:,} {name} actions: "
+                "every policy is worth the same there"
+            )
+            if name == "validation" and objective_of(self, self.config.trainer) in _VALUES:
+                raise InputError(f"{said}, and no weights can be chosen; hold out more")
+            logger.warning("%s", said)
 
     # The model.
 

@@ -8,6 +8,7 @@ context, num_context, dtype=...)` and has `embed(inputs)`, `interact(embedded) -
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from tfrz.data.lists.spec import ListConfig, ListSpec
 from tfrz.data.lists.transform import ListPreprocessor, preprocess_list
 from tfrz.data.spec import MISSING, Feature, transformed_name
 from tfrz.data.transform import Analyzers, Preprocessor, closed_up
+from tfrz.errors import InputError
 from tfrz.export.raw_inputs import check_widths, to_sparse
 from tfrz.layers.low_rank_dense import frobenius_penalty
 from tfrz.losses.ranking import (
@@ -43,8 +45,11 @@ from tfrz.losses.slate import (
 )
 from tfrz.metrics.slates import of_slate
 from tfrz.models.seq2slate import Seq2SlateConfig
-from tfrz.zoo.task import ExampleSource, Parts, Served, Task, Tensors
+from tfrz.zoo.task import ExampleSource, Parts, Prepared, Served, Task, Tensors
+from tfrz.zoo.tasks.sets import judged_sets
 from tfrz.zoo.tasks.slices import in_words, rank_in_words
+
+logger = logging.getLogger(__name__)
 
 # The score where nothing stands, or where the model did not choose.
 NOTHING = -1e9
@@ -159,6 +164,39 @@ class SlateTask(Task[ListSpec, ListInputs]):
 
             records = with_lambda_mart(records, source.spec, splits_of(records, *arguments))
         return build_lists(records, source.spec, self.lists, *arguments), 0
+
+    def check_sets(self, prepared: Prepared[ListSpec, ListInputs]) -> None:
+        """Refuses sets in which every order is as good as any other.
+
+        Raises:
+          InputError: as of `Task`; or no list of the training or validation set has candidates of
+            different relevance.
+        """
+        super().check_sets(prepared)
+        for name, some in {"training": prepared.train, **judged_sets(prepared)}.items():
+            count = 0
+            for batch in some.once():
+                valid, labels = batch["mask_xf"].numpy() > 0, batch["relevance_xf"].numpy()
+                most = np.where(valid, labels, -np.inf).max(axis=1)
+                count += int((most > np.where(valid, labels, np.inf).min(axis=1)).sum())
+                if count > 1:
+                    break
+            if count > 1:
+                continue
+            if count:
+                logger.warning(
+                    "only one of %s %s lists has both relevant and irrelevant candidates",
+                    f"{some.num_examples:,}",
+                    name,
+                )
+                continue
+            said = (
+                f"none of {some.num_examples:,} {name} lists has both relevant and irrelevant "
+                f"candidates among its first {self.lists.length}: every order is as good"
+            )
+            if name != "test":
+                raise InputError(f"{said}; bring more data, or check {prepared.spec.label}")
+            logger.warning("%s", said)
 
     def fit_transform(self, examples: pa.Table, spec: ListSpec) -> Preprocessor[Any, Any]:
         """Vocabularies and moments of the training examples."""

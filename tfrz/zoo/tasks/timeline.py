@@ -29,7 +29,10 @@ from tfrz.data.user_embeddings import EmbeddingJoin
 from tfrz.errors import InputError
 from tfrz.export.raw_inputs import check_rows, to_sparse
 from tfrz.layers.low_rank_dense import frobenius_penalty
-from tfrz.zoo.task import ExampleSource, Parts, Served, Task, Tensors, Transform
+from tfrz.training.batches import Batches
+from tfrz.training.fit import objective_of
+from tfrz.zoo.task import ExampleSource, Parts, Prepared, Served, Task, Tensors, Transform
+from tfrz.zoo.tasks.sets import column, distinct, judged_sets
 from tfrz.zoo.tasks.slices import in_words
 
 logger = logging.getLogger(__name__)
@@ -88,6 +91,16 @@ def transform_timelines(
     return {name: tf.concat(values, axis=0) for name, values in parts.items()}
 
 
+def _constant(batches: Batches, name: str, task: str) -> str | None:
+    """Says that the outcomes of a task do not differ in a set; None if they do."""
+    values = distinct(column(batches, f"label_{task}_xf"))
+    if not values:
+        return f"no {name} example has an outcome {task}"
+    if len(values) == 1:
+        return f"{task} is {values[0]:g} in all {batches.num_examples:,} {name} examples"
+    return None
+
+
 class TimelineTask(Task[TimelineSpec, TimelineInputs]):
     """Binary log losses and squared errors, summed over the tasks; the product is the vectors."""
 
@@ -133,6 +146,41 @@ class TimelineTask(Task[TimelineSpec, TimelineInputs]):
                 )
         refuse_empty_slices(parts["train"], self.timeline)
         return parts, sum(left_out.values())
+
+    def check_sets(self, prepared: Prepared[TimelineSpec, TimelineInputs]) -> None:
+        """Refuses outcomes of one class.
+
+        Raises:
+          InputError: as of `Task`; or no task has different outcomes in training, or a task whose
+            metric chooses the weights has not in validation.
+        """
+        super().check_sets(prepared)
+        inputs = prepared.inputs
+        constant = {
+            task: said
+            for task in inputs.tasks
+            if (said := _constant(prepared.train, "training", task)) is not None
+        }
+        if len(constant) == len(inputs.tasks):
+            raise InputError(
+                f"{next(iter(constant.values()))}: there is nothing to learn; check the outcomes, "
+                "or set data.timeline.negatives"
+            )
+        for said in constant.values():
+            logger.warning("%s: this task teaches nothing", said)
+        objective = objective_of(self, self.config.trainer)
+        for name, some in judged_sets(prepared).items():
+            for task in inputs.binary:
+                found = _constant(some, name, task)
+                if found is None:
+                    continue
+                said = f"{found}: auc and normalized_entropy of {task} are undefined there"
+                chooses = objective in ("auc", "normalized_entropy") or objective.endswith(
+                    (f"auc_{task}", f"normalized_entropy_{task}")
+                )
+                if name == "validation" and chooses:
+                    raise InputError(f"{said}, and {objective} is to choose the weights")
+                logger.warning("%s", said)
 
     def fit_transform(self, examples: pa.Table, spec: TimelineSpec) -> Preprocessor[Any, Any]:
         """Vocabularies of the training examples."""
