@@ -24,6 +24,9 @@ from tfx_pipelines.configs import Places, pipeline_name, splits_of
 
 
 def _beam_args(config: RunConfig) -> list[str]:
+    if config.pipeline.beam_runner == "DirectRunner" and not config.pipeline.beam_args:
+        # Beam's own default. With any argument, each component packs TFX for remote workers.
+        return []
     return [f"--runner={config.pipeline.beam_runner}", *config.pipeline.beam_args]
 
 
