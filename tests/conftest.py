@@ -11,6 +11,8 @@ import pytest
 # As the command line sets it for its process: where TensorFlow's own default differs, the processes
 # that a test starts would round otherwise than the process of the test.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# Each of a pipeline's many argument parsers would look for translations of its messages.
+os.environ.setdefault("LANGUAGE", "C")
 
 # A worker keeps a million objects of TensorFlow, TFX and Beam. Each full collection walks through all
 # of them and frees almost nothing, so collect less often.
