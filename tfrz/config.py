@@ -8,6 +8,7 @@ plain mapping before the classes are built, so that every value passes the same 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import functools
 import operator
@@ -141,6 +142,8 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
             f"expected a whole number, got {value!r}",
         )
         return value
+    if annotation is str and isinstance(value, datetime.date):
+        return value.isoformat()  # YAML 1.1 reads dates.
     require(
         isinstance(value, annotation), where, f"expected {_describe(annotation)}, got {value!r}"
     )

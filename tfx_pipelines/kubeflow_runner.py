@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tfrz.files import atomic_write
 from tfrz.zoo.run_config import RunConfig
+from tfrz.zoo.run_folder import pinned_spans
 from tfrz.zoo.user_embeddings import pinned
 from tfx_pipelines.configs import Places
 from tfx_pipelines.local_runner import open_checked
@@ -27,7 +28,7 @@ def compile_pipeline(
     Raises:
       InputError: bad input.
     """
-    config = pinned(config)
+    config = pinned_spans(pinned(config), data)
     run = open_checked(config, data, features)
     # TFX loads slowly, and a refusal does not need it.
     from tfx import v1 as tfx

@@ -18,6 +18,7 @@ from tfrz.config import require
 from tfrz.files import require_writable_directory
 from tfrz.zoo.run import Run, open_run
 from tfrz.zoo.run_config import RunConfig
+from tfrz.zoo.run_folder import pinned_spans
 from tfrz.zoo.user_embeddings import pinned
 from tfx_pipelines.configs import Places, config_to_json
 
@@ -171,7 +172,7 @@ def run_pipeline(
     Raises:
       InputError: bad input; before anything runs where possible.
     """
-    config = pinned(config)
+    config = pinned_spans(pinned(config), data)
     run = open_checked(config, data, features)
     places = Places(str(require_writable_directory(root).resolve()))
     Path(places.logs).mkdir(exist_ok=True)

@@ -71,8 +71,10 @@ def _infer(args: argparse.Namespace) -> int:
     """Prints a spec; says on standard error how many rows fit it."""
     from tfrz.config import require
     from tfrz.data.inference import infer
+    from tfrz.data.sources.spans import located
 
     require(args.rows >= 1, "--rows", "must be at least 1")
+    args.data = located(args.data)
     found = infer(args.data, args.rows)
     text = found.yaml(args.records)
     records = args.records or next(iter(found.drafts))
@@ -116,8 +118,10 @@ def _reader(args: argparse.Namespace, records: str | None) -> Any:
     from tfrz.config import apply_overrides, read_yaml
     from tfrz.data.inference import infer, records_of
     from tfrz.data.records import SOURCES, open_source
+    from tfrz.data.sources.spans import located
 
     options = apply_overrides({}, args.option)
+    args.data = located(args.data)
     name = args.data.partition(":")[0]
     known = name in SOURCES and (":" in args.data or name == "simulated")
     if args.features is not None and records is None and not known:

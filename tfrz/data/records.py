@@ -28,6 +28,7 @@ from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.lists.spec import ListConfig, ListSpec
 from tfrz.data.sources.locations import is_uri
 from tfrz.data.sources.reader import Reader, construct
+from tfrz.data.sources.spans import located
 from tfrz.data.spec import Spec
 from tfrz.data.timelines.spec import TimelineConfig, TimelineSpec
 from tfrz.errors import InputError
@@ -171,7 +172,8 @@ def open_source(
 
     Args:
       data: `simulated`, `NAME:PATH` with a known name, or files of your own (CSV, JSON lines,
-        Parquet or TFRecord): a path, a folder, a glob or several with commas between, or URIs.
+        Parquet or TFRecord): a path, a folder, a glob or several with commas between, or URIs. Of
+        rolling data (`span-{SPAN}/`) the newest span is read.
       features: Path of the feature spec of such a file.
       records: Type of the records; by default the first type that the source has.
       options: Options of the reader (`data.options` in the configuration).
@@ -180,6 +182,7 @@ def open_source(
       InputError: The name is unknown, a path or spec is missing, or the source has no such records.
       ConfigError: The reader has no such option, or its value has the wrong type.
     """
+    data = located(data)
     name, colon, path = data.partition(":")
     if name in SOURCES and (colon or name == "simulated"):
         if not path and name != "simulated":

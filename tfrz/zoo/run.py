@@ -18,6 +18,7 @@ import keras
 from tfrz.config import require
 from tfrz.data.records import open_source
 from tfrz.data.sources.reader import Reader
+from tfrz.data.sources.spans import Span, chosen_spans, filled, located
 from tfrz.data.sources.split_files import with_split_files
 from tfrz.export.saved_model import export_model
 from tfrz.training.factorization import LayerReport
@@ -40,11 +41,12 @@ class Run:
 
     Attributes:
       config: of the run.
-      data: as `--data` of the command line.
+      data: as `--data` of the command line, with the spans that are read filled in.
       features: feature spec of a file of the user's own.
       task: what the model learns.
       source: the reader, the features of its examples, and what joins embeddings.
       cache: folder for examples that were encoded once; None for none.
+      spans: of rolling data, those that are read.
     """
 
     config: RunConfig
@@ -53,6 +55,7 @@ class Run:
     task: Task[Any, Any]
     source: ExampleSource[Any]
     cache: Path | None = None
+    spans: tuple[Span, ...] = ()
 
     @property
     def entry(self) -> registry.ModelEntry:
@@ -100,7 +103,8 @@ def open_reader(settings: DataConfig, data: str, features: str | None, records: 
     )
 
     def opened(path: str) -> Reader:
-        return open_source(path, features, records, **settings.options)
+        found = located(path, settings.spans)
+        return open_source(found, features, records, **settings.options)
 
     return with_split_files(
         opened(data),
@@ -128,9 +132,13 @@ def open_run(
         embeddings is none, or of another version than the run.
     """
     entry = registry.get(config.name)
+    spans = chosen_spans(data, config.data.spans)
+    if spans:
+        logger.info("%s: spans %s", data, ", ".join(str(span.number) for span in spans))
+        data = filled(data, spans)
     reader = open_reader(config.data, data, features, entry.record_type)
     task = entry.new_task(config)
-    return Run(config, data, features, task, task.resolve(reader), cache)
+    return Run(config, data, features, task, task.resolve(reader), cache, tuple(spans))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from tfrz.data.histories.spec import HistoryConfig
 from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.lists.spec import ListConfig
 from tfrz.data.records import RECORD_TYPES
+from tfrz.data.sources.spans import SpansConfig
 from tfrz.data.splits import SplitPlan
 from tfrz.data.timelines.slicing import load_slices
 from tfrz.data.timelines.spec import TimelineConfig
@@ -43,6 +44,8 @@ class DataConfig:
       test_start: the same for the test.
       validation: files of the user's own that the validation set is read from, as `--validation`.
       test: files of the user's own that the test set is read from, as `--test`.
+      spans: of rolling data, whose paths have `{SPAN}` or a date, the spans that are read:
+        `latest`, or `start` and `end`. Null takes the newest alone.
       max_corrupt_fraction: a run fails if a larger share of the lines is unreadable.
       options: options of the source's reader, such as `rows` for simulated data.
       history: how interactions become histories, for models of histories and logged actions. The
@@ -61,6 +64,7 @@ class DataConfig:
     test_start: int | None = None
     validation: str | None = None
     test: str | None = None
+    spans: SpansConfig | None = None
     max_corrupt_fraction: float = 0.001
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     history: HistoryConfig | None = None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
-from tfrz.config import read_yaml, require, write_yaml
+from tfrz.config import from_mapping, read_yaml, require, write_yaml
 from tfrz.data.sources.locations import is_uri
+from tfrz.data.sources.spans import SpansConfig, chosen_spans, has_spans
 from tfrz.errors import ConfigError, InputError
 from tfrz.files import atomic_write
+from tfrz.zoo.run_config import RunConfig
 
 FEATURES = "features.yaml"
 FINGERPRINT = "data_fingerprint"
@@ -82,6 +85,39 @@ def keep_source(out: Path, features: str | Path | None, fingerprint: str) -> Non
     """Writes what a run is to know of its source: the fingerprint, and the spec if there is one."""
     keep_features(out, features)
     atomic_write(out / FINGERPRINT, fingerprint + "\n")
+
+
+def pinned_spans(config: RunConfig, data: str, out: Path | None = None) -> RunConfig:
+    """The configuration with the range of spans that it reads now.
+
+    Args:
+      config: of the run.
+      data: as `--data` of the command line.
+      out: folder of a run to resume, which goes on with its own spans.
+
+    Raises:
+      ConfigError: the data have no spans to choose from.
+      InputError: no span is there.
+    """
+    spans = config.data.spans
+    if not has_spans(data):
+        require(spans is None, "data.spans", "--data has neither {SPAN} nor {YYYY}, {MM} and {DD}")
+        return config
+    if spans is not None and None not in spans.bounds:
+        return config
+    count = 1 if spans is None or spans.latest is None else spans.latest
+    stored = None if out is None else out / "config.yaml"
+    pinned = None
+    if stored is not None and stored.exists():
+        kept = (read_yaml(stored).get("data") or {}).get("spans")
+        pinned = None if kept is None else from_mapping(SpansConfig, kept, "data.spans")
+        first, last = (None, None) if pinned is None else pinned.bounds
+        if first is None or last is None or (first and last - first + 1 != count):
+            pinned = None  # The run in the folder was told something else.
+    if pinned is None:
+        newest = chosen_spans(data)[-1].number
+        pinned = SpansConfig(start=max(newest - count + 1, 0), end=newest)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, spans=pinned))
 
 
 def run_of(saved_model: str | Path) -> Path:

@@ -17,6 +17,7 @@ from tfrz.zoo.run_config import RunConfig, load_run_config, run_config_to_mappin
 from tfrz.zoo.run_folder import (
     FEATURES,
     keep_source,
+    pinned_spans,
     refuse_other_contents,
     refuse_other_features,
 )
@@ -142,7 +143,7 @@ def train(
     out = Path(out)
     if features is None and (out / FEATURES).exists():
         features = str(out / FEATURES)
-    config = pinned_teacher(pinned(config, out))
+    config = pinned_spans(pinned_teacher(pinned(config, out)), data, out)
     if config.trainer.warm_start is not None:
         check_warm_start(config, config.trainer.warm_start)
     run = open_run(config, data, features, Path(cache) if cache is not None else out / "cache")

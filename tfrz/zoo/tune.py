@@ -117,12 +117,13 @@ def tune(
         )
     # These load TensorFlow: a misspelt option fails before the slow import.
     from tfrz.zoo.run import open_run
+    from tfrz.zoo.run_folder import pinned_spans
     from tfrz.zoo.teacher import pinned_teacher
     from tfrz.zoo.tuning import ConfigTuner
     from tfrz.zoo.user_embeddings import pinned
 
     out = Path(out)
-    config = pinned_teacher(pinned(config, out))
+    config = pinned_spans(pinned_teacher(pinned(config, out)), data, out)
     task = open_run(config, data, features).task
     described = {"command": "tune", "data_source": data, **run_config_to_mapping(config)}
     refuse_other_run(out, described, "trials.json")

@@ -15,8 +15,10 @@ import apache_beam as beam
 from google.protobuf import json_format
 from tfx.components.example_gen.base_example_gen_executor import BaseExampleGenExecutor
 from tfx.components.example_gen.component import QueryBasedExampleGen
+from tfx.components.example_gen.utils import VERSION_PROPERTY_NAME
 from tfx.dsl.components.base.executor_spec import BeamExecutorSpec
-from tfx.proto import example_gen_pb2
+from tfx.proto import example_gen_pb2, range_config_pb2
+from tfx.types import Artifact, artifact_utils, standard_component_specs
 
 from tfrz.config import from_mapping, require, to_mapping
 from tfrz.data.beam import CheckCorrupt, ReadRecords, RecordsToExamples
@@ -160,6 +162,14 @@ def _join(query: dict[str, Any], reader: Reader) -> EmbeddingJoin | None:
     return join
 
 
+def _query(exec_properties: dict[str, Any]) -> dict[str, Any]:
+    """What `ExampleGen` wrote down."""
+    inputs = example_gen_pb2.Input()
+    json_format.Parse(exec_properties["input_config"], inputs)
+    query: dict[str, Any] = json.loads(inputs.splits[0].pattern)
+    return query
+
+
 class ExampleGenExecutor(BaseExampleGenExecutor):
     """Runs a reader on Beam; `RECORD_TYPES` says how its records become examples."""
 
@@ -167,13 +177,29 @@ class ExampleGenExecutor(BaseExampleGenExecutor):
         """TFX's hook for one transform of all splits, which `GenerateExamplesByBeam` replaces."""
         raise NotImplementedError
 
+    def Do(
+        self,
+        input_dict: dict[str, list[Artifact]],
+        output_dict: dict[str, list[Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """Writes the examples, and the spans that they are of."""
+        super().Do(input_dict, output_dict, exec_properties)
+        query = _query(exec_properties)
+        if "spans" in query:
+            examples = artifact_utils.get_single_instance(
+                output_dict[standard_component_specs.EXAMPLES_KEY]
+            )
+            numbers = ",".join(str(number) for number in query["spans"])
+            examples.set_string_custom_property("spans", numbers)
+            if query["version"] is not None:
+                examples.set_int_custom_property(VERSION_PROPERTY_NAME, query["version"])
+
     def GenerateExamplesByBeam(
         self, pipeline: beam.Pipeline, exec_properties: dict[str, Any]
     ) -> Splits:
         """Examples of each split."""
-        inputs = example_gen_pb2.Input()
-        json_format.Parse(exec_properties["input_config"], inputs)
-        query = json.loads(inputs.splits[0].pattern)
+        query = _query(exec_properties)
         row = RECORD_TYPES[query["records"]]
         settings = from_mapping(DataConfig, query["settings"], "data")
         reader = open_reader(settings, query["data"], query["features"], row.name)
@@ -213,6 +239,16 @@ class ExampleGen(QueryBasedExampleGen):
         if run.source.join is not None:
             query["added"] = {name: getattr(run.config.features, name) for name in _JOINED}
             query["embeddings"] = run.source.join.embeddings.fingerprint()
+        newest = run.spans[-1] if run.spans else None
+        span_range = None
+        if newest is not None:
+            query["spans"] = [span.number for span in run.spans]
+            query["version"] = newest.version
+            # TFX makes it the property `span` of the examples.
+            static = range_config_pb2.StaticRange(
+                start_span_number=newest.number, end_span_number=newest.number
+            )
+            span_range = range_config_pb2.RangeConfig(static_range=static)
         pattern = json.dumps(query, sort_keys=True)
         # TFX wants the splits by buckets of a hash; the executor reads their names only.
         split = example_gen_pb2.SplitConfig.Split
@@ -224,5 +260,6 @@ class ExampleGen(QueryBasedExampleGen):
             output_config=example_gen_pb2.Output(
                 split_config=example_gen_pb2.SplitConfig(splits=splits)
             ),
+            range_config=span_range,
         )
         self.with_id(row.example_gen)

@@ -197,9 +197,9 @@ def _named_below(base: str, relative: str) -> str:
     return _named(base, f"{path.rstrip('/')}/{relative}")
 
 
-def _in_folder(base: str, given: str) -> list[DataFile]:
+def _in_folder(base: str, given: str, above: str = "") -> list[DataFile]:
     names = [name for name in _below(base) if not _hidden(name)]
-    files = [file for name in names if (file := described(_joined(base, name), name))]
+    files = [file for name in names if (file := described(_joined(base, name), above + name))]
     if not files:
         seen = f" (it has {', '.join(names[:3])})" if names else ""
         raise InputError(f"{given} has no file that ends in {_ENDINGS}{seen}: check --data")
@@ -208,8 +208,8 @@ def _in_folder(base: str, given: str) -> list[DataFile]:
     return files
 
 
-def _matches(pattern: str) -> list[str]:
-    """Files that match a glob, and those of folders that do; `**` stands for any folders."""
+def matches(pattern: str) -> list[str]:
+    """Returns the paths that match a glob; in an object store, the files below them too."""
     if not is_uri(pattern):
         return sorted(glob.glob(pattern, recursive=True))
     pattern, mark, query = pattern.partition("?")
@@ -241,7 +241,7 @@ def _one(given: str, named: str) -> list[DataFile]:
     pattern = given.partition("?")[0] if is_uri(given) else given
     if _GLOB.search(pattern) and not (not is_uri(given) and Path(given).exists()):
         try:
-            found = _matches(given)
+            found = matches(given)
         except (pa.ArrowException, OSError) as error:
             raise unreadable(given, error) from error
         if not found:
@@ -249,10 +249,10 @@ def _one(given: str, named: str) -> list[DataFile]:
         fixed = _GLOB.split(given, maxsplit=1)[0].rpartition("/")[0]
         files = []
         for path in found:
-            if not is_uri(path) and Path(path).is_dir():
-                files += _in_folder(path, given)
-                continue
             relative = path[len(fixed) :].lstrip("/")
+            if not is_uri(path) and Path(path).is_dir():
+                files += _in_folder(path, given, f"{relative}/")
+                continue
             file = described(path, relative)
             if file is None:
                 raise InputError(f"{path}: the name must end in {_ENDINGS}")

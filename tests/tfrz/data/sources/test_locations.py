@@ -26,6 +26,7 @@ from tests.tfrz.data.sources.tables import (
     read,
 )
 from tfrz.data.sources.locations import find
+from tfrz.data.sources.spans import located
 from tfrz.errors import InputError
 
 
@@ -275,3 +276,12 @@ def test_object_stores(tmp_path, record, store, request):
     hive = read(record, f"{root}/hive{query}", folder=tmp_path)
     assert hive.rows == expected(record, {"user": "c d"}, {"user": "c d"})
     _refused(f"{root}/none.csv{query}", "does not exist")
+    put("s p-8/v1/x.csv", csv_text([{"user": "old"}]).encode())
+    put("s p-10/v2/x.csv", csv_text([{"user": "old"}]).encode())
+    put("s p-10/v3/x.csv", csv_text([{"user": "b"}]).encode())
+    for pattern in ("s%20p-{SPAN}/v{VERSION}/*.csv", "s%20p-{SPAN}/v{VERSION}"):
+        spans = located(f"{root}/{pattern}{query}")
+        assert "p-10/v3" in spans
+        assert read(record, spans, folder=tmp_path).rows == both[1:]
+    with pytest.raises(InputError, match="matches no file"):
+        located(f"{root}/span-{{SPAN}}.csv{query}")
