@@ -18,6 +18,8 @@ if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
 import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
+import tfrz.tracing  # noqa: E402, F401  (every package that is traced imports this module)
+
 KERAS_3 = not keras.__version__.startswith("2.")
 # The environment of tested versions that this one belongs to (docs/install.md).
 LANE = "newest" if KERAS_3 else "reference"

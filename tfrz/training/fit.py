@@ -240,10 +240,14 @@ class _Loop:
             return loss
 
         def run_steps(iterator: Iterator[Batch], count: tf.Tensor) -> tf.Tensor:
-            total = tf.constant(0.0)
-            for _ in tf.range(count):
-                losses = self.strategy.run(replica_step, args=(next(iterator),))
-                total += self.strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+            def another(step: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                losses = self.strategy.run(replica_step, args=(iterator.get_next(),))
+                loss = self.strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+                return step + 1, total + loss
+
+            _, total = tf.while_loop(
+                lambda step, total: step < count, another, (tf.constant(0), tf.constant(0.0))
+            )
             return total / tf.cast(count, tf.float32)
 
         compiled: Callable[..., tf.Tensor] = tf.function(run_steps, reduce_retracing=True)

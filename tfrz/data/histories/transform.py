@@ -72,7 +72,6 @@ def _time_ids(kind: str, times: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
     return tf.where(known, ids, tf.zeros_like(ids))
 
 
-@tf.autograph.experimental.do_not_convert  # No branch depends on a tensor.
 def preprocess_history(
     inputs: Mapping[str, tf.SparseTensor],
     spec: HistorySpec,

@@ -28,7 +28,6 @@ def _tokens(feature: Feature, values: tf.SparseTensor) -> tf.SparseTensor:
     return closed_up(tf.sparse.retain(sparse, tf.not_equal(tokens, "")))
 
 
-@tf.autograph.experimental.do_not_convert  # No branch depends on a tensor.
 def preprocess(
     inputs: Mapping[str, tf.SparseTensor],
     spec: FeatureSpec,

@@ -83,7 +83,6 @@ def _scaled(feature: Feature, analyzers: Analyzers, values: tf.Tensor) -> tf.Ten
     return values
 
 
-@tf.autograph.experimental.do_not_convert  # No branch depends on a tensor.
 def preprocess_list(
     inputs: Mapping[str, tf.SparseTensor],
     spec: ListSpec,

@@ -46,7 +46,6 @@ def _as_far_as_all_go(*lists: tf.SparseTensor) -> list[tf.SparseTensor]:
     return cut
 
 
-@tf.autograph.experimental.do_not_convert  # No branch depends on a tensor.
 def preprocess_timeline(
     inputs: Mapping[str, tf.SparseTensor],
     spec: TimelineSpec,

@@ -1,0 +1,73 @@
+"""The zoo's own functions are traced as they are; those of its users are rewritten by AutoGraph."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tests.plugins.fm import FactorizationMachine, FactorizationMachineConfig
+from tfrz import tracing
+from tfrz.layers import LowRankCross
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Halved(keras.layers.Layer):
+    """Halves its inputs until none is above 1: as many steps as they need."""
+
+    def call(self, inputs):
+        while tf.reduce_max(inputs) > 1.0:
+            inputs = inputs / 2.0
+        return inputs
+
+
+class Bounded(FactorizationMachine):
+    """A model whose own method branches by a tensor, and calls a layer that does."""
+
+    def make_layers(self):
+        super().make_layers()
+        self.halved = Halved()
+
+    def interact(self, x0, training=False):
+        logits = super().interact(self.halved(x0), training)
+        if tf.reduce_sum(logits) < 0:
+            logits = tf.zeros_like(logits)
+        return logits
+
+
+def test_modules_of_the_zoo_are_exempt():
+    from tensorflow.python.autograph.impl import conversion
+
+    assert conversion.is_allowlisted(LowRankCross.call)
+    assert not conversion.is_allowlisted(Halved.call)
+    for name in tracing._CONVERTED:
+        module = importlib.import_module(name)
+        classes = [k for k in vars(module).values() if getattr(k, "__module__", None) == name]
+        functions = [f for k in classes for f in vars(k).values() if hasattr(f, "__code__")]
+        assert functions and not any(conversion.is_allowlisted(f) for f in functions), name
+
+
+def test_a_layer_of_ones_own_beside_the_zoos():
+    model = keras.Sequential([LowRankCross(2, kernel_initializer="zeros"), Halved()])
+    traced = tf.function(model)
+    for scale, expected in ((0.5, 0.5), (8.0, 1.0)):
+        np.testing.assert_allclose(traced(tf.fill([2, 3], scale)), np.full((2, 3), expected))
+
+
+def test_methods_of_a_model_of_ones_own():
+    keras.utils.set_random_seed(1)
+    config = FactorizationMachineConfig(dim=2, embedding_scale=3.0)
+    model = Bounded(config, {"a_xf": 50, "b_xf": 40})
+    batch = {"a_xf": tf.range(1, 9), "b_xf": tf.range(1, 9)}
+    expected = model(batch)
+    np.testing.assert_allclose(tf.function(model)(batch), expected, rtol=1e-6)
+    assert model.halved(tf.constant([[8.0]])) == 1.0
+
+
+def test_a_tensorflow_without_rules_is_no_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow.python.autograph.core.config", None)
+    monkeypatch.setattr(sys.modules["tensorflow.python.autograph.core"], "config", None)
+    assert not tracing.add_rules()
