@@ -241,7 +241,7 @@ class _Loop:
 
         def run_steps(iterator: Iterator[Batch], count: tf.Tensor) -> tf.Tensor:
             def another(step: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                losses = self.strategy.run(replica_step, args=(iterator.get_next(),))
+                losses = self.strategy.run(replica_step, args=(next(iterator),))
                 loss = self.strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
                 return step + 1, total + loss
 
