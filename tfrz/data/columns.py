@@ -89,7 +89,10 @@ def to_sparse(column: pa.ListArray | pa.ChunkedArray) -> tf.SparseTensor:
     rows = np.repeat(np.arange(len(lengths)), lengths)
     positions = np.arange(len(rows)) - np.repeat(offsets[:-1] - offsets[0], lengths)
     if pa.types.is_binary(values.type):
-        flat = tf.constant(values.to_numpy(zero_copy_only=False), tf.string)
+        # Each distinct text becomes a Python object once, however often it occurs.
+        coded = values.fill_null(b"").dictionary_encode()
+        terms = tf.constant(coded.dictionary.to_numpy(zero_copy_only=False), tf.string)
+        flat = tf.gather(terms, coded.indices.to_numpy())
     else:
         flat = tf.constant(values.to_numpy(zero_copy_only=False))
     return tf.SparseTensor(

@@ -19,7 +19,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tfrz.data.columns import raw_sparse, to_sparse
-from tfrz.data.spec import MISSING_INT, Feature, Spec, transformed_name
+from tfrz.data.spec import MISSING_INT, Feature, Spec, raw_feature_spec, transformed_name
 
 SpecT = TypeVar("SpecT", bound=Spec)
 ConfigT = TypeVar("ConfigT")
@@ -119,28 +119,70 @@ def densify(features: Mapping[str, Any]) -> dict[str, tf.Tensor]:
     }
 
 
+class ValueCounts:
+    """How often each value of columns occurs, counted part by part.
+
+    Args:
+      kind: Type of the values.
+    """
+
+    _AT_ONCE = 1 << 20
+
+    def __init__(self, kind: pa.DataType) -> None:
+        self._kind = kind
+        self._counted = pa.table({"value": pa.array([], kind), "count": pa.array([], pa.int64())})
+        self._parts: list[pa.Table] = []
+
+    def add(self, values: pa.Array) -> None:
+        """Counts further values."""
+        counts = pc.value_counts(values)
+        named = {"value": counts.field("values"), "count": counts.field("counts")}
+        self._parts.append(pa.table(named))
+        waiting = sum(part.num_rows for part in self._parts)
+        if waiting > max(self._AT_ONCE, self._counted.num_rows):
+            self._merge()
+
+    def _merge(self) -> None:
+        if len(self._parts) == 1 and not self._counted.num_rows:
+            (self._counted,) = self._parts
+        else:
+            both = pa.concat_tables([self._counted, *self._parts])
+            merged = both.group_by("value").aggregate([("count", "sum")])
+            self._counted = pa.table({"value": merged["value"], "count": merged["count_sum"]})
+        self._parts = []
+
+    def table(self) -> pa.Table:
+        """The distinct values and their counts, columns `value` and `count`, in no order."""
+        if self._parts:
+            self._merge()
+        return self._counted
+
+
 def ranked_terms(column: pa.ChunkedArray, feature: Feature) -> list[bytes]:
     """Sorts terms by falling frequency, then falling bytes, as TensorFlow Transform does."""
-    flat = pc.list_flatten(column)
-    if feature.dtype == "int64":
-        flat = flat.filter(pc.not_equal(flat, MISSING_INT)).cast(pa.string())
-    counts = pc.value_counts(flat.cast(pa.binary()).drop_null())
-    pairs = [
-        (count, term)
-        for term, count in zip(
-            counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True
-        )
-        # TensorFlow Transform drops these too, because a vocabulary file has one term per line.
-        if count >= feature.min_count and term and b"\n" not in term and b"\r" not in term
-    ]
-    pairs.sort(reverse=True)
-    return [term for _, term in pairs[: feature.vocabulary_size]]
+    counts = ValueCounts(pa.binary())
+    for chunk in column.chunks:
+        flat = chunk.flatten()
+        if feature.dtype == "int64":
+            flat = flat.filter(pc.not_equal(flat, MISSING_INT)).cast(pa.string())
+        counts.add(flat.cast(pa.binary()).drop_null())
+    table = counts.table()
+    terms = table["value"]
+    # TensorFlow Transform drops these too, because a vocabulary file has one term per line.
+    kept = pc.and_(pc.greater_equal(table["count"], feature.min_count), pc.not_equal(terms, b""))
+    for sign in ("\n", "\r"):
+        kept = pc.and_(kept, pc.invert(pc.match_substring(terms, sign)))
+    table = table.filter(kept)
+    order = pc.sort_indices(table, [("count", "descending"), ("value", "descending")])
+    ranked: list[bytes] = table["value"].take(order[: feature.vocabulary_size]).to_pylist()
+    return ranked
 
 
 def fitted_moments(table: pa.Table, feature: Feature) -> tuple[float, float]:
-    """Returns the mean and variance of a numeric column."""
-    column = to_sparse(table.column(feature.name))
-    values = numbers(feature, column).values.numpy().astype(np.float64)
+    """Returns the mean and variance of a numeric column; the order of the rows does not matter."""
+    column = table.column(feature.name)
+    parts = [numbers(feature, to_sparse(chunk)).values.numpy() for chunk in column.chunks]
+    values = np.sort(np.concatenate([np.zeros(0, np.float32), *parts])).astype(np.float64)
     return (float(values.mean()), float(values.var())) if values.size else (0.0, 1.0)
 
 
@@ -186,6 +228,16 @@ class Preprocessor(tf.Module, Generic[SpecT, ConfigT]):
         }
 
     @property
+    def terms(self) -> Mapping[str, tuple[bytes, ...]]:
+        """Maps feature names to raw terms in the order of their ids, which start at 1."""
+        return self._terms
+
+    @property
+    def fitted_moments(self) -> dict[str, tuple[float, float]]:
+        """Maps standardised features to their mean and variance."""
+        return dict(self._moments)
+
+    @property
     def vocabulary_sizes(self) -> dict[str, int]:
         """Maps transformed names to the number of ids: padding, vocabulary, OOV buckets."""
         return {
@@ -210,36 +262,54 @@ class Preprocessor(tf.Module, Generic[SpecT, ConfigT]):
         """Transforms a batch of raw features."""
 
 
+class TableTransform:
+    """Transforms tables, label included, to arrays; lists are padded with 0. It is traced once.
+
+    Args:
+      preprocessor: A fitted preprocessor.
+      batch_size: Number of rows to transform at once.
+      without: Transformed features to leave out.
+    """
+
+    def __init__(
+        self,
+        preprocessor: Preprocessor[Any, Any],
+        batch_size: int = 131_072,
+        without: Collection[str] = (),
+    ) -> None:
+        self._spec, self._batch_size = preprocessor._spec, batch_size
+        specs = {
+            name: tf.SparseTensorSpec([None, None], one.dtype)
+            for name, one in raw_feature_spec(self._spec).items()
+        }
+
+        def transform(raw: dict[str, tf.SparseTensor]) -> dict[str, tf.Tensor]:
+            outputs = preprocessor(raw, with_label=True)
+            return densify({name: v for name, v in outputs.items() if name not in without})
+
+        self._transform = tf.function(transform, input_signature=[specs])
+
+    def __call__(self, table: pa.Table) -> dict[str, NDArray[Any]]:
+        """Transforms a whole table."""
+        parts: dict[str, list[NDArray[Any]]] = {}
+        for start in range(0, max(table.num_rows, 1), self._batch_size):
+            batch = self._transform(raw_sparse(table.slice(start, self._batch_size), self._spec))
+            for name, value in batch.items():
+                parts.setdefault(name, []).append(value.numpy())
+        columns = {}
+        for name, arrays in parts.items():
+            if arrays[0].ndim == 2:
+                width = max(1, *(a.shape[1] for a in arrays))
+                arrays = [np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in arrays]
+            columns[name] = np.concatenate(arrays)
+        return columns
+
+
 def transform_table(
     preprocessor: Preprocessor[Any, Any],
     table: pa.Table,
     batch_size: int = 131_072,
     without: Collection[str] = (),
 ) -> dict[str, NDArray[Any]]:
-    """Transforms a whole table, label included, to arrays; lists are padded with 0.
-
-    Args:
-      preprocessor: A fitted preprocessor.
-      table: Raw features.
-      batch_size: Number of rows to transform at once.
-      without: Transformed features to leave out.
-    """
-    spec = preprocessor._spec
-    parts: dict[str, list[NDArray[Any]]] = {}
-    transform = tf.function(
-        lambda raw: densify(
-            {k: v for k, v in preprocessor(raw, with_label=True).items() if k not in without}
-        ),
-        reduce_retracing=True,
-    )
-    for start in range(0, max(table.num_rows, 1), batch_size):
-        batch = transform(raw_sparse(table.slice(start, batch_size), spec))
-        for name, value in batch.items():
-            parts.setdefault(name, []).append(value.numpy())
-    columns = {}
-    for name, arrays in parts.items():
-        if arrays[0].ndim == 2:
-            width = max(1, *(a.shape[1] for a in arrays))
-            arrays = [np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in arrays]
-        columns[name] = np.concatenate(arrays)
-    return columns
+    """Transforms a whole table once; for the arguments see `TableTransform`."""
+    return TableTransform(preprocessor, batch_size, without)(table)

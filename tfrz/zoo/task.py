@@ -19,12 +19,13 @@ import pyarrow as pa
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from tfrz.data.arrow_files import Partitions
 from tfrz.data.columns import to_examples
 from tfrz.data.records import RECORD_TYPES
 from tfrz.data.sources.reader import Reader, read_table
 from tfrz.data.spec import Feature, Spec, raw_feature_spec, transformed_name
 from tfrz.data.splits import SPLITS
-from tfrz.data.transform import Analyzers, Preprocessor, densify, transform_table
+from tfrz.data.transform import Analyzers, Preprocessor, TableTransform, densify
 from tfrz.data.user_embeddings import EmbeddingJoin, joined
 from tfrz.errors import InputError
 from tfrz.export.raw_inputs import (
@@ -47,6 +48,16 @@ _MORE = "bring more data, or split it in another way (section data)"
 
 Transform = Callable[[dict[str, tf.SparseTensor]], dict[str, Any]]
 Parts = dict[str, pa.Table]
+
+
+def refuse_empty_training(count: int) -> None:
+    """Checks that there are training examples.
+
+    Raises:
+      InputError: there is none.
+    """
+    if not count:
+        raise InputError(f"the training set is empty: {_MORE}")
 
 
 class Inputs(Protocol):
@@ -156,6 +167,8 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
       slice_features: features that `transform_features` adds, by which the Evaluator can slice.
       prepare_reads: values of the configuration that decide what `prepare` returns, beyond the
         sections `data` and `features`.
+      partition_key: the column of the records by which those beyond memory are parted on disk;
+        examples of a part need no record of another. None if all records are held in memory.
       live_teacher: whether a teacher is a model of the zoo that reads the student's batches.
         Otherwise it is any SavedModel, asked once for each raw example.
       describes_targets: whether `transform_features` reads the label and the outcomes too.
@@ -169,6 +182,7 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
     evaluation_batch: ClassVar[int] = 256
     slice_features: ClassVar[tuple[str, ...]] = ()
     prepare_reads: ClassVar[tuple[str, ...]] = ()
+    partition_key: ClassVar[str | None] = None
     live_teacher: ClassVar[bool] = True
     describes_targets: ClassVar[bool] = True
     shorter_lists: ClassVar[bool] = True
@@ -215,16 +229,46 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
     def make_examples(self, records: pa.Table, source: ExampleSource[SpecT]) -> tuple[Parts, int]:
         """Examples of each split from all records, and how many records were left out."""
 
+    def settled(self, records: Partitions, spec: SpecT) -> Partitions:
+        """Records in parts without those that only all parts together tell; all by default."""
+        del spec
+        return records
+
+    def examples_of_part(
+        self, records: pa.Table, source: ExampleSource[SpecT]
+    ) -> tuple[Parts, int]:
+        """As `make_examples`, of one part of the settled records, which may give no example."""
+        return self.make_examples(records, source)
+
+    def check_examples(self, counts: Mapping[str, int], source: ExampleSource[SpecT]) -> None:
+        """Refuses splits without examples, by the number of each; accepts all by default.
+
+        Raises:
+          InputError: says which.
+        """
+
     @abc.abstractmethod
     def fit_transform(self, examples: pa.Table, spec: SpecT) -> Preprocessor[Any, Any]:
         """The transform with the vocabularies and moments of the training examples."""
 
-    def transformed(
-        self, transform: Preprocessor[Any, Any], examples: pa.Table, spec: SpecT, split: str
-    ) -> dict[str, Any]:
-        """All examples of a split transformed, columns as `ArrayBatches` takes them."""
+    def transform_of(
+        self,
+        spec: SpecT,
+        vocabularies: Mapping[str, list[bytes]],
+        moments: Mapping[str, tuple[float, float]],
+    ) -> Preprocessor[Any, Any]:
+        """The transform of vocabularies and moments that `fit_transform` found before.
+
+        Defined where there is a `partition_key`.
+        """
+        raise NotImplementedError(type(self).__name__)
+
+    def transformer(
+        self, transform: Preprocessor[Any, Any], spec: SpecT, split: str
+    ) -> Callable[[pa.Table], dict[str, Any]]:
+        """What transforms examples of a split, to columns as `ArrayBatches` takes them."""
         del spec, split
-        return transform_table(transform, examples)
+        return TableTransform(transform)
 
     @abc.abstractmethod
     def preprocess(
@@ -241,9 +285,15 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
         """
         self.open_catalogue(lambda: source.reader)
         records, corrupt = read_table(source.reader, self.config.data.max_corrupt_fraction)
+        return self.examples_of(records, source, len(corrupt))
+
+    def examples_of(
+        self, records: pa.Table, source: ExampleSource[SpecT], corrupt: int
+    ) -> tuple[Parts, int]:
+        """As `examples`, of all records and the number of corrupt lines beside them."""
         parts, left_out = self.make_examples(records, source)
         tables = joined(source.join, [parts[name] for name in SPLITS])
-        return dict(zip(SPLITS, tables, strict=True)), len(corrupt) + left_out
+        return dict(zip(SPLITS, tables, strict=True)), corrupt + left_out
 
     def prepared(
         self, spec: SpecT, parts: Mapping[str, pa.Table], left_out: int = 0
@@ -253,25 +303,38 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
         Raises:
           InputError: there is nothing to train on.
         """
-        if not parts["train"].num_rows:
-            raise InputError(f"the training set is empty: {_MORE}")
+        refuse_empty_training(parts["train"].num_rows)
         transform, trainer = self.fit_transform(parts["train"], spec), self.config.trainer
-        columns = {name: self.transformed(transform, parts[name], spec, name) for name in SPLITS}
+        columns = {n: self.transformer(transform, spec, n)(parts[n]) for n in SPLITS}
+        sets: dict[str, Batches] = {
+            name: ArrayBatches(columns[name], self.evaluation_batch) for name in SPLITS[1:]
+        }
+        sets["train"] = ArrayBatches(columns["train"], trainer.batch_size, trainer.seed)
+        examples = to_examples(parts["validation"], spec, limit=1000)
+        return self.of_sets(spec, transform, sets, examples, left_out)
+
+    def of_sets(
+        self,
+        spec: SpecT,
+        transform: Preprocessor[Any, Any],
+        sets: Mapping[str, Batches],
+        examples: list[bytes],
+        left_out: int,
+    ) -> Prepared[SpecT, InputsT]:
+        """What a model is trained on, from the transformed examples of each split."""
         vocabularies = {
             transformed_name(name): terms for name, terms in transform.vocabularies.items()
         } | self.catalogue_vocabularies
-        train = ArrayBatches(columns["train"], trainer.batch_size, trainer.seed)
         inputs = self.inputs_of(spec, transform.vocabulary_sizes, vocabularies)
-        test = ArrayBatches(columns["test"], self.evaluation_batch)
         return Prepared(
-            train=train,
-            validation=ArrayBatches(columns["validation"], self.evaluation_batch),
-            test=test if test.num_examples else None,
+            train=sets["train"],
+            validation=sets["validation"],
+            test=sets["test"] if sets["test"].num_examples else None,
             inputs=inputs,
             transform=transform,
             vocabularies=vocabularies,
             spec=spec,
-            examples=to_examples(parts["validation"], spec, limit=1000),
+            examples=examples,
             corrupt_lines=left_out,
         )
 
@@ -292,13 +355,17 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
 
         Args:
           source: of `resolve`.
-          cache: folder for examples that were encoded once; not used by default.
+          cache: folder for examples that were encoded once; used only where there are more records
+            than are held in memory, and a `partition_key`.
 
         Raises:
           InputError: as of `examples`.
         """
-        del cache
-        return self.prepared(source.spec, *self.examples(source))
+        if cache is None or self.partition_key is None:
+            return self.prepared(source.spec, *self.examples(source))
+        from tfrz.zoo.partitioned import prepared_in
+
+        return prepared_in(self, source, cache)
 
     def check_sets(self, prepared: Prepared[SpecT, InputsT]) -> None:
         """Refuses sets from which nothing can be learned or chosen, before anything is trained.

@@ -53,11 +53,16 @@ def drop_rare(events: pa.Table, config: HistoryConfig) -> pa.Table:
     else:
         raise not_settled(config)
     if not len(kept):
-        raise InputError(
-            f"no user has {config.min_user_count} events with items that have "
-            f"{config.min_item_count}: lower data.history.min_user_count or min_item_count"
-        )
+        raise nothing_left(config)
     return events.take(pa.array(kept))
+
+
+def nothing_left(config: HistoryConfig) -> InputError:
+    """Returns the error for events of rare users and items alone."""
+    return InputError(
+        f"no user has {config.min_user_count} events with items that have "
+        f"{config.min_item_count}: lower data.history.min_user_count or min_item_count"
+    )
 
 
 def not_settled(config: HistoryConfig) -> InputError:

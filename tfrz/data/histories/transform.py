@@ -185,8 +185,7 @@ class HistoryPreprocessor(Preprocessor[HistorySpec, HistoryConfig]):
         cls, table: pa.Table, spec: HistorySpec, config: HistoryConfig
     ) -> HistoryPreprocessor:
         """Fits vocabularies and moments to the examples of `table`."""
-        items = [table[name].combine_chunks() for name in ("history", spec.label)]
-        chunks = [c for a in items for c in (a.chunks if isinstance(a, pa.ChunkedArray) else [a])]
+        chunks = [chunk for name in ("history", spec.label) for chunk in table[name].chunks]
         vocabularies = {"item": ranked_terms(pa.chunked_array(chunks), spec.item_feature)}
         moments = {}
         for feature in spec.context:

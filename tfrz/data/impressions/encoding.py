@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from tfrz.data.arrow_files import EncodedSet, Sink, mapped_set
 from tfrz.data.columns import first_values, record_batch, to_examples, whole
 from tfrz.data.impressions.spec import FeatureSpec
 from tfrz.data.impressions.transform import ImpressionPreprocessor
@@ -307,90 +308,6 @@ class FittedImpressions:
         return padded
 
 
-@dataclasses.dataclass(frozen=True)
-class EncodedSet:
-    """Encoded rows of a split, in memory or in a file that is mapped into it.
-
-    Attributes:
-      schema: Of the rows.
-      batches: Groups of `GROUP_ROWS` rows, the last possibly smaller.
-      widths: Width of each multivalent feature.
-      mapped: Whether they are in a file.
-    """
-
-    schema: pa.Schema
-    batches: list[pa.RecordBatch]
-    widths: Mapping[str, int]
-    mapped: bool = False
-
-    @property
-    def num_examples(self) -> int:
-        """Number of rows."""
-        return sum(batch.num_rows for batch in self.batches)
-
-    def table(self, groups: Sequence[int] | None = None) -> pa.Table:
-        """The rows of some groups, by their numbers; of all by default."""
-        some = self.batches if groups is None else [self.batches[group] for group in groups]
-        return pa.Table.from_batches(some, self.schema)
-
-
-class _Sink:
-    """Takes encoded rows, and keeps them in groups of a fixed size."""
-
-    def __init__(self, spec: FeatureSpec, path: Path | None) -> None:
-        self._path, self._schema = path, _encoded_schema(spec)
-        self._names = [f.name for f in spec.features if f.multivalent]
-        self._waiting: list[pa.RecordBatch] = []
-        self._batches: list[pa.RecordBatch] = []
-        self._writer: pa.RecordBatchFileWriter | None = None
-        self.widths = dict.fromkeys(self._names, 1)
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        for name in self._names:
-            longest = pc.max(pc.list_value_length(batch.column(name))).as_py() or 0
-            self.widths[name] = max(self.widths[name], longest)
-        self._waiting.append(batch)
-        if sum(b.num_rows for b in self._waiting) >= GROUP_ROWS:
-            self._flush(GROUP_ROWS)
-
-    def _flush(self, least: int) -> None:
-        if not self._waiting:
-            return
-        table = pa.Table.from_batches(self._waiting).combine_chunks()
-        start = 0
-        while table.num_rows - start >= least and start < table.num_rows:
-            self._put(table.slice(start, GROUP_ROWS))
-            start += GROUP_ROWS
-        rest = table.slice(start)
-        self._waiting = rest.to_batches() if rest.num_rows else []
-
-    def _put(self, group: pa.Table) -> None:
-        # A copy: a slice of a large table would keep all of it.
-        group = group.take(pa.array(np.arange(group.num_rows)))
-        (batch,) = group.combine_chunks().to_batches()
-        if self._path is None:
-            self._batches.append(batch)
-            return
-        if self._writer is None:
-            self._writer = pa.ipc.new_file(str(self._path), self._schema)
-        self._writer.write_batch(batch)
-
-    def close(self) -> EncodedSet:
-        self._flush(1)
-        if self._path is None:
-            return EncodedSet(self._schema, self._batches, self.widths)
-        if self._writer is None:
-            self._writer = pa.ipc.new_file(str(self._path), self._schema)
-        self._writer.close()
-        return _mapped(self._path, self.widths)
-
-
-def _mapped(path: Path, widths: Mapping[str, int]) -> EncodedSet:
-    file = pa.ipc.open_file(pa.memory_map(str(path)))
-    batches = [file.get_batch(i) for i in range(file.num_record_batches)]
-    return EncodedSet(file.schema, batches, widths, mapped=True)
-
-
 def _encoded_schema(spec: FeatureSpec) -> pa.Schema:
     fields = []
     for feature in spec.features:
@@ -437,7 +354,8 @@ def encode(
         unfinished = directory.with_name(f"{directory.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-    sinks = {s: _Sink(spec, unfinished and unfinished / f"{s}.arrow") for s in SPLITS}
+    schema = _encoded_schema(spec)
+    sinks = {s: Sink(schema, unfinished and unfinished / f"{s}.arrow", GROUP_ROWS) for s in SPLITS}
     examples: list[bytes] = []
     for table, rows in parts:
         encoded = encoder.add(table)
@@ -479,7 +397,7 @@ def encoded_in(directory: Path, spec: FeatureSpec) -> EncodedImpressions | None:
     described = json.loads((directory / _DONE).read_text())
     encoder = ImpressionEncoder(spec)
     encoder.load(directory)
-    sets = {s: _mapped(directory / f"{s}.arrow", described["widths"][s]) for s in SPLITS}
+    sets = {s: mapped_set(directory / f"{s}.arrow", described["widths"][s]) for s in SPLITS}
     records = tf.data.TFRecordDataset(str(directory / "examples.tfrecord"))
     return EncodedImpressions(
         encoder.fit(sets["train"].batches),

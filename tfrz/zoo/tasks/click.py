@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from tfrz import metrics
 from tfrz.config import to_mapping
+from tfrz.data.arrow_files import EncodedSet
 from tfrz.data.impressions.encoding import (
     ENCODING_VERSION,
     EncodedImpressions,
-    EncodedSet,
     FittedImpressions,
     coded,
     encode,

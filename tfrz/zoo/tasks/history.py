@@ -18,7 +18,9 @@ import pyarrow as pa
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from tfrz.data.arrow_files import Partitions
 from tfrz.data.histories.examples import build_examples, drop_duplicates, drop_rare
+from tfrz.data.histories.partitions import without_duplicates, without_rare
 from tfrz.data.histories.spec import HistoryConfig, HistorySpec
 from tfrz.data.histories.transform import (
     TIME_FEATURE_SIZES,
@@ -26,7 +28,7 @@ from tfrz.data.histories.transform import (
     preprocess_history,
 )
 from tfrz.data.spec import Feature, UserEmbedding, transformed_name
-from tfrz.data.transform import Analyzers, Preprocessor, first_value, transform_table
+from tfrz.data.transform import Analyzers, Preprocessor, TableTransform, first_value
 from tfrz.errors import InputError
 from tfrz.export.raw_inputs import to_sparse
 from tfrz.layers.low_rank_dense import frobenius_penalty
@@ -101,6 +103,7 @@ class HistoryTask(Task[HistorySpec, HistoryInputs]):
     objective = "map_at_20"
     product = "recommend"
     slice_features = ("history_length", "target_popularity")
+    partition_key = "user"
 
     @property
     def history(self) -> HistoryConfig:
@@ -122,21 +125,43 @@ class HistoryTask(Task[HistorySpec, HistoryInputs]):
         if self.history.drop_duplicates:
             records = drop_duplicates(records)
         records = drop_rare(records, self.history)
+        parts, left_out = self.examples_of_part(records, source)
+        self.check_examples({split: part.num_rows for split, part in parts.items()}, source)
+        return parts, left_out
+
+    def settled(self, records: Partitions, spec: HistorySpec) -> Partitions:
+        """Interactions without duplicates and rare users and items."""
+        self.history.check(spec)
+        if self.history.drop_duplicates:
+            records = without_duplicates(records)
+        return without_rare(records, self.history)
+
+    def examples_of_part(
+        self, records: pa.Table, source: ExampleSource[HistorySpec]
+    ) -> tuple[Parts, int]:
+        """Histories of settled interactions."""
         data = self.config.data
-        parts = build_examples(
+        return build_examples(
             records,
             source.spec,
             self.history,
             data.held_out,
             data.seed,
             with_test=data.test_fraction > 0,
-        )
-        if not parts["validation"].num_rows:
+        ), 0
+
+    def check_examples(self, counts: Mapping[str, int], source: ExampleSource[HistorySpec]) -> None:
+        """Refuses an empty validation set.
+
+        Raises:
+          InputError: no user is left to validate with.
+        """
+        del source
+        if not counts["validation"]:
             raise InputError(
                 "no user has an event to hold out for validation: with data.history.split=users "
                 "some users are held out as they are"
             )
-        return parts, 0
 
     def check_sets(self, prepared: Prepared[HistorySpec, HistoryInputs]) -> None:
         """Refuses sets without a choice between items.
@@ -170,13 +195,21 @@ class HistoryTask(Task[HistorySpec, HistoryInputs]):
         )
         return fitted
 
-    def transformed(
-        self, transform: Preprocessor[Any, Any], examples: pa.Table, spec: HistorySpec, split: str
-    ) -> dict[str, Any]:
-        """All examples of a split, with what a user has seen where recommendations are judged."""
+    def transform_of(
+        self,
+        spec: HistorySpec,
+        vocabularies: Mapping[str, list[bytes]],
+        moments: Mapping[str, tuple[float, float]],
+    ) -> Preprocessor[Any, Any]:
+        """As of `Task`."""
+        return HistoryPreprocessor(spec, vocabularies, moments, self.history)
+
+    def transformer(
+        self, transform: Preprocessor[Any, Any], spec: HistorySpec, split: str
+    ) -> Callable[[pa.Table], dict[str, Any]]:
+        """As of `Task`, with what a user has seen where recommendations are judged."""
         del spec
-        without = ["seen_xf"] if split == "train" else []
-        return transform_table(transform, examples, without=without)
+        return TableTransform(transform, without=["seen_xf"] if split == "train" else [])
 
     def preprocess(
         self, inputs: Mapping[str, tf.SparseTensor], spec: HistorySpec, analyzers: Analyzers

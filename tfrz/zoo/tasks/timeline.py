@@ -8,6 +8,7 @@ and the tables that `tfrz.models.dv365.DV365` names.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -187,12 +188,12 @@ class TimelineTask(Task[TimelineSpec, TimelineInputs]):
         fitted: Preprocessor[Any, Any] = TimelinePreprocessor.fit_examples(examples, spec)
         return fitted
 
-    def transformed(
-        self, transform: Preprocessor[Any, Any], examples: pa.Table, spec: TimelineSpec, split: str
-    ) -> dict[str, Any]:
-        """All examples of a split, lists as ragged tensors."""
+    def transformer(
+        self, transform: Preprocessor[Any, Any], spec: TimelineSpec, split: str
+    ) -> Callable[[pa.Table], dict[str, Any]]:
+        """As of `Task`, lists as ragged tensors."""
         del split
-        return transform_timelines(transform, examples, spec)
+        return functools.partial(transform_timelines, transform, spec=spec)
 
     def preprocess(
         self, inputs: Mapping[str, tf.SparseTensor], spec: TimelineSpec, analyzers: Analyzers
