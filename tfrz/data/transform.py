@@ -278,10 +278,8 @@ class TableTransform:
         without: Collection[str] = (),
     ) -> None:
         self._spec, self._batch_size = preprocessor._spec, batch_size
-        specs = {
-            name: tf.SparseTensorSpec([None, None], one.dtype)
-            for name, one in raw_feature_spec(self._spec).items()
-        }
+        self._dtypes = {name: one.dtype for name, one in raw_feature_spec(self._spec).items()}
+        specs = {name: tf.SparseTensorSpec([None, None], d) for name, d in self._dtypes.items()}
 
         def transform(raw: dict[str, tf.SparseTensor]) -> dict[str, tf.Tensor]:
             outputs = preprocessor(raw, with_label=True)
@@ -293,7 +291,8 @@ class TableTransform:
         """Transforms a whole table."""
         parts: dict[str, list[NDArray[Any]]] = {}
         for start in range(0, max(table.num_rows, 1), self._batch_size):
-            batch = self._transform(raw_sparse(table.slice(start, self._batch_size), self._spec))
+            raw = raw_sparse(table.slice(start, self._batch_size), self._spec)
+            batch = self._transform({n: tf.cast(v, self._dtypes[n]) for n, v in raw.items()})
             for name, value in batch.items():
                 parts.setdefault(name, []).append(value.numpy())
         columns = {}

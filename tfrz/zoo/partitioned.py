@@ -31,7 +31,7 @@ from tfrz.data.transformed import TransformedSet, TransformedSink, transformed_s
 from tfrz.data.user_embeddings import Found
 from tfrz.files import atomic_write
 from tfrz.training.batches import ArrayBatches, Batches, GroupedBatches
-from tfrz.zoo.task import ExampleSource, Prepared, Task
+from tfrz.zoo.task import ExampleSource, Prepared, Task, refuse_empty_training
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +161,7 @@ def _store(
                 writer.write_table(table, _AT_ONCE)
     shutil.rmtree(records.folder)
     task.check_examples(counts, source)
+    refuse_empty_training(counts["train"])
     if source.join is not None:
         source.join.check(found)
     tables = {split: _mapped(raw, split, number + 1) for split in SPLITS}

@@ -167,8 +167,6 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
       slice_features: features that `transform_features` adds, by which the Evaluator can slice.
       prepare_reads: values of the configuration that decide what `prepare` returns, beyond the
         sections `data` and `features`.
-      partition_key: the column of the records by which those beyond memory are parted on disk;
-        examples of a part need no record of another. None if all records are held in memory.
       live_teacher: whether a teacher is a model of the zoo that reads the student's batches.
         Otherwise it is any SavedModel, asked once for each raw example.
       describes_targets: whether `transform_features` reads the label and the outcomes too.
@@ -182,7 +180,6 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
     evaluation_batch: ClassVar[int] = 256
     slice_features: ClassVar[tuple[str, ...]] = ()
     prepare_reads: ClassVar[tuple[str, ...]] = ()
-    partition_key: ClassVar[str | None] = None
     live_teacher: ClassVar[bool] = True
     describes_targets: ClassVar[bool] = True
     shorter_lists: ClassVar[bool] = True
@@ -228,6 +225,14 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
     @abc.abstractmethod
     def make_examples(self, records: pa.Table, source: ExampleSource[SpecT]) -> tuple[Parts, int]:
         """Examples of each split from all records, and how many records were left out."""
+
+    @property
+    def partition_key(self) -> str | None:
+        """The column by which records beyond memory are parted on disk.
+
+        Examples of a part need no record of another. None if all records are held in memory.
+        """
+        return None
 
     def settled(self, records: Partitions, spec: SpecT) -> Partitions:
         """Records in parts without those that only all parts together tell; all by default."""

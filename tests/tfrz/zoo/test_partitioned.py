@@ -241,3 +241,38 @@ def test_a_model_trains_from_the_cache(events, tmp_path, beyond, model):
     second = train(model, data, tmp_path / "b", spec, settings, False, None, tmp_path / "cache")
     assert first["metrics"] == second["metrics"]
     assert (tmp_path / "a" / "model" / "1" / "saved_model.pb").exists()
+
+
+def test_lists_equal_those_in_memory(tmp_path, monkeypatch, beyond):
+    rng = np.random.default_rng(4)
+    count = 3000
+    table = pa.table(
+        {
+            "query": [f"q{q}" for q in rng.integers(0, 250, count)],
+            "item": [f"i{i}" for i in rng.integers(0, 400, count)],
+            "brand": pa.array(["a", "b", None, "d"]).take(pa.array(rng.integers(0, 4, count))),
+            "price": rng.lognormal(1, 1, count),
+            "score": rng.integers(0, 20, count).astype(np.float32),
+            "relevance": (rng.random(count) < 0.2).astype(np.float32),
+        }
+    )
+    pq.write_table(table, tmp_path / "lists.parquet", row_group_size=500)
+    (tmp_path / "spec.yaml").write_text(
+        "score: score\ncandidate:\n  - {name: brand}\n"
+        "  - {name: price, kind: numeric, dtype: float32, standardize: true}\n"
+    )
+
+    def prepared(cache):
+        config = load_run_config("seq2slate", "own", ["trainer.batch_size=32"])
+        place, spec = str(tmp_path / "lists.parquet"), str(tmp_path / "spec.yaml")
+        return open_run(config, place, spec, cache).prepare()
+
+    read, again = prepared(tmp_path / "cache"), prepared(tmp_path / "cache")
+    monkeypatch.undo()
+    expected = prepared(None)
+    assert isinstance(read.train, GroupedBatches)
+    assert read.vocabularies == again.vocabularies == expected.vocabularies
+    assert read.transform.fitted_moments == expected.transform.fitted_moments
+    for split in ("train", "validation", "test"):
+        wanted = _rows(getattr(expected, split))
+        assert _rows(getattr(read, split)) == _rows(getattr(again, split)) == wanted

@@ -153,7 +153,9 @@ class ListPreprocessor(Preprocessor[ListSpec, ListConfig]):
         # Candidates that the model does not read must not enter the vocabulary.
         for place, name in enumerate(table.column_names):
             if name in spec.aligned:
-                table = table.set_column(place, name, first_of_each(table[name], config.length))
+                chunks = [first_of_each(chunk, config.length) for chunk in table[name].chunks]
+                column = pa.chunked_array(chunks, table[name].type)
+                table = table.set_column(place, name, column)
         vocabularies = {f.name: ranked_terms(table[f.name], f) for f in spec.vocabularies}
         both = (*spec.candidate, *spec.context)
         moments = {f.name: fitted_moments(table, f) for f in both if f.standardize}

@@ -103,7 +103,6 @@ class HistoryTask(Task[HistorySpec, HistoryInputs]):
     objective = "map_at_20"
     product = "recommend"
     slice_features = ("history_length", "target_popularity")
-    partition_key = "user"
 
     @property
     def history(self) -> HistoryConfig:
@@ -128,6 +127,11 @@ class HistoryTask(Task[HistorySpec, HistoryInputs]):
         parts, left_out = self.examples_of_part(records, source)
         self.check_examples({split: part.num_rows for split, part in parts.items()}, source)
         return parts, left_out
+
+    @property
+    def partition_key(self) -> str | None:
+        """The user."""
+        return "user"
 
     def settled(self, records: Partitions, spec: HistorySpec) -> Partitions:
         """Interactions without duplicates and rare users and items."""

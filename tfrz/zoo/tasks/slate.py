@@ -198,6 +198,20 @@ class SlateTask(Task[ListSpec, ListInputs]):
                 raise InputError(f"{said}; bring more data, or check {prepared.spec.label}")
             logger.warning("%s", said)
 
+    @property
+    def partition_key(self) -> str | None:
+        """The query; none where the base ranker learns from all documents at once."""
+        return None if self.lists.base_ranker == "lambda_mart" else "query"
+
+    def transform_of(
+        self,
+        spec: ListSpec,
+        vocabularies: Mapping[str, list[bytes]],
+        moments: Mapping[str, tuple[float, float]],
+    ) -> Preprocessor[Any, Any]:
+        """As of `Task`."""
+        return ListPreprocessor(spec, vocabularies, moments, self.lists)
+
     def fit_transform(self, examples: pa.Table, spec: ListSpec) -> Preprocessor[Any, Any]:
         """Vocabularies and moments of the training examples."""
         fitted: Preprocessor[Any, Any] = ListPreprocessor.fit_examples(examples, spec, self.lists)
