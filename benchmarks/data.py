@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.measure import in_fresh_process, time_paired
 from benchmarks.report import Bound, Figure, Section
-from benchmarks.runner import Options, Part
+from benchmarks.runner import Options, Part, Skip
 
 TITLE = "Files of one's own: reading, encoding, memory, predicting"
 
@@ -193,10 +193,9 @@ def measure_growth(options: Options) -> Section:
     )
 
 
-def peak_of_training(place: str, steps: int) -> dict[str, float]:
-    """Trains on a folder of rows; peak of anonymous memory in MiB and the seconds of each stage."""
-    from tfrz.zoo.train import train
-
+@contextmanager
+def _peak() -> Iterator[list[int]]:
+    """Watches the anonymous memory of the process; the list holds its peak in KiB."""
     peak, ended = [0], threading.Event()
 
     def watch() -> None:
@@ -207,12 +206,22 @@ def peak_of_training(place: str, steps: int) -> dict[str, float]:
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def peak_of_training(place: str, steps: int) -> dict[str, float]:
+    """Trains on a folder of rows; peak of anonymous memory in MiB and the seconds of each stage."""
+    from tfrz.zoo.train import train
+
     out = Path(place).parent / f"run-{time.time_ns()}"
     settings = ["trainer.batch_size=4096", f"trainer.max_steps={steps}"]
     spec = str(Path(place).parent / "spec.yaml")
-    result = train("dcn_v2", place, out, spec, settings, progress=False)
-    ended.set()
-    watcher.join()
+    with _peak() as peak:
+        result = train("dcn_v2", place, out, spec, settings, progress=False)
     return {"peak": peak[0] / 1024, **result["seconds"]}
 
 
@@ -336,12 +345,212 @@ def measure_predicting(options: Options) -> Section:
     )
 
 
+EVENTS_SPEC = "user: user\nitem: item\ntime: time\n"
+_ROWS_A_BATCH = 8192
+
+
+def write_events(folder: Path, rows: int, seed: int) -> Path:
+    """Writes events of a user each 60 and 20,000 items.
+
+    Args:
+      folder: to write to.
+      rows: number of events, 1,000,000 a file.
+      seed: of the draws.
+
+    Returns:
+      The folder with the Parquet files, beside `spec.yaml`.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng = np.random.default_rng(seed)
+    users = pa.array([f"u{i}" for i in range(max(1, rows // 60))])
+    items = pa.array([f"i{i}" for i in range(20_000)])
+    place = folder / "events"
+    place.mkdir(parents=True)
+    (folder / "spec.yaml").write_text(EVENTS_SPEC)
+    for number, start in enumerate(range(0, rows, _ROWS_A_FILE)):
+        count = min(_ROWS_A_FILE, rows - start)
+        table = pa.table(
+            {
+                "user": users.take(pa.array(rng.integers(0, len(users), count))),
+                "item": items.take(pa.array(rng.zipf(1.3, count) % 20_000)),
+                "time": 1_600_000_000 + rng.integers(0, 30_000_000, count),
+            }
+        )
+        pq.write_table(table, place / f"part-{number:03d}.parquet")
+    return place
+
+
+def _examples(data: str, spec: str | None) -> Any:
+    """The histories of a source, as `tfrz train m3` makes them."""
+    from tfrz.zoo.run import open_run
+    from tfrz.zoo.run_config import load_run_config
+
+    run = open_run(load_run_config("m3", data.partition(":")[0]), data, spec)
+    return run.task.examples(run.source)[0]
+
+
+def row_at_a_time(path: Path) -> Any:
+    """Histories of events by a reader in the way of earlier releases: each value by itself.
+
+    Args:
+      path: CSV or Parquet with the columns `user`, `item` and `time`.
+    """
+    import csv
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tfrz.data.histories.examples import build_examples
+    from tfrz.data.histories.spec import HistorySpec
+    from tfrz.zoo.run_config import load_run_config
+
+    def rows() -> Iterator[dict[str, Any]]:
+        if path.suffix == ".csv":
+            with path.open(newline="") as file:
+                yield from csv.DictReader(file)
+        else:
+            for batch in pq.ParquetFile(path).iter_batches():
+                yield from batch.to_pylist()
+
+    schema = pa.schema(
+        [
+            ("user", pa.binary()),
+            ("item", pa.binary()),
+            ("time", pa.int64()),
+            ("position", pa.int64()),
+        ]
+    )
+    batches, held = [], []
+    for position, row in enumerate(rows()):
+        user, item = str(row["user"]).encode(), str(row["item"]).encode()
+        held.append({"user": user, "item": item, "time": int(row["time"]), "position": position})
+        if len(held) == _ROWS_A_BATCH:
+            batches.append(pa.RecordBatch.from_pylist(held, schema=schema))
+            held = []
+    batches.append(pa.RecordBatch.from_pylist(held, schema=schema))
+    data = load_run_config("m3", "own").data
+    assert data.history is not None
+    events = pa.Table.from_batches(batches)
+    return build_examples(events, HistorySpec(), data.history, data.held_out, data.seed)
+
+
+def measure_histories(options: Options) -> Section:
+    """Events of MovieLens-1M to histories, against reading them a row at a time."""
+    import pyarrow as pa
+    import pyarrow.csv as pcsv
+    import pyarrow.parquet as pq
+
+    from tfrz.data.records import open_source
+    from tfrz.data.sources.reader import read_table
+
+    _, colon, archive = options.data.partition(":")
+    if not options.quick and colon and not Path(archive).exists():
+        raise Skip(f"{options.data} is not there: name the data with --data")
+    rounds = 2 if options.quick else 5
+    figures: list[Figure] = []
+    timings: Mapping[str, Any] = {}
+    with _folder() as folder:
+        if options.quick:
+            events = pq.read_table(write_events(folder / "few", 20_000, options.seed))
+        else:
+            found, _ = read_table(open_source(options.data, None, "history"))
+            texts = {name: found[name].cast(pa.string()) for name in ("user", "item")}
+            events = pa.table({**texts, "time": found["time"]})
+        (folder / "spec.yaml").write_text(EVENTS_SPEC)
+        for kind, write in (("parquet", pq.write_table), ("csv", pcsv.write_csv)):
+            path = folder / f"events.{kind}"
+            write(events, path)
+            ours, theirs = f"tfrz, {kind}", f"a row at a time, {kind}"
+            spec = str(folder / "spec.yaml")
+            times = time_paired(
+                {
+                    ours: lambda p=path, s=spec: _examples(str(p), s),
+                    theirs: lambda p=path: row_at_a_time(p),
+                },
+                rounds,
+                1,
+            )
+            if kind == "csv":
+                timings = times.summary(theirs)
+            ratio = times.ratio(theirs, ours).of_pairs
+            bound = Bound(3.0, "at least")
+            figures += [
+                Figure(f"{kind}: a row at a time / tfrz", ratio, "x", bound, not options.quick),
+                Figure(f"{kind}: tfrz", events.num_rows / times[ours].median, "events/s"),
+            ]
+    return Section(
+        title=f"{events.num_rows:,} events to histories",
+        baseline="a row at a time, csv",
+        setup={"events": events.num_rows, "rounds": rounds},
+        timings=timings,
+        figures=tuple(figures),
+        notes=(
+            "Read, sorted, split; not yet transformed. A row at a time: csv.DictReader or "
+            "to_pylist, each value converted alone, as earlier releases did",
+        ),
+    )
+
+
+def peak_of_histories(place: str, cache: str) -> dict[str, float]:
+    """Prepares histories; peak of anonymous memory in MiB, and the seconds."""
+    from tfrz.training.batches import GroupedBatches
+    from tfrz.zoo.run import open_run
+    from tfrz.zoo.run_config import load_run_config
+
+    with _peak() as peak:
+        spec = str(Path(place).parent / "spec.yaml")
+        started = time.perf_counter()
+        prepared = open_run(load_run_config("m3", "own"), place, spec, Path(cache)).prepare()
+        prepared_in = time.perf_counter() - started
+        started = time.perf_counter()
+        for _ in prepared.train.epoch(0):
+            pass
+    return {
+        "peak": peak[0] / 1024,
+        "seconds": prepared_in,
+        "epoch": time.perf_counter() - started,
+        "grouped": float(isinstance(prepared.train, GroupedBatches)),
+    }
+
+
+def measure_many_histories(options: Options) -> Section:
+    """Peak anonymous memory of 30,000,000 events to histories and an epoch of their batches."""
+    sizes = (20_000, 200_000) if options.quick else (3_000_000, 30_000_000)
+    found = {}
+    with _folder() as folder:
+        for rows in sizes:
+            place = write_events(folder / str(rows), rows, options.seed)
+            found[rows] = in_fresh_process(
+                "benchmarks.data:peak_of_histories", place=str(place), cache=str(folder / "cache")
+            )
+    few, many = sizes
+    judged = not options.quick
+    return Section(
+        title=f"{many:,} events to histories of m3, and an epoch: peak of anonymous memory",
+        setup={"events": many},
+        figures=(
+            Figure(f"{many:,} events", found[many]["peak"], "MiB", Bound(2048, "at most"), judged),
+            Figure(f"{few:,} events, held in memory", found[few]["peak"], "MiB"),
+            Figure(f"{many:,} events, read and transformed", found[many]["seconds"], "s"),
+            Figure(f"{many:,} events, an epoch of batches", found[many]["epoch"], "s"),
+        ),
+        notes=("RssAnon of the process, sampled 20 times a second",),
+        details={str(rows): values for rows, values in found.items()},
+    )
+
+
 _NEEDS = ("pyarrow",)
 PARTS: Mapping[str, Part] = {
     "reading": Part(measure_reading, "a million rows to encoded arrays", False, _NEEDS),
     "growth": Part(measure_growth, "ten times the rows: growth of time", False, _NEEDS),
     "memory": Part(measure_memory, "30,000,000 rows: peak of anonymous memory", False, _NEEDS),
     "feeding": Part(measure_feeding, "steps fed from the cache and from memory", False, _NEEDS),
+    "histories": Part(measure_histories, "MovieLens-1M events to histories", False, _NEEDS),
+    "many_histories": Part(
+        measure_many_histories, "30,000,000 events: peak of anonymous memory", False, _NEEDS
+    ),
     "predicting": Part(measure_predicting, "a million rows through a SavedModel", False, _NEEDS),
 }
 

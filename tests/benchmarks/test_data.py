@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import data, runner
@@ -35,3 +37,17 @@ def test_rows_are_written_whole(tmp_path) -> None:
             sets = (prepared.train, prepared.validation, prepared.test)
             assert sum(some.num_examples for some in sets) == 300
             assert prepared.corrupt_lines == 0
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_histories_of_a_row_at_a_time_are_the_same(tmp_path, kind: str) -> None:
+    place = data.write_events(tmp_path, 2_000, 1)
+    events = pq.read_table(place)
+    path = tmp_path / f"events.{kind}"
+    (pq.write_table if kind == "parquet" else pcsv.write_csv)(events, path)
+    ours = data._examples(str(path), str(tmp_path / "spec.yaml"))
+    theirs = data.row_at_a_time(path)
+    assert ours.keys() == theirs.keys()
+    for split, table in ours.items():
+        assert table.num_rows
+        assert table.to_pydict() == theirs[split].to_pydict()
