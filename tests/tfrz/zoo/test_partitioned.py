@@ -276,3 +276,32 @@ def test_lists_equal_those_in_memory(tmp_path, monkeypatch, beyond):
     for split in ("train", "validation", "test"):
         wanted = _rows(getattr(expected, split))
         assert _rows(getattr(read, split)) == _rows(getattr(again, split)) == wanted
+
+
+def test_logs_equal_those_in_memory(tmp_path, monkeypatch, beyond):
+    rng = np.random.default_rng(5)
+    count = 2000
+    table = pa.table(
+        {
+            "user": [f"u{u}" for u in rng.integers(0, 150, count)],
+            "item": [f"i{i}" for i in rng.integers(0, 60, count)],
+            "time": 1_600_000_000 + rng.integers(0, 500, count),
+            "reward": (rng.random(count) < 0.3).astype(np.float32),
+            "propensity": rng.uniform(0.01, 0.9, count).astype(np.float32),
+        }
+    )
+    pq.write_table(table, tmp_path / "log.parquet", row_group_size=300)
+    (tmp_path / "spec.yaml").write_text("reward: reward\npropensity: propensity\n")
+
+    def prepared(cache):
+        config = load_run_config("topk_reinforce", "own", ["trainer.batch_size=32"])
+        place, spec = str(tmp_path / "log.parquet"), str(tmp_path / "spec.yaml")
+        return open_run(config, place, spec, cache).prepare()
+
+    read = prepared(tmp_path / "cache")
+    monkeypatch.undo()
+    expected = prepared(None)
+    assert isinstance(read.train, GroupedBatches)
+    assert read.vocabularies == expected.vocabularies
+    for split in ("train", "validation", "test"):
+        assert _rows(getattr(read, split)) == _rows(getattr(expected, split))
