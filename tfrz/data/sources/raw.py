@@ -47,6 +47,9 @@ _VALUES_A_BATCH = 1 << 22
 _PART_BYTES = 32 << 20
 # No row may be longer.
 _BLOCK_BYTES = 8 << 20
+# CSV is cleaned in blocks that fit into a processor's cache, and parsed in blocks of several.
+_READ_BYTES = 1 << 20
+_PARSED_BYTES = 16 << 20
 _TEXTS = (pa.string(), pa.binary())
 _CODED = pa.dictionary(pa.int32(), pa.string())
 _DELIMITERS = (",", ";", "\t", "|")
@@ -580,7 +583,7 @@ def _utf8_blocks(stream: pa.NativeFile, dialect: Dialect) -> Iterator[bytes]:
         decoder = codecs.getincrementaldecoder(dialect.encoding or "")()
     first = True
     while True:
-        block = stream.read(_BLOCK_BYTES)
+        block = stream.read(_READ_BYTES)
         text = block if decoder is None else decoder.decode(block, not block).encode()
         if first and text:
             text, first = text.removeprefix(codecs.BOM_UTF8), False
@@ -633,6 +636,7 @@ class _CsvRows:
         # What follows a quote or a return decides what it means: it is held.
         held, before, begun = b"", b"\n", False
         waiting: list[bytes] = []
+        ready: list[bytes] = []
         block: bytes | None = b""
         while block is not None:
             block = next(blocks, None)
@@ -653,10 +657,13 @@ class _CsvRows:
             if block is None and not self._unclosed:
                 end = len(clean)
             if end:
-                rows = b"".join((*waiting, clean[:end]))
+                ready += [*waiting, clean[:end]]
+                waiting = []
+            if sum(map(len, ready)) >= (_PARSED_BYTES if block is not None else 1):
+                rows = b"".join(ready)
                 if rows.strip(b"\r\n"):
                     yield rows
-                waiting = []
+                ready = []
             waiting.append(clean[end:])
             if sum(map(len, waiting)) > _BLOCK_BYTES:
                 break

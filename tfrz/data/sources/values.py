@@ -579,9 +579,9 @@ class Rows:
         """A column of numbers for a label; NaN for none, several, or what is no number."""
         rows, raw = self.values(column)
         plain = raw.type.value_type if pa.types.is_dictionary(raw.type) else raw.type
-        if is_text(plain) or is_bytes(plain):
-            raw = _truth(raw)
         converted, bad = numbers(raw, self._dialect.decimal)
+        if bad.any() and (is_text(plain) or is_bytes(plain)):
+            converted, bad = numbers(_truth(raw), self._dialect.decimal)
         found = np.where(bad, np.nan, _numpy(converted)).astype(np.float32)
         labels = np.full(self.count, np.nan, np.float32)
         labels[rows] = found

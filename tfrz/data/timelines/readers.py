@@ -201,7 +201,13 @@ class TabularTimelines(TabularFile[TimelineSpec], TimelineReader):
 
     def shards(self) -> list[Shard]:
         """See `Reader`; row groups that end before `since` are not read."""
-        shards = super().shards()
+        return self._late(super().shards())
+
+    def parts(self) -> list[Shard]:
+        """See `Reader`; row groups that end before `since` are not read."""
+        return self._late(super().parts())
+
+    def _late(self, shards: list[Shard]) -> list[Shard]:
         if self.since is None or self.format != "parquet":
             return shards
         return [shard for shard in shards if self._recent(shard)]

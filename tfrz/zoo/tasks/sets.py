@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfrz.training.batches import Batches
+from tfrz.training.batches import ArrayBatches, Batches
 from tfrz.zoo.task import Prepared
 
 
@@ -25,6 +25,8 @@ def judged_sets(prepared: Prepared[Any, Any]) -> dict[str, Batches]:
 
 def column(batches: Batches, name: str) -> Iterable[NDArray[Any]]:
     """A column of a set, batch by batch."""
+    if isinstance(batches, ArrayBatches):
+        return [batches.columns()[name]]
     return (batch[name].numpy() for batch in batches.once())
 
 

@@ -153,6 +153,7 @@ def test_long_fields(tmp_path, record, kind):
 @each_record()
 def test_rows_beyond_a_block(tmp_path, record, monkeypatch):
     monkeypatch.setattr(raw, "_BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(raw, "_READ_BYTES", 1 << 16)
     rows = [BEFORE, {"user": "x" * 300_000}, AFTER]
     _refused(record, _write(tmp_path / "t.csv", csv_text(rows)), "has a row of more than")
     _check(record, _write(tmp_path / "t.jsonl", json_text(rows)), rows)
@@ -783,6 +784,8 @@ def test_tfrecords_that_are_none(tmp_path, record):
 def test_parts_of_a_file_are_cut_between_rows(tmp_path, record, end, quoted, monkeypatch):
     monkeypatch.setattr(raw, "_PART_BYTES", 1000)
     monkeypatch.setattr(raw, "_BLOCK_BYTES", 2000)
+    monkeypatch.setattr(raw, "_READ_BYTES", 700)
+    monkeypatch.setattr(raw, "_PARSED_BYTES", 2000)
     rows = [{"user": f"user {n}"} for n in range(300)]
     if quoted:
         rows[150] = {"user": f"a{end}b"}
