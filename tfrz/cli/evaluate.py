@@ -16,7 +16,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         metavar="RUN",
-        help="a run of tfrz train, a SavedModel that tfrz exported, or the folder of its versions",
+        help="a run of tfrz train, a SavedModel that tfrz exported, the folder of its versions, "
+        "http://HOST:PORT/v1/models/NAME[/versions/N|/labels/L] or grpc://HOST:PORT/NAME[...]",
+    )
+    parser.add_argument(
+        "--run",
+        dest="run_of",
+        metavar="RUN",
+        help="of a server: a run or SavedModel of the same model; its configuration and feature "
+        "spec say how the data become requests",
     )
     parser.add_argument("--data", required=True, help="as in tfrz train; every row is used")
     parser.add_argument(
@@ -55,14 +63,11 @@ def _table(result: dict[str, Any]) -> str:
 def run(args: argparse.Namespace) -> int:
     """Prints the metrics."""
     from tfrz.cli.train import set_up_logging
-    from tfrz.errors import InputError
     from tfrz.zoo.evaluating import evaluate_file
 
-    if "://" in args.target:
-        raise InputError(f"{args.target}: tfrz evaluate takes a run or a SavedModel, not a server")
     set_up_logging(args.quiet)
     result = evaluate_file(
-        args.target, args.data, args.features, args.slices, args.max_corrupt_fraction
+        args.target, args.data, args.features, args.slices, args.max_corrupt_fraction, args.run_of
     )
     if args.json:
         print(json.dumps(result, indent=1))

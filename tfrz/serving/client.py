@@ -72,6 +72,14 @@ class Client(abc.ABC):
         """
 
     @abc.abstractmethod
+    def outputs(self, signature: str) -> list[str]:
+        """Returns the names of the outputs of a signature.
+
+        Raises:
+          InputError: the target does not respond, or has no such signature.
+        """
+
+    @abc.abstractmethod
     def close(self) -> None:
         """Closes the connection, or unloads the model."""
 
@@ -113,6 +121,7 @@ class _HttpClient(Client):
         )
         self._target, self._path = target, f"{parts.path}:predict"
         self._connection = kind(parts.netloc, timeout=timeout)
+        self._signatures: Mapping[str, Any] | None = None
 
     def predict(self, document: Mapping[str, Any]) -> dict[str, Any]:
         try:
@@ -129,7 +138,13 @@ class _HttpClient(Client):
             raise InputError(f"{self._target} refused: {reason}")
         return answer
 
-    def inputs(self, signature: str) -> dict[str, tuple[str, int | None]]:
+    def _described(self, signature: str) -> Any:
+        """A signature; all are requested once."""
+        if self._signatures is None:
+            self._signatures = self._of_server()
+        return _signature(self._signatures, signature)
+
+    def _of_server(self) -> Mapping[str, Any]:
         path = f"{self._path.removesuffix(':predict')}/metadata"
         try:
             self._connection.request("GET", path)
@@ -140,11 +155,14 @@ class _HttpClient(Client):
             ) from error
         answer = _answer(self._target, body)
         try:
-            known = answer["metadata"]["signature_def"]["signature_def"]
+            known: dict[str, Any] = answer["metadata"]["signature_def"]["signature_def"]
         except (KeyError, TypeError):
             reason = _line(answer.get("error", "it has no metadata"))
             raise InputError(f"{self._target} refused: {reason}") from None
-        described = _signature(known, signature)["inputs"]
+        return known
+
+    def inputs(self, signature: str) -> dict[str, tuple[str, int | None]]:
+        described = self._described(signature)["inputs"]
         return {
             name: (
                 one["dtype"].removeprefix("DT_"),
@@ -154,6 +172,9 @@ class _HttpClient(Client):
             )
             for name, one in described.items()
         }
+
+    def outputs(self, signature: str) -> list[str]:
+        return sorted(self._described(signature)["outputs"])
 
     def close(self) -> None:
         self._connection.close()
@@ -302,6 +323,15 @@ class GrpcClient(Client):
         except grpc.RpcError as error:
             raise self._failure(error) from error
 
+    def outputs(self, signature: str) -> list[str]:
+        """See `Client`."""
+        import grpc
+
+        try:
+            return sorted(_signature(self._of_server(), signature).outputs)
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+
     def predict(self, document: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the response to one request, in the format of the REST API.
 
@@ -368,6 +398,9 @@ class _DiskClient(Client):
 
     def inputs(self, signature: str) -> dict[str, tuple[str, int | None]]:
         return _inputs_of(self._loaded.signatures, signature)
+
+    def outputs(self, signature: str) -> list[str]:
+        return sorted(_signature(self._loaded.signatures, signature).outputs)
 
     def close(self) -> None:
         self._loaded.close()

@@ -7,10 +7,11 @@ items than the model lists (`export.top_k`) is left out.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,12 +26,13 @@ from tfrz.metrics.off_policy import self_normalized
 from tfrz.metrics.ranking import at_rank, parse
 from tfrz.zoo.predicting import (
     Asked,
+    AskedModel,
     Asking,
     Form,
-    StoredModel,
     form_of,
     open_model,
     open_reader,
+    open_served,
     padded,
     slices_of,
 )
@@ -41,6 +43,12 @@ Outputs = dict[str, NDArray[Any]]
 
 _RANKED = ("map", "precision", "recall", "ndcg")
 _SLICES = 20
+# Rows of a request to a server.
+_SENT_AT_ONCE = 512
+_RUN = (
+    "name a run or a SavedModel of the model that is served: its configuration and feature spec "
+    "say how the data become requests"
+)
 
 
 def _joined(parts: Sequence[NDArray[Any]], empty: Any) -> NDArray[Any]:
@@ -60,10 +68,24 @@ class Judge:
     Args:
       model: that answers.
       form: how records become examples.
+
+    Attributes:
+      reads: output of `serving_raw` that is judged; None where it is another signature.
+
+    Raises:
+      InputError: the model does not have that output.
     """
 
-    def __init__(self, model: StoredModel, form: Form) -> None:
+    reads: ClassVar[str | None] = None
+
+    def __init__(self, model: AskedModel, form: Form) -> None:
         self.model, self.form, self.task = model, form, model.task
+        has = model.outputs("serving_raw")
+        if self.reads is not None and self.reads not in has:
+            raise InputError(
+                f"{model.place} answers {', '.join(has)}, not {self.reads}: it is no model of "
+                f"{model.record_type} records"
+            )
 
     def judged(self, table: pa.Table) -> Outputs:
         """What `metrics` reads, a row for each example, `[rows, ...]`."""
@@ -95,7 +117,7 @@ class Judge:
     def of_examples(self, table: pa.Table, signature: str) -> Outputs:
         """The answers to labelled examples of a signature that takes serialised ones."""
         parts: dict[str, list[NDArray[Any]]] = {}
-        for some in slices_of([table], 1024):
+        for some in slices_of([table], min(self.form.asked.batch_size, 1024)):
             if self.form.join is not None:
                 some, _ = self.form.join(some)
             serialized = to_examples(some, self.form.spec, some.num_rows, label=True)
@@ -107,6 +129,8 @@ class Judge:
 
 class ClickJudge(Judge):
     """Probabilities against clicks."""
+
+    reads = "scores"
 
     def judged(self, table: pa.Table) -> Outputs:
         """As of `Judge`."""
@@ -125,6 +149,8 @@ class ClickJudge(Judge):
 
 class RankJudge(Judge):
     """Listed items against the one that followed."""
+
+    reads = "item_ids"
 
     def judged(self, table: pa.Table) -> Outputs:
         """As of `Judge`."""
@@ -172,6 +198,8 @@ class LogJudge(RankJudge):
 
 class ListJudge(Judge):
     """Slates against grades."""
+
+    reads = "positions"
 
     def judged(self, table: pa.Table) -> Outputs:
         """As of `Judge`."""
@@ -248,15 +276,18 @@ def evaluate_file(
     features: str | None = None,
     slices: Sequence[str] = (),
     max_corrupt_fraction: float | None = None,
+    run: str | Path | None = None,
 ) -> dict[str, Any]:
     """Metrics of a model on a source with labels.
 
     Args:
-      target: a run of `tfrz train`, a SavedModel, or the folder of its versions.
+      target: a run of `tfrz train`, a SavedModel, the folder of its versions, or the address of a
+        server, as `tfrz.serving.client.connect` takes it.
       data: as `--data` of the command line.
       features: feature spec of a file of the user's own; that of the run if left out.
       slices: categorical features with one value; their most frequent values are judged apart.
       max_corrupt_fraction: tolerated share of corrupt lines; that of the run if left out.
+      run: of a server, a run or SavedModel of the same model, which says how data become requests.
 
     Returns:
       `metrics`, `baseline` (its name and metrics, or null), `slices` (feature to value to
@@ -265,9 +296,17 @@ def evaluate_file(
     Raises:
       InputError: bad input of any kind.
     """
-    model = open_model(target, features)
+    served = "://" in str(target)
+    require(served == (run is not None), "--run", _RUN if served else "is for a server's address")
+    asked = Asked(keep=())
+    model: AskedModel
+    if run is not None:
+        model = open_served(str(target), run, features)
+        asked = dataclasses.replace(asked, batch_size=_SENT_AT_ONCE)
+    else:
+        model = open_model(target, features)
     reader = open_reader(model, data, labelled=True)
-    form = form_of(model, reader, Asked(keep=()))
+    form = form_of(model, reader, asked)
     if max_corrupt_fraction is None:
         max_corrupt_fraction = model.config.data.max_corrupt_fraction
     corrupt = CorruptLines()
@@ -293,7 +332,7 @@ def evaluate_file(
             found.setdefault(name, {})[word] = result
     baseline = judge.baseline(outputs)
     return {
-        "model": str(model.folder),
+        "model": model.place,
         "examples": table.num_rows,
         "metrics": judge.metrics(outputs),
         "baseline": None if baseline is None else {"name": baseline[0], "metrics": baseline[1]},

@@ -12,6 +12,7 @@ strings that TensorFlow takes.
 from __future__ import annotations
 
 import abc
+import base64
 import dataclasses
 import logging
 import queue
@@ -42,6 +43,7 @@ from tfrz.data.timelines.slicing import Events, slice_user
 from tfrz.data.user_embeddings import EmbeddingJoin, Found
 from tfrz.errors import InputError
 from tfrz.files import atomic_file
+from tfrz.serving.client import Client, connect
 from tfrz.serving.model import LoadedModel
 from tfrz.serving.status import RequestError
 from tfrz.zoo import registry
@@ -56,6 +58,8 @@ T = TypeVar("T")
 Arrays = dict[str, NDArray[Any]]
 
 _BATCH = 8192
+# What stands for a missing value, by NumPy's letter of its type.
+_MISSING_OF = {"f": MISSING["float32"], "i": MISSING["int64"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,21 +88,19 @@ class Asked:
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredModel:
-    """A SavedModel of tfrz and how it was trained.
+class AskedModel(abc.ABC):
+    """A model that answers, and how it was trained.
 
     Attributes:
-      folder: of the SavedModel.
+      place: of the model, for messages.
       config: that it was trained with.
       task: what it learned.
-      loaded: the SavedModel in memory.
       features: path of the feature spec; None for a known source.
     """
 
-    folder: Path
+    place: str
     config: RunConfig
     task: Task[Any, Any]
-    loaded: LoadedModel
     features: str | None
 
     @property
@@ -106,17 +108,29 @@ class StoredModel:
         """Of the records that it was trained on."""
         return str(self.task.entry.record_type)
 
+    @abc.abstractmethod
+    def inputs(self, signature: str) -> list[str]:
+        """The names of the inputs of a signature.
+
+        Raises:
+          InputError: the model does not have it.
+        """
+
+    @abc.abstractmethod
+    def outputs(self, signature: str) -> list[str]:
+        """The names of the outputs of a signature.
+
+        Raises:
+          InputError: the model does not have it.
+        """
+
+    @abc.abstractmethod
     def ask(self, signature: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """The outputs of a signature.
 
         Raises:
           InputError: the model refuses.
         """
-        try:
-            return dict(self.loaded.run(signature, inputs))
-        except RequestError as error:
-            reason = " ".join(str(error.message).split())[:300]
-            raise InputError(f"{self.folder} refused: {reason}") from error
 
     def check_features(self, spec: Spec) -> None:
         """Checks that a spec has the features that the model reads.
@@ -124,15 +138,122 @@ class StoredModel:
         Raises:
           InputError: names one that is missing.
         """
-        wanted = self.loaded.signature("serving_raw").inputs
         known = [feature.name for feature in spec.features]
-        for name in sorted(wanted):
+        for name in self.inputs("serving_raw"):
             if name not in known:
                 raise InputError(
-                    f"{self.folder} reads the feature {name!r}, which "
+                    f"{self.place} reads the feature {name!r}, which "
                     f"{self.features or 'the data'} does not have{did_you_mean(name, known)}: "
                     "give the feature spec that the model was trained with"
                 )
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredModel(AskedModel):
+    """A SavedModel of tfrz.
+
+    Attributes:
+      loaded: the SavedModel in memory.
+    """
+
+    loaded: LoadedModel
+
+    def inputs(self, signature: str) -> list[str]:
+        """As of `AskedModel`."""
+        return sorted(self.loaded.signature(signature).inputs)
+
+    def outputs(self, signature: str) -> list[str]:
+        """As of `AskedModel`."""
+        return sorted(self.loaded.signature(signature).outputs)
+
+    def ask(self, signature: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """As of `AskedModel`."""
+        try:
+            return dict(self.loaded.run(signature, inputs))
+        except RequestError as error:
+            reason = " ".join(str(error.message).split())[:300]
+            raise InputError(f"{self.place} refused: {reason}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedModel(AskedModel):
+    """A model behind an address of TF Serving's protocols.
+
+    Attributes:
+      client: of the server.
+    """
+
+    client: Client
+
+    def inputs(self, signature: str) -> list[str]:
+        """As of `AskedModel`."""
+        return sorted(self.client.inputs(signature))
+
+    def outputs(self, signature: str) -> list[str]:
+        """As of `AskedModel`."""
+        return self.client.outputs(signature)
+
+    def ask(self, signature: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """As of `AskedModel`."""
+        sent = {name: _sent(values) for name, values in inputs.items()}
+        answer = self.client.predict({"signature_name": signature, "inputs": sent})
+        names, outputs = self.outputs(signature), answer.get("outputs")
+        if len(names) == 1:
+            outputs = {names[0]: outputs}
+        if not isinstance(outputs, dict) or not outputs.keys() >= set(names):
+            raise InputError(f"{self.place} does not answer {', '.join(names)}, as it says it does")
+        return {name: _received(outputs[name]) for name in names}
+
+
+def _sent(values: NDArray[Any]) -> Any:
+    """An array as TF Serving's REST API takes it."""
+    if values.ndim == 2 and not values.shape[1]:
+        # JSON has no lists of no width; one missing value says the same.
+        missing: Any = _MISSING_OF.get(values.dtype.kind, b"")
+        values = np.full((len(values), 1), missing, values.dtype)
+    if values.dtype == object:
+        flat = [{"b64": base64.b64encode(value).decode()} for value in values.ravel()]
+        array = np.empty(len(flat), object)
+        array[:] = flat
+        return array.reshape(values.shape).tolist()
+    return values.tolist()
+
+
+def _received(values: Any) -> NDArray[Any]:
+    """An array of TF Serving's REST API, texts as bytes."""
+    array = np.array(values)
+    if array.dtype.kind not in "OU":
+        return array
+    texts = np.array(values, object)
+    flat = [
+        base64.b64decode(one["b64"]) if isinstance(one, dict) else str(one).encode()
+        for one in texts.ravel()
+    ]
+    found = np.empty(len(flat), object)
+    found[:] = flat
+    return found.reshape(texts.shape)
+
+
+def open_served(
+    address: str, run: str | Path, features: str | None = None, timeout: float = 60.0
+) -> ServedModel:
+    """A model behind an address.
+
+    Args:
+      address: as `tfrz.serving.client.connect` takes it.
+      run: a run or SavedModel of the same model on disk: its configuration and feature spec say how
+        records become requests.
+      features: feature spec of a file of the user's own; that of the run if left out.
+      timeout: seconds to wait for an answer.
+
+    Raises:
+      InputError: the run is none, or the server does not respond or does not have the model.
+    """
+    folder = find_teacher(run, "--run")
+    config = trained_config(folder, "--run")
+    task = registry.get(config.name).new_task(config)
+    client = connect(address, timeout)
+    return ServedModel(address, config, task, features_of(folder, features), client)
 
 
 def open_model(target: str | Path, features: str | None = None) -> StoredModel:
@@ -152,10 +273,10 @@ def open_model(target: str | Path, features: str | None = None) -> StoredModel:
         loaded = LoadedModel(folder)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return StoredModel(folder, config, task, loaded, features_of(folder, features))
+    return StoredModel(str(folder), config, task, features_of(folder, features), loaded)
 
 
-def open_reader(model: StoredModel, data: str, labelled: bool = False) -> Reader:
+def open_reader(model: AskedModel, data: str, labelled: bool = False) -> Reader:
     """Opens a source of the records that a model was trained on.
 
     Args:
@@ -278,7 +399,7 @@ class Form(abc.ABC):
 
     keys: tuple[str, ...] = ()
 
-    def __init__(self, model: StoredModel, reader: Reader, asked: Asked) -> None:
+    def __init__(self, model: AskedModel, reader: Reader, asked: Asked) -> None:
         self.model, self.reader, self.asked = model, reader, asked
         self.source_spec: Any = reader.feature_spec()
         self.spec: Any
@@ -286,7 +407,7 @@ class Form(abc.ABC):
         self.spec, self.join = model.task.example_spec(self.source_spec)
         self.request_spec = model.task.request_spec(self.spec)
         model.check_features(self.request_spec)
-        named = model.loaded.signature("serving_raw").inputs
+        named = model.inputs("serving_raw")
         self.features = [f for f in self.request_spec.features if f.name in named]
 
     @abc.abstractmethod
@@ -316,7 +437,7 @@ class Form(abc.ABC):
 class ImpressionForm(Form):
     """A row is a request."""
 
-    def __init__(self, model: StoredModel, reader: Reader, asked: Asked) -> None:
+    def __init__(self, model: AskedModel, reader: Reader, asked: Asked) -> None:
         super().__init__(model, reader, asked)
         single = [f for f in reader.feature_spec().features if not f.multivalent]
         keep = asked.keep
@@ -353,7 +474,7 @@ class HistoryForm(Form):
 
     keys = ("user",)
 
-    def __init__(self, model: StoredModel, reader: Reader, asked: Asked) -> None:
+    def __init__(self, model: AskedModel, reader: Reader, asked: Asked) -> None:
         super().__init__(model, reader, asked)
         assert isinstance(self.spec, HistorySpec)
         contexts = {f.name: f for f in self.spec.context if f.name not in self.spec.outcomes}
@@ -528,7 +649,7 @@ FORMS: dict[str, type[Form]] = {
 }
 
 
-def form_of(model: StoredModel, reader: Reader, asked: Asked) -> Form:
+def form_of(model: AskedModel, reader: Reader, asked: Asked) -> Form:
     """How the records of a reader become requests to a model."""
     return FORMS[model.record_type](model, reader, asked)
 
@@ -705,7 +826,7 @@ def predict_file(
     assert schema is not None
     return {
         "out": str(out),
-        "model": str(model.folder),
+        "model": model.place,
         "rows": rows,
         "columns": list(schema.names),
         "corrupt_lines": len(corrupt),

@@ -95,7 +95,11 @@ CASES = {
         "not a server",
     ),
     "evaluate no run": (["evaluate", "{tmp}/commas", "--data", "simulated"], "no SavedModel"),
-    "evaluate a server": (["evaluate", "grpc://x/m", "--data", "simulated"], "not a server"),
+    "evaluate a server": (["evaluate", "grpc://x/m", "--data", "simulated"], "--run: name a run"),
+    "evaluate a folder by another": (
+        ["evaluate", "{tmp}/commas", "--data", "simulated", "--run", "{tmp}"],
+        "--run: is for a server's address",
+    ),
     "request is no JSON": (["predict", "{tmp}", "[1"], "REQUEST is not JSON"),
     "request is a number": (["predict", "{tmp}", "1"], "an object or a list"),
     "request file missing": (["predict", "{tmp}", "@{tmp}/none.json"], "cannot read"),
