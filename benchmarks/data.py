@@ -5,6 +5,7 @@ python -m benchmarks.data --json FILE
 
 from __future__ import annotations
 
+import collections
 import gzip
 import shutil
 import tempfile
@@ -541,6 +542,40 @@ def measure_many_histories(options: Options) -> Section:
     )
 
 
+def measure_fuzz(options: Options) -> Section:
+    """Random tables in every dialect and type, read back through every type of records."""
+    from benchmarks.data_fuzz import fuzz
+
+    rounds, count = (1, 40) if options.quick else (20, 1000)
+    outcomes: collections.Counter[str] = collections.Counter()
+    wrong: list[str] = []
+    for number in range(rounds):
+        try:
+            outcomes += fuzz(count, options.seed + number)
+        except AssertionError as error:
+            wrong.append(str(error))
+    by_outcome: collections.Counter[str] = collections.Counter()
+    for name, times in outcomes.items():
+        by_outcome[name.rpartition(": ")[2]] += times
+    bound = Bound(0, "at most")
+    return Section(
+        title=f"{rounds * count:,} random tables, read back",
+        setup={"cases": rounds * count},
+        figures=(
+            Figure("thousands of cases read wrongly", len(wrong), "", bound, not options.quick),
+            Figure("all rows right", by_outcome["right"], "cases"),
+            Figure("the rows that fit right, the others counted", by_outcome["corrupt"], "cases"),
+            Figure("refused in one line", by_outcome["refused"], "cases"),
+            Figure("not written by the library", by_outcome["not written"], "cases"),
+        ),
+        notes=(
+            "Written by Arrow, pandas, Polars, DuckDB and Python's csv and json; what is right is "
+            "decided value by value in Python",
+        ),
+        details={"outcomes": dict(sorted(outcomes.items())), "wrong": wrong},
+    )
+
+
 _NEEDS = ("pyarrow",)
 PARTS: Mapping[str, Part] = {
     "reading": Part(measure_reading, "a million rows to encoded arrays", False, _NEEDS),
@@ -550,6 +585,12 @@ PARTS: Mapping[str, Part] = {
     "histories": Part(measure_histories, "MovieLens-1M events to histories", False, _NEEDS),
     "many_histories": Part(
         measure_many_histories, "30,000,000 events: peak of anonymous memory", False, _NEEDS
+    ),
+    "fuzz": Part(
+        measure_fuzz,
+        "random tables of every dialect, read back",
+        False,
+        ("hypothesis", "pandas", "polars", "duckdb"),
     ),
     "predicting": Part(measure_predicting, "a million rows through a SavedModel", False, _NEEDS),
 }

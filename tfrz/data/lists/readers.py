@@ -173,7 +173,8 @@ def _required(rows: Rows, column: str, least: float | None) -> pa.Array:
 
 
 def _refuse_infinite(rows: Rows, name: str, values: pa.Array) -> None:
-    wrong = pc.invert(pc.is_finite(values)).fill_null(False).to_numpy(zero_copy_only=False)
+    # NaN is a missing value, as wherever numbers are read.
+    wrong = pc.is_inf(values).fill_null(False).to_numpy(zero_copy_only=False)
     rows.refuse(wrong, lambda row: f"{name} is not finite: {values[row].as_py()}")
 
 

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 Converted: TypeAlias = tuple[pa.Array, NDArray[Any]]
 
 _EXACT = 2**53
-_NUMBER = re.compile(r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$")
+_NUMBER = re.compile(r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$", re.ASCII)
 # The first second that cannot be one of these units: years 5138 for seconds, and so on.
 _UNITS = ((10**11, 1, "seconds"), (10**14, 10**3, "milliseconds"), (10**17, 10**6, "microseconds"))
 # Smaller numbers may be counters, of which no part is lost.
@@ -297,7 +297,8 @@ def _times_of_texts(values: pa.Array, column: str) -> Converted:
 
 _ISO = re.compile(
     r"(\d{4})-(\d{2})-(\d{2})"
-    r"(?:[T ](\d{2}):(\d{2})(?::(\d{2})(?:[.,]\d{1,9})?)?\s?(Z|UTC|[+-]\d{2}(?::?\d{2})?)?)?"
+    r"(?:[T ](\d{2}):(\d{2})(?::(\d{2})(?:[.,]\d{1,9})?)?\s?(Z|UTC|[+-]\d{2}(?::?\d{2})?)?)?",
+    re.ASCII,
 )
 
 

@@ -267,9 +267,9 @@ def _number(rows: Rows, column: str, positive: bool, binary: bool) -> pa.Array:
         if positive:
             rows.refuse(found < 0, lambda row: f"{column} is negative: {float(found[row])}")
         if binary:
-            present = values.is_valid().to_numpy(zero_copy_only=False)
             rows.refuse(
-                present & ~np.isin(found, (0.0, 1.0)), lambda row: f"{column} is neither 0 nor 1"
+                ~np.isnan(found) & ~np.isin(found, (0.0, 1.0)),
+                lambda row: f"{column} is neither 0 nor 1",
             )
     return values
 
