@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 
@@ -9,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tests.plugins.fm import FactorizationMachine, FactorizationMachineConfig
 from tfrz import tracing
 from tfrz.layers import LowRankCross
+from tfrz.models import ClickModel
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -24,15 +25,30 @@ class Halved(keras.layers.Layer):
         return inputs
 
 
-class Bounded(FactorizationMachine):
+@dataclasses.dataclass(frozen=True)
+class BoundedConfig:
+    """The shape of a `Bounded`."""
+
+    dim: int = 2
+    embedding_scale: float = 3.0
+
+
+class Bounded(ClickModel):
     """A model whose own method branches by a tensor, and calls a layer that does."""
 
+    config_class = BoundedConfig
+
+    def field_width(self):
+        return self.config.dim
+
     def make_layers(self):
-        super().make_layers()
         self.halved = Halved()
 
+    def build_layers(self, dim):
+        pass
+
     def interact(self, x0, training=False):
-        logits = super().interact(self.halved(x0), training)
+        logits = tf.reduce_sum(self.halved(x0), axis=-1)
         if tf.reduce_sum(logits) < 0:
             logits = tf.zeros_like(logits)
         return logits
@@ -59,8 +75,7 @@ def test_a_layer_of_ones_own_beside_the_zoos():
 
 def test_methods_of_a_model_of_ones_own():
     keras.utils.set_random_seed(1)
-    config = FactorizationMachineConfig(dim=2, embedding_scale=3.0)
-    model = Bounded(config, {"a_xf": 50, "b_xf": 40})
+    model = Bounded(BoundedConfig(), {"a_xf": 50, "b_xf": 40})
     batch = {"a_xf": tf.range(1, 9), "b_xf": tf.range(1, 9)}
     expected = model(batch)
     np.testing.assert_allclose(tf.function(model)(batch), expected, rtol=1e-6)

@@ -72,6 +72,7 @@ def trained_model() -> Path:
             "data.timeline.min_visible=5",
             "data.timeline.targets=2",
             "data.timeline.recent=0",
+            "data.validation_fraction=0.4",
             "trainer.max_steps=2",
             "trainer.epochs=1",
             "trainer.batch_size=16",

@@ -152,8 +152,8 @@ class TimelineTask(Task[TimelineSpec, TimelineInputs]):
         """Refuses outcomes of one class.
 
         Raises:
-          InputError: as of `Task`; or no task has different outcomes in training, or a task whose
-            metric chooses the weights has not in validation.
+          InputError: as of `Task`; or no task has different outcomes in training, or none whose
+            metric chooses the weights has them in validation.
         """
         super().check_sets(prepared)
         inputs = prepared.inputs
@@ -171,16 +171,20 @@ class TimelineTask(Task[TimelineSpec, TimelineInputs]):
             logger.warning("%s: this task teaches nothing", said)
         objective = objective_of(self, self.config.trainer)
         for name, some in judged_sets(prepared).items():
-            for task in inputs.binary:
-                found = _constant(some, name, task)
-                if found is None:
-                    continue
-                said = f"{found}: auc and normalized_entropy of {task} are undefined there"
-                chooses = objective in ("auc", "normalized_entropy") or objective.endswith(
-                    (f"auc_{task}", f"normalized_entropy_{task}")
+            undefined = {
+                task: f"{said}: auc and normalized_entropy of {task} are undefined there"
+                for task in inputs.binary
+                if (said := _constant(some, name, task)) is not None
+            }
+            of_one = [t for t in undefined if objective in (f"auc_{t}", f"normalized_entropy_{t}")]
+            of_all = objective in ("auc", "normalized_entropy")
+            if of_all and undefined and len(undefined) == len(inputs.binary):
+                of_one = list(undefined)
+            if name == "validation" and of_one:
+                raise InputError(
+                    f"{undefined[of_one[0]]}, and {objective} is to choose the weights"
                 )
-                if name == "validation" and chooses:
-                    raise InputError(f"{said}, and {objective} is to choose the weights")
+            for said in undefined.values():
                 logger.warning("%s", said)
 
     def fit_transform(self, examples: pa.Table, spec: TimelineSpec) -> Preprocessor[Any, Any]:
@@ -321,8 +325,10 @@ class TimelineTask(Task[TimelineSpec, TimelineInputs]):
                 found[f"mse_{task}"] = float(np.mean(np.square(label - output)))
         for kind in ("normalized_entropy", "auc", "mse"):
             values = [value for name, value in found.items() if name.startswith(f"{kind}_")]
+            # A task of one class has no such metric.
+            defined = [value for value in values if not np.isnan(value)]
             if values:
-                found[kind] = float(np.mean(values))
+                found[kind] = float(np.mean(defined)) if defined else float("nan")
         # Without a binary task the loop is to choose by the regressions.
         found.setdefault("normalized_entropy", found.get("mse", float("nan")))
         return found
