@@ -27,6 +27,7 @@ from tfrz.training.warm_start import WarmStartReport, warm_start
 from tfrz.zoo import registry
 from tfrz.zoo.building import build_for_training
 from tfrz.zoo.card import render_card
+from tfrz.zoo.partitioned import prepared_in
 from tfrz.zoo.run_config import DataConfig, RunConfig
 from tfrz.zoo.task import ExampleSource, Prepared, Task
 from tfrz.zoo.teacher import attach_teacher
@@ -73,7 +74,10 @@ class Run:
         Raises:
           InputError: as of the task's `examples` and `check_sets`.
         """
-        prepared = self.task.prepared_source(self.source, self.cache)
+        if self.cache is not None and self.task.partition_key is not None:
+            prepared = prepared_in(self.task, self.source, self.cache)
+        else:
+            prepared = self.task.prepared_source(self.source, self.cache)
         counts = [f"{s.num_examples:,}" for s in (prepared.train, prepared.validation)]
         counts.append(f"{prepared.test.num_examples:,}" if prepared.test is not None else "no")
         logger.info("%s: %s training, %s validation, %s test examples", self.data, *counts)

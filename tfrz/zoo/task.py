@@ -360,17 +360,14 @@ class Task(abc.ABC, Generic[SpecT, InputsT]):
 
         Args:
           source: of `resolve`.
-          cache: folder for examples that were encoded once; used only where there are more records
-            than are held in memory, and a `partition_key`.
+          cache: folder for examples that a task encodes as it reads; the others build them in
+            memory. For more records see `tfrz.zoo.partitioned`.
 
         Raises:
           InputError: as of `examples`.
         """
-        if cache is None or self.partition_key is None:
-            return self.prepared(source.spec, *self.examples(source))
-        from tfrz.zoo.partitioned import prepared_in
-
-        return prepared_in(self, source, cache)
+        del cache
+        return self.prepared(source.spec, *self.examples(source))
 
     def check_sets(self, prepared: Prepared[SpecT, InputsT]) -> None:
         """Refuses sets from which nothing can be learned or chosen, before anything is trained.
