@@ -204,6 +204,20 @@ def test_what_cannot_be_learned_or_chosen_is_refused(
             "the reward is 1 for all 20 validation actions",
         ),
         (
+            "topk_reinforce",
+            [
+                "user,item,time,reward,propensity",
+                *(
+                    f"u{u},{'new' if i == 3 else f'b{(u + i) % 5}'},{DAY * i},{(u + i) % 2},0.2"
+                    for u in range(20)
+                    for i in range(4)
+                ),
+            ],
+            LOG,
+            (),
+            "none of 20 test targets is an item of the training set",
+        ),
+        (
             "seq2slate",
             _documents({"train": ["012", "10"], "validation": ["11", "01"], "test": ["1"]}),
             DOCUMENTS,

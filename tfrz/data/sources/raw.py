@@ -424,9 +424,14 @@ class RawFiles:
 
     # Parquet.
 
-    def _open_parquet(self, file: DataFile, coded: Collection[str] = ()) -> pq.ParquetFile:
+    def _open_parquet(
+        self,
+        file: DataFile,
+        coded: Collection[str] = (),
+        metadata: pq.FileMetaData | None = None,
+    ) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(open_random(file), read_dictionary=list(coded))
+            return pq.ParquetFile(open_random(file), metadata=metadata, read_dictionary=list(coded))
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file.path} is not a Parquet file: {error}") from error
 
@@ -445,7 +450,7 @@ class RawFiles:
         wanted = [name for name in self.names if name in schema.names]
         coded = [n for n in self.coded if n in wanted and schema.field(n).type in _TEXTS]
         if coded:
-            opened = self._open_parquet(file, coded)
+            opened = self._open_parquet(file, coded, opened.metadata)
         groups = list(range(shard.start, shard.end))
         number = 1 + sum(opened.metadata.row_group(g).num_rows for g in range(shard.start))
         rows = _VALUES_A_BATCH // max(1, len(wanted))

@@ -96,7 +96,8 @@ class ReinforceTask(HistoryTask):
                 batch[reward].numpy()[batch["target_xf"].numpy() <= inputs.num_items]
                 for batch in some.once()
             )
-            if len(rewards) == 2:
+            # Without any, the targets were warned of above.
+            if len(rewards) != 1:
                 continue
             said = (
                 f"the reward is {rewards[0]:g} for all {some.num_examples:,} {name} actions: "
